@@ -1,0 +1,130 @@
+"""jobq: typed jobs on RQ's queues.
+
+``import jobq`` loads nothing but this file; each name is imported when it is first used. So an application
+that only names a task pays for no Redis client, and ``jobq --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jobq import helpers as helpers
+    from jobq.client import AsyncClient, Client, configure
+    from jobq.config import Settings
+    from jobq.errors import (
+        Cancel,
+        CodecError,
+        ConfigError,
+        ConflictError,
+        Discard,
+        EnqueueError,
+        JobFailedError,
+        JobNotFoundError,
+        JobqError,
+        LeaseLostError,
+        NewerPayloadError,
+        NoHandlerError,
+        NoKeyError,
+        PayloadError,
+        PayloadTooLargeError,
+        PayloadUnreadableError,
+        QueueFullError,
+        Retry,
+        Signal,
+        SignatureError,
+        Snooze,
+        SoftTimeout,
+        StoreError,
+        StorePermissionError,
+        StoreUnavailableError,
+        UnknownTaskError,
+    )
+    from jobq.helpers import export_transactions, process_payment, send_otp
+    from jobq.job import Job, JobState
+    from jobq.limits import Concurrency, Rate
+    from jobq.queues import Priority, QueueSpec
+    from jobq.retry import Backoff, Fixed, RetryPolicy, Steps
+    from jobq.tasks import Secret, Task, current_job, task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncClient",
+    "Backoff",
+    "Cancel",
+    "Client",
+    "CodecError",
+    "Concurrency",
+    "ConfigError",
+    "ConflictError",
+    "Discard",
+    "EnqueueError",
+    "Fixed",
+    "Job",
+    "JobFailedError",
+    "JobNotFoundError",
+    "JobState",
+    "JobqError",
+    "LeaseLostError",
+    "NewerPayloadError",
+    "NoHandlerError",
+    "NoKeyError",
+    "PayloadError",
+    "PayloadTooLargeError",
+    "PayloadUnreadableError",
+    "Priority",
+    "QueueFullError",
+    "QueueSpec",
+    "Rate",
+    "Retry",
+    "RetryPolicy",
+    "Secret",
+    "Settings",
+    "Signal",
+    "SignatureError",
+    "Snooze",
+    "SoftTimeout",
+    "Steps",
+    "StoreError",
+    "StorePermissionError",
+    "StoreUnavailableError",
+    "Task",
+    "UnknownTaskError",
+    "__version__",
+    "configure",
+    "current_job",
+    "export_transactions",
+    "process_payment",
+    "send_otp",
+    "task",
+]
+
+_MODULES = {
+    "client": ("AsyncClient", "Client", "configure"),
+    "config": ("Settings",),
+    "helpers": ("export_transactions", "process_payment", "send_otp"),
+    "job": ("Job", "JobState"),
+    "limits": ("Concurrency", "Rate"),
+    "queues": ("Priority", "QueueSpec"),
+    "retry": ("Backoff", "Fixed", "RetryPolicy", "Steps"),
+    "tasks": ("Secret", "Task", "current_job", "task"),
+}
+_SOURCE = {name: module for module, names in _MODULES.items() for name in names}
+_SUBMODULES = frozenset({"helpers"})  # reachable as jobq.helpers without an import of its own
+
+if not TYPE_CHECKING:  # a type checker that saw __getattr__ would accept any name
+
+    def __getattr__(name: str) -> object:
+        """Import a public name on its first use, and keep it."""
+        if name in _SUBMODULES:
+            return import_module(f"jobq.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module 'jobq' has no attribute {name!r}")
+        value = getattr(import_module(f"jobq.{_SOURCE.get(name, 'errors')}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *_SUBMODULES})

@@ -1,0 +1,515 @@
+"""Payloads: params to signed bytes and back; results; the serializer for plain rq.
+
+A payload is an envelope of JSON::
+
+    {"v":1,"kid":"<8 hex or empty>","sig":"<base64url or empty>","body":{"task":…,"tv":…,"p":{…}}}
+
+The signature covers the body *as bytes*, so nothing has to be written the same way twice. It also covers the
+job's id, so a payload cannot be moved to another job; what plain rq enqueues does not know its id and says
+``unbound``. Secret params travel in ``enc``, encrypted. What arrives is hostile until its signature has been
+checked, and what cannot be used ends in a ``CodecError``, whatever it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import zlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import b2a_base64
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic_core import from_json
+
+from jobq import strict_json
+from jobq.errors import (
+    CodecError,
+    ConfigError,
+    NewerPayloadError,
+    NoKeyError,
+    PayloadError,
+    PayloadTooLargeError,
+    PayloadUnreadableError,
+    SignatureError,
+)
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+DEFAULT_LIMIT = 262_144
+"""Bytes of an encoded payload, and of an encoded result, unless configured otherwise."""
+
+PERFORM = "jobq.rq_bridge.perform"
+"""The function that a stock rq worker is told to call."""
+
+_ENVELOPE = re.compile(rb'\{"v":1,"kid":"(?:([0-9a-f]{8})","sig":"([A-Za-z0-9_-]{43})|","sig":")","body":')
+_ANY_ENVELOPE = re.compile(rb'\{"v":\d{1,9},"kid":"')
+_UNSIGNED = b'{"v":1,"kid":"","sig":"","body":'
+_URLSAFE = bytes.maketrans(b"+/", b"-_")
+_UNBOUND_ID = "*"  # never a job id
+_INFLATE = 4  # rq rewrites payloads zlib-compressed; a producer's limit may be somewhat above ours
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A verified payload.
+
+    Attributes:
+        task: Name of the task.
+        version: The task's params version.
+        params: JSON values, secrets decrypted; not yet validated. Bytes are base64 text (URL-safe alphabet).
+        bound: The signature covers the job's id.
+    """
+
+    task: str
+    version: int
+    params: dict[str, Any]
+    bound: bool
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Key:
+    """One configured secret: separate keys per purpose, so that neither use can weaken the other."""
+
+    kid: str
+    signing: bytes
+    encryption: bytes
+
+
+def _derive(secret: str) -> _Key:
+    root = secret.encode("utf-8", "surrogatepass")
+    signing = hmac.digest(root, b"jobq1 signing", "sha256")
+    encryption = hmac.digest(root, b"jobq1 encryption", "sha256")
+    return _Key(hashlib.sha256(signing).hexdigest()[:8], signing, encryption)
+
+
+class Codec:
+    """Writes and reads payloads and results.
+
+    Args:
+        keys: Secrets; the first signs and encrypts, all verify and decrypt. Without any, payloads are not
+            signed and secret params travel in clear (settings warn about that, or refuse it).
+        limit: Bytes that an encoded payload may have; default 262,144.
+        accept_unsigned: With keys, read unsigned payloads too (while signing is rolled out).
+        accept_unbound: Read payloads whose signature does not cover the job id: those that plain rq enqueues.
+
+    Raises:
+        ConfigError: A key is empty.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str] = (),
+        *,
+        limit: int = DEFAULT_LIMIT,
+        accept_unsigned: bool = False,
+        accept_unbound: bool = True,
+    ) -> None:
+        if isinstance(keys, str) or not all(key.strip() for key in keys):
+            raise ConfigError("JOBQ_SECRET_KEY must hold one or more non-empty keys, separated by commas")
+        derived = [_derive(key) for key in keys]
+        self._keys = {key.kid: key for key in reversed(derived)}
+        self._first = derived[0] if derived else None
+        self._head = b'{"v":1,"kid":"%s","sig":"' % derived[0].kid.encode() if derived else _UNSIGNED
+        self._ciphers: dict[str, AESGCM] = {}
+        self._limit = limit
+        self._accept_unsigned = accept_unsigned
+        self._accept_unbound = accept_unbound
+
+    def __repr__(self) -> str:
+        return f"Codec(kids={list(self._keys)}, limit={self._limit})"
+
+    @property
+    def signs(self) -> bool:
+        """Whether payloads are signed, and secrets encrypted."""
+        return self._first is not None
+
+    @property
+    def can_decrypt(self) -> bool:
+        """Whether encrypted payloads can be read at all; one written with an unknown key still cannot."""
+        return self._first is not None
+
+    def encode(
+        self,
+        *,
+        task: str,
+        version: int,
+        params: Mapping[str, Any],
+        secrets: Collection[str] = (),
+        job_id: str | None,
+    ) -> bytes:
+        """The payload of one job.
+
+        Args:
+            task: Name of the task.
+            version: The task's params version.
+            params: Validated Python values: JSON types, Decimal, dates and times, UUID, Enum, bytes, sets,
+                models.
+            secrets: Names of the params to encrypt. Without a key they are written in clear.
+            job_id: Signed too. None: the id is not known yet (plain rq), the payload is unbound.
+
+        Raises:
+            PayloadError: A value has no JSON form that comes back unchanged: NaN, infinity, unknown types,
+                nesting beyond 200 levels, keys that become equal, a ``SecretStr`` outside ``secrets``.
+            PayloadTooLargeError: The payload is over the limit.
+        """
+        body: dict[str, Any] = {
+            "task": task,
+            "tv": version,
+            "p": params if type(params) is dict else dict(params),
+        }
+        if job_id is None:
+            body["unbound"] = True
+        if secrets:
+            self._hide(body, secrets, job_id)
+        try:
+            raw = strict_json.dump(body)
+        except ValueError as error:
+            raise PayloadError(_blame(body["p"], error), job_id=job_id, task=task) from error
+        if self._first is None:
+            data = b"%s%s}" % (_UNSIGNED, raw)
+        else:
+            data = b'%s%s","body":%s}' % (self._head, _sign(self._first, job_id, raw), raw)
+        if len(data) > self._limit:
+            raise PayloadTooLargeError(
+                f"the payload of task {task!r} is {len(data):,} bytes, the limit is {self._limit:,}:"
+                " pass a reference (an id, a file, a key) instead of the data, or raise JOBQ_PAYLOAD_LIMIT",
+                job_id=job_id,
+                task=task,
+            )
+        return data
+
+    def decode(self, data: bytes, *, job_id: str) -> Envelope:
+        """Verify and read a payload.
+
+        Args:
+            data: As stored, also zlib-compressed as rq rewrites it.
+            job_id: The job that carries it.
+
+        Raises:
+            PayloadUnreadableError: Not an envelope of ours, or compressed beyond four times the limit.
+            SignatureError: Unsigned although keys are configured, forged, altered, or signed for another job.
+            NoKeyError: Signed or encrypted with a key that is not configured here.
+            NewerPayloadError: A newer version of jobq wrote it.
+        """
+        try:
+            return self._decode(data, job_id)
+        except CodecError as error:
+            error.job_id = job_id
+            raise
+
+    def _decode(self, data: bytes, job_id: str) -> Envelope:
+        if data[:1] == b"\x78":
+            data = _inflate(data, _INFLATE * self._limit)
+        head = _ENVELOPE.match(data)
+        if head is None or not data.endswith(b"}"):
+            raise _not_ours(data)
+        raw = data[head.end() : -1]
+        kid, signature = head.groups()
+        key, bound = None, None
+        if kid is not None:
+            key = self._keys.get(kid.decode())
+            if key is None:
+                raise NoKeyError(
+                    f"the payload is signed with key {kid.decode()}, which is not in JOBQ_SECRET_KEY"
+                )
+            bound = _verify(key, job_id, raw, signature)
+        elif self._keys and not self._accept_unsigned:
+            raise SignatureError(
+                "the payload is not signed, and JOBQ_SECRET_KEY is set; while producers get their keys,"
+                " JOBQ_ACCEPT_UNSIGNED=true lets it pass"
+            )
+        try:
+            body = strict_json.load(raw)
+        except ValueError as error:
+            raise PayloadUnreadableError(f"the payload's body is not usable JSON: {error}") from error
+        envelope = self._open(body, key, job_id)
+        if bound is not None and bound != envelope.bound:
+            raise SignatureError("the payload's signature does not fit its job")
+        if not envelope.bound and not self._accept_unbound:
+            raise SignatureError("the payload is not bound to its job, and JOBQ_ACCEPT_UNBOUND is false")
+        return envelope
+
+    def encode_result(self, value: Any, limit: int = DEFAULT_LIMIT) -> bytes:
+        """What a task returned, as plain JSON that rq's tools read too.
+
+        Args:
+            value: Of the types that params may have. Secrets come out as stars.
+            limit: Bytes that the result may have.
+
+        Raises:
+            CodecError: It has no JSON form.
+            PayloadTooLargeError: It is over the limit.
+        """
+        try:
+            data = strict_json.dump(value, results=True)
+        except ValueError as error:
+            raise CodecError(
+                f"the result, a {type(value).__name__}, cannot be stored as JSON: {error}"
+            ) from error
+        if len(data) > limit:
+            raise PayloadTooLargeError(
+                f"the result is {len(data):,} bytes, the limit is {limit:,}: store it elsewhere and return"
+                " a reference, or raise JOBQ_RESULT_LIMIT"
+            )
+        return data
+
+    def decode_result(self, data: bytes) -> Any:
+        """The JSON value of a stored result.
+
+        Raises:
+            PayloadUnreadableError: Not JSON; perhaps a pickle of another rq worker.
+        """
+        return _plain_loads(data)
+
+    def _hide(self, body: dict[str, Any], secrets: Collection[str], job_id: str | None) -> None:
+        params = body["p"]
+        hidden = {name: _reveal(params[name]) for name in secrets if name in params}
+        if not hidden:
+            return
+        if self._first is None:
+            body["p"] = {**params, **hidden}
+            return
+        task = body["task"]
+        try:
+            clear = strict_json.dump(hidden)
+        except ValueError:
+            # No cause and no reason: either could quote the secret.
+            names = ", ".join(sorted(hidden))
+            raise PayloadError(f"a secret param ({names}) cannot be written as JSON", task=task) from None
+        body["p"] = {name: value for name, value in params.items() if name not in hidden}
+        nonce = os.urandom(12)
+        sealed = self._cipher(self._first).encrypt(nonce, clear, _aad(job_id, task))
+        body["enc"] = {"n": urlsafe_b64encode(nonce).decode(), "c": urlsafe_b64encode(sealed).decode()}
+
+    def _open(self, body: Any, key: _Key | None, job_id: str) -> Envelope:
+        """Check the shape of a body and decrypt its secrets."""
+        if type(body) is not dict:
+            raise PayloadUnreadableError("the payload's body is not an object")
+        task, version, params = body.get("task"), body.get("tv"), body.get("p")
+        if type(task) is not str or not task or type(version) is not int or type(params) is not dict:
+            raise PayloadUnreadableError("the payload's body lacks a task, a version or params")
+        if "unbound" in body and body["unbound"] is not True:
+            raise PayloadUnreadableError("the payload's body has a bad 'unbound'")
+        bound = "unbound" not in body
+        if "enc" in body:
+            if key is None:
+                raise PayloadUnreadableError("the payload has encrypted params but names no key")
+            params.update(self._unseal(body["enc"], key, _aad(job_id if bound else None, task)))
+        return Envelope(task, version, params, bound)
+
+    def _unseal(self, enc: Any, key: _Key, aad: bytes) -> dict[str, Any]:
+        from cryptography.exceptions import InvalidTag  # late: 20 ms that only secrets need
+
+        try:
+            nonce, sealed = (urlsafe_b64decode(enc[part]) for part in ("n", "c"))
+            clear = from_json(
+                self._cipher(key).decrypt(nonce, sealed, aad), allow_inf_nan=False, cache_strings=False
+            )
+        except InvalidTag:
+            raise SignatureError(
+                "the payload's encrypted params were altered, or belong to another job"
+            ) from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PayloadUnreadableError(
+                f"the payload's encrypted params are malformed ({type(error).__name__})"
+            ) from None
+        if type(clear) is not dict:
+            raise PayloadUnreadableError("the payload's encrypted params are not an object")
+        return clear
+
+    def _cipher(self, key: _Key) -> AESGCM:
+        cipher = self._ciphers.get(key.kid)
+        if cipher is None:
+            from cryptography.hazmat.primitives.ciphers.aead import (
+                AESGCM,
+            )  # late: 20 ms that only secrets need
+
+            cipher = self._ciphers[key.kid] = AESGCM(key.encryption)
+        return cipher
+
+
+def _sign(key: _Key, job_id: str | None, raw: bytes) -> bytes:
+    digest = hmac.digest(key.signing, _signed(job_id, raw), "sha256")
+    return b2a_base64(digest, newline=False).translate(_URLSAFE, b"=")
+
+
+def _signed(job_id: str | None, raw: bytes) -> bytes:
+    return b"jobq1\0%s\0%s" % (
+        (_UNBOUND_ID if job_id is None else job_id).encode("utf-8", "surrogatepass"),
+        raw,
+    )
+
+
+def _aad(job_id: str | None, task: str) -> bytes:
+    return f"jobq1\0{_UNBOUND_ID if job_id is None else job_id}\0{task}".encode("utf-8", "surrogatepass")
+
+
+def _verify(key: _Key, job_id: str, raw: bytes, signature: bytes) -> bool:
+    """True: signed for this job. False: signed, but unbound."""
+    # The base64 texts are compared, so that a second spelling of the same bytes does not pass.
+    if hmac.compare_digest(_sign(key, job_id, raw), signature):
+        return True
+    if hmac.compare_digest(_sign(key, None, raw), signature):
+        return False
+    raise SignatureError("the payload was altered, forged, or signed for another job")
+
+
+def _inflate(data: bytes, limit: int) -> bytes:
+    inflater = zlib.decompressobj()
+    try:
+        plain = inflater.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise PayloadUnreadableError("the payload is neither an envelope nor zlib data") from error
+    if len(plain) > limit:
+        raise PayloadUnreadableError(
+            f"the payload inflates to more than {limit:,} bytes; raise JOBQ_PAYLOAD_LIMIT"
+        )
+    if not inflater.eof or inflater.unused_data:
+        raise PayloadUnreadableError("the payload's zlib data is cut short or followed by something else")
+    return plain
+
+
+def _not_ours(data: bytes) -> CodecError:
+    if data[:1] == b"\x80":
+        return PayloadUnreadableError(
+            "the payload is a pickle, which jobq never reads: enqueue with jobq.codec.Serializer"
+        )
+    try:
+        value = from_json(data, allow_inf_nan=False) if data[:1] == b"{" else None
+    except ValueError:
+        value = None
+    if isinstance(value, dict) and type(value.get("v")) is int and value["v"] > 1:
+        return NewerPayloadError(
+            f"the payload has format {value['v']}, this jobq reads format 1: upgrade the worker"
+        )
+    return PayloadUnreadableError("the payload is not an envelope of jobq")
+
+
+def _reveal(value: Any) -> Any:
+    """A secret param with each ``SecretStr`` in it replaced by its text."""
+    if hasattr(value, "get_secret_value"):
+        return _reveal(value.get_secret_value())
+    if isinstance(value, Mapping):
+        return {name: _reveal(member) for name, member in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_reveal(member) for member in value]
+    if hasattr(type(value), "__pydantic_fields__") and hasattr(value, "model_dump"):
+        return _reveal(value.model_dump())
+    return value
+
+
+def _blame(params: Mapping[str, Any], error: ValueError) -> str:
+    """Words for a refusal, naming the param at fault. Never its value."""
+    for name, value in params.items():
+        try:
+            strict_json.dump({name: value})
+        except ValueError as reason:
+            return f"param {name!r} (a {type(value).__name__}) cannot be written as JSON: {reason}"
+    return f"the params cannot be written as JSON: {error}"
+
+
+Binder = Callable[[str, tuple[Any, ...], dict[str, Any]], tuple[str, int, Mapping[str, Any], Collection[str]]]
+"""(dotted path or task name, args, kwargs) to (task, version, validated params, names of the secret ones)."""
+
+Provider = Callable[[], tuple[Codec, Binder]]
+
+
+def bind_serializer(provider: Provider | None) -> None:
+    """Tell :class:`Serializer` where its codec and its binder come from; asked at each enqueue."""
+    Serializer.provider = provider
+
+
+class Serializer:
+    """rq's serializer protocol: calls become envelopes, anything else plain JSON. Pickle is never read.
+
+    For ``rq.Queue(…, serializer=jobq.codec.Serializer)`` and
+    ``rq worker --serializer jobq.codec.Serializer``.
+    """
+
+    provider: ClassVar[Provider | None] = (
+        None  # rq takes the class itself, so there is no instance to give it to
+    )
+
+    @staticmethod
+    def dumps(obj: Any, /) -> bytes:
+        """Bytes of a job's call, ``(function, instance, args, kwargs)``, or of a result or of meta.
+
+        Raises:
+            ConfigError: A call, but no client of jobq has been imported to bind it.
+            UnknownTaskError: The function is not a registered task.
+            PayloadError: The arguments do not fit the task, or the value has no JSON form.
+        """
+        if type(obj) is not tuple or not _is_call(obj) or not isinstance(obj[2], (tuple, list)):
+            return _plain_dumps(obj)
+        name, instance, args, kwargs = obj
+        if name == PERFORM:  # rq writes a call again that it has read
+            return _envelope_of(args)
+        if instance is not None:
+            # rq's name for a callable object is __call__; a task is one, and knows its name.
+            name = getattr(instance, "name", None) if name == "__call__" else None
+            if not isinstance(name, str):
+                raise PayloadError("a method cannot be enqueued: pass a task, its name or its dotted path")
+        provider = Serializer.provider
+        if provider is None:
+            raise ConfigError(
+                "jobq.codec.Serializer needs jobq's client: import jobq.client before you enqueue"
+            )
+        codec, binder = provider()
+        task, version, params, secrets = binder(name, tuple(args), kwargs)
+        return codec.encode(task=task, version=version, params=params, secrets=secrets, job_id=None)
+
+    @staticmethod
+    def loads(data: bytes, /) -> Any:
+        """The call that runs an envelope, unread; of other bytes the JSON value.
+
+        Raises:
+            PayloadUnreadableError: Not JSON, or a call of an arbitrary function, which is never run.
+        """
+        if _ANY_ENVELOPE.match(data):
+            try:
+                return PERFORM, None, [data.decode()], {}
+            except UnicodeDecodeError as error:
+                raise PayloadUnreadableError("the payload is not UTF-8") from error
+        value = _plain_loads(data)
+        if _is_call(value):
+            # rq would import and call whatever it names.
+            raise PayloadUnreadableError("a plain JSON call is never run: enqueue with jobq.codec.Serializer")
+        return value
+
+
+def _is_call(value: Any) -> bool:
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) == 4
+        and isinstance(value[0], str)
+        and isinstance(value[3], dict)
+    )
+
+
+def _envelope_of(args: Sequence[Any]) -> bytes:
+    if len(args) == 1 and isinstance(args[0], str):
+        data = args[0].encode("utf-8", "surrogatepass")
+        if _ANY_ENVELOPE.match(data):
+            return data
+    raise PayloadError(f"{PERFORM} takes one envelope and is not called by hand: enqueue the task itself")
+
+
+def _plain_dumps(value: Any) -> bytes:
+    try:
+        return strict_json.dump(value, results=True)
+    except ValueError as error:
+        raise PayloadError(f"a {type(value).__name__} cannot be stored as JSON: {error}") from error
+
+
+def _plain_loads(data: bytes) -> Any:
+    if data[:1] == b"\x80":
+        raise PayloadUnreadableError("this is a pickle, which jobq never reads")
+    try:
+        return strict_json.load(data)
+    except ValueError as error:
+        raise PayloadUnreadableError(f"not usable JSON: {error}") from error

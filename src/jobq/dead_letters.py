@@ -1,0 +1,290 @@
+"""Dead letters: listing them, grouping them by what went wrong, and replaying them.
+
+The plans here read and build; ``client.py`` runs them, for :class:`DeadLetters` and its awaitable twin alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from jobq.errors import ConflictError
+from jobq.job import Attempt, Job, JobOwner, JobState
+from jobq.keys import Keys
+from jobq.records import decode_attempt
+from jobq.rq_bridge import StreamResult
+from jobq.store import Batch, Plan
+from jobq.views import JobFilter, Page, job_plan, jobs_plan, moment_of, newest_result, state_ids_plan
+
+REPLAY_CHUNK = 100
+"""Jobs that one replay script takes."""
+
+GROUP_SCAN = 10_000
+"""Dead letters that :func:`groups_plan` looks at, newest first."""
+
+_DETAILS = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A job that no retry will touch, with what is known of its end.
+
+    Attributes:
+        reason: One of ``DEAD_REASONS``.
+        error_type: Class of the last error, where one is known.
+        error: One line: the last error's text.
+        attempts: Attempts spent.
+        history: All recorded attempts, oldest first; filled by ``get`` only.
+        traceback: Of the last attempt; filled by ``get`` only.
+    """
+
+    job: Job
+    reason: str
+    error_type: str | None = None
+    error: str | None = None
+    history: tuple[Attempt, ...] = ()
+    traceback: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.job.id
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        return self.job.task
+
+    @property
+    def queue(self) -> str:
+        """Name of the queue."""
+        return self.job.queue
+
+    @property
+    def attempts(self) -> int:
+        """Attempts spent."""
+        return self.job.attempt
+
+    @property
+    def died_at(self) -> datetime | None:
+        """When it became a dead letter."""
+        return self.job.ended_at
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Equal for errors of the same kind and place."""
+        return self.job.error_fingerprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadGroup:
+    """Dead letters that died of the same error.
+
+    Attributes:
+        fingerprint: Pass it as ``error=`` to list or replay the group; None: these carry none.
+        example_id: The newest of them.
+    """
+
+    fingerprint: str | None
+    task: str
+    reason: str
+    count: int
+    first_seen: datetime | None
+    last_seen: datetime | None
+    error_type: str | None
+    error: str | None
+    example_id: str
+
+
+@dataclass(slots=True, kw_only=True)
+class ReplayReport:
+    """What a replay did.
+
+    Attributes:
+        matched: Dead letters that the ids or the filter chose.
+        replayed: Those that are queued again; 0 for a dry run.
+        failed: Those that could not be, with the reason: ``conflict:<holder>``, ``gone`` or the state that it is in
+            now. At most 1,000 are listed; ``failed_count`` counts all.
+    """
+
+    matched: int = 0
+    replayed: int = 0
+    failed_count: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    dry_run: bool = False
+
+    def add(self, ids: Sequence[str], words: Sequence[str]) -> None:
+        """Count one chunk's answers."""
+        for job_id, word in zip(ids, words, strict=True):
+            if word == "queued":
+                self.replayed += 1
+                continue
+            self.failed_count += 1
+            if len(self.failed) < _DETAILS:
+                self.failed.append((job_id, word))
+
+
+def chunks(ids: Sequence[str], rate: float | None) -> Iterator[tuple[Sequence[str], float]]:
+    """Chunks to replay, each with the seconds to pause after it; the last pauses for nothing.
+
+    Args:
+        rate: Jobs a second; None: as fast as Redis goes.
+    Raises:
+        ValueError: ``rate`` is not above 0.
+    """
+    if rate is not None and rate <= 0:
+        raise ValueError(f"rate must be above 0 jobs a second, got {rate}")
+    # Four chunks a second spread the load of a slow rate; below that, one job at a time.
+    size = REPLAY_CHUNK if rate is None else max(1, min(REPLAY_CHUNK, int(rate / 4)))
+    for start in range(0, len(ids), size):
+        chunk = ids[start : start + size]
+        last = start + size >= len(ids)
+        yield chunk, 0.0 if last or rate is None else len(chunk) / rate
+
+
+def replay_conflict(job_id: str, word: str) -> ConflictError:
+    """The error for one job that could not be replayed."""
+    if word.startswith("conflict:"):
+        holder = word.partition(":")[2]
+        return ConflictError(f"job {job_id} cannot be replayed: job {holder} holds its dedup key", job_id=job_id)
+    return ConflictError(f"job {job_id} is {word}: only dead or cancelled jobs can be replayed", job_id=job_id)
+
+
+def list_plan(
+    keys: Keys, wanted: JobFilter, *, limit: int, cursor: str | None, owner: JobOwner | None
+) -> Plan[Page[DeadLetter]]:
+    """A page of dead letters, newest first.
+
+    Raises:
+        ValueError: The cursor is damaged or belongs to another filter.
+    """
+    page = yield from jobs_plan(
+        keys, replace(wanted, states=(JobState.DEAD,)), limit=limit, cursor=cursor, owner=owner
+    )
+    letters = yield from _with_errors(keys, page.items)
+    return Page(letters, page.cursor, page.unreadable)
+
+
+def get_plan(keys: Keys, job_id: str, owner: JobOwner | None) -> Plan[DeadLetter]:
+    """One dead letter, with its history.
+
+    Raises:
+        JobNotFoundError: There is no such job.
+        ConflictError: It is not dead.
+    """
+    job = yield from job_plan(keys, job_id, owner)
+    if job.state is not JobState.DEAD:
+        raise ConflictError(f"job {job_id} is {job.state}, not dead", job_id=job_id)
+    records, entries = yield Batch(
+        (("LRANGE", keys.attempts(job_id), 0, -1), ("XREVRANGE", keys.results(job_id), "+", "-", "COUNT", 1))
+    )
+    found = [] if isinstance(records, Exception) else records
+    history = tuple(decode_attempt(record, number) for number, record in enumerate(found, 1))
+    stream = newest_result(entries)
+    letter = _letter(job, history[-1] if history else None, stream)
+    traceback = (history[-1].traceback if history else None) or (stream.error if stream else None)
+    return replace(letter, history=history, traceback=traceback)
+
+
+def count_plan(keys: Keys, queues: Sequence[str]) -> Plan[dict[str, int]]:
+    """Dead letters per queue."""
+    counts = yield Batch(tuple(("ZCARD", keys.failed(queue)) for queue in queues))
+    return {
+        queue: count if isinstance(count, int) else 0 for queue, count in zip(queues, counts, strict=True)
+    }
+
+
+def matching_plan(keys: Keys, wanted: JobFilter, *, limit: int | None) -> Plan[list[str]]:
+    """Ids of the dead letters that a filter chooses, newest first; all of them, unless ``limit`` says less.
+
+    They are all collected before the first is replayed: a replay takes them out of the very list that is read.
+    """
+    dead = replace(wanted, states=(JobState.DEAD,))
+    if dead.by_id_alone:
+        return (yield from state_ids_plan(keys, dead, limit))
+    ids: list[str] = []
+    cursor: str | None = None
+    while limit is None or len(ids) < limit:
+        room = 1_000 if limit is None else min(1_000, limit - len(ids))
+        page = yield from jobs_plan(keys, dead, limit=room, cursor=cursor, owner=None)
+        ids += [job.id for job in page.items]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    return ids
+
+
+def groups_plan(keys: Keys, wanted: JobFilter) -> Plan[list[DeadGroup]]:
+    """Dead letters by error fingerprint, the largest group first; the newest 10,000 are looked at."""
+    dead = replace(wanted, states=(JobState.DEAD,))
+    members: dict[tuple[str | None, str, str], list[Job]] = {}
+    cursor: str | None = None
+    seen = 0
+    while seen < GROUP_SCAN:
+        page = yield from jobs_plan(keys, dead, limit=1_000, cursor=cursor, owner=None)
+        for job in page.items:
+            members.setdefault((job.error_fingerprint, job.task, job.dead_reason or ""), []).append(job)
+        seen += len(page.items)
+        cursor = page.cursor
+        if cursor is None:
+            break
+    newest = [jobs[0] for jobs in members.values()]
+    letters = yield from _with_errors(keys, newest)
+    groups = [
+        _group(jobs, letter) for jobs, letter in zip(members.values(), letters, strict=True)
+    ]
+    return sorted(groups, key=lambda group: (-group.count, group.task))
+
+
+def _group(jobs: Sequence[Job], newest: DeadLetter) -> DeadGroup:
+    moments = [moment for moment in map(moment_of, jobs) if moment]
+    return DeadGroup(
+        fingerprint=newest.fingerprint,
+        task=newest.task,
+        reason=newest.reason,
+        count=len(jobs),
+        first_seen=min(moments, default=None),
+        last_seen=max(moments, default=None),
+        error_type=newest.error_type,
+        error=newest.error,
+        example_id=newest.id,
+    )
+
+
+def _with_errors(keys: Keys, jobs: Sequence[Job]) -> Plan[list[DeadLetter]]:
+    """The jobs as dead letters, each with its last error, in one round trip."""
+    if not jobs:
+        return []
+    commands: list[tuple[Any, ...]] = []
+    for job in jobs:
+        commands.append(("LINDEX", keys.attempts(job.id), -1))
+        commands.append(("XREVRANGE", keys.results(job.id), "+", "-", "COUNT", 1))
+    replies = yield Batch(tuple(commands))
+    letters = []
+    for job, record, entries in zip(jobs, replies[::2], replies[1::2], strict=True):
+        last = None if isinstance(record, Exception) or not record else decode_attempt(record, job.attempt)
+        letters.append(_letter(job, last, newest_result(entries)))
+    return letters
+
+
+def _letter(job: Job, last: Attempt | None, stream: StreamResult | None) -> DeadLetter:
+    """A dead letter's error: from our own record, else from the traceback that rq keeps."""
+    error_type, error = (last.error_type, last.error) if last else (None, None)
+    if error is None and stream is not None and stream.error:
+        error_type, error = last_line(stream.error)
+    return DeadLetter(job=job, reason=job.dead_reason or "exhausted", error_type=error_type, error=error)
+
+
+def last_line(traceback: str) -> tuple[str | None, str | None]:
+    """Class and text of the error that a traceback ends with."""
+    lines = [line for line in traceback.strip().splitlines() if line.strip()]
+    # The error's line is the last that is not indented; a message of several lines may follow it.
+    found = next((line for line in reversed(lines) if not line[0].isspace() and ":" in line), None)
+    if found is None:
+        return None, lines[-1].strip()[:500] if lines else None
+    kind, _, text = found.partition(":")
+    if not kind.replace(".", "").replace("_", "").isalnum():
+        return None, found[:500]
+    return kind, text.strip()[:500]

@@ -1,0 +1,295 @@
+"""From a validated call to a job in Redis: fields, dedup key, payload; then the answers, as jobs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from jobq import dedup, events
+from jobq.codec import Codec
+from jobq.errors import ConflictError, JobqError, QueueFullError, StoreUnavailableError
+from jobq.job import Job, JobOwner, JobState, new_job_id
+from jobq.keys import Keys
+from jobq.queues import QueueSpec
+from jobq.records import encode_extra, encode_overrides
+from jobq.rq_bridge import iso, job_from_fields
+from jobq.store import Batch, EnqueueAnswer, NewJob, Plan, Store, enqueue
+from jobq.tasks import NO_OVERRIDES, EnqueueRequest, Task
+from jobq.views import hash_command
+
+CHUNK = 100
+"""Jobs that one enqueue script takes."""
+
+DEFAULT_TIMEOUT = timedelta(seconds=180)
+
+_REGISTER_EVERY_S = 60.0
+_MS = timedelta(milliseconds=1)
+_REBINDS = 3
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """One job on its way."""
+
+    request: EnqueueRequest
+    new: NewJob
+    queue: str
+
+
+class Enqueuer:
+    """Builds and sends jobs for one client; holds what is the same for every job of a task.
+
+    Args:
+        owner: What the methods of returned jobs use.
+        clock: Seconds of a clock that never goes back; a test passes its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: Keys,
+        codec: Codec,
+        specs: Mapping[str, QueueSpec],
+        owner: JobOwner | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keys = keys
+        self._codec = codec
+        self._specs = specs
+        self._owner = owner
+        self._clock = clock
+        self._constant: dict[tuple[Task[Any, Any], str], dict[str, bytes | str]] = {}
+        self._registered: dict[str, float] = {}
+
+    def plan(self, requests: Sequence[EnqueueRequest]) -> Plan[list[Job]]:
+        """Send the requests, each queue's in chunks of 100, and return their jobs in the order of the requests.
+
+        Raises:
+            PayloadTooLargeError: A payload is over the limit; nothing was sent.
+            QueueFullError: A queue refuses; what was sent before stays.
+            StoreUnavailableError: Redis did not answer; ``job_id`` names the first job that is in doubt.
+        """
+        if len(requests) == 1:
+            prepared = [self._prepare(requests[0])]
+            return (yield from self._send(prepared))
+        prepared = [self._prepare(request) for request in requests]
+        places: dict[str, list[int]] = {}
+        for place, each in enumerate(prepared):
+            places.setdefault(each.queue, []).append(place)
+        jobs: list[Job | None] = [None] * len(prepared)
+        sent = 0
+        for indexes in places.values():
+            for start in range(0, len(indexes), CHUNK):
+                chunk = indexes[start : start + CHUNK]
+                try:
+                    made = yield from self._send([prepared[index] for index in chunk])
+                except (StoreUnavailableError, QueueFullError) as error:
+                    if sent:
+                        error.args = (f"{error} ({sent:,} of {len(prepared):,} jobs were enqueued before)",)
+                    raise
+                for index, job in zip(chunk, made, strict=True):
+                    jobs[index] = job
+                sent += len(chunk)
+        return [job for job in jobs if job is not None]
+
+    # ------------------------------------------------------------------ one job's fields
+
+    def _prepare(self, request: EnqueueRequest) -> _Prepared:
+        task, overrides = request.task, request.overrides
+        queue = request.queue
+        job_id = new_job_id(task.name)
+        now = iso()
+        fields = dict(self._constant.get((task, queue)) or self._constant_fields(task, queue))
+        fields["data"] = self._encode(request, job_id)
+        fields["created_at"] = fields["enqueued_at"] = now
+        name, mode, window_ms, on_duplicate = self._dedup(request)
+        if name:
+            fields["dk"] = f"{mode}:{name}"
+        delay_ms = at_ms = 0
+        if overrides is not NO_OVERRIDES:
+            if overrides.delay is not None:
+                delay_ms = overrides.delay // _MS
+            elif overrides.at is not None:
+                at_ms = max(1, (overrides.at - _EPOCH) // _MS)
+            self._override(fields, request)
+        new = NewJob(
+            id=job_id,
+            fields=fields,
+            delay_ms=delay_ms,
+            at_ms=at_ms,
+            dedup_key=name,
+            dedup_mode=mode,
+            window_ms=window_ms,
+            replace=on_duplicate == "replace",
+            **self._bound(job_id),
+        )
+        return _Prepared(request, new, queue)
+
+    def _bound(self, job_id: str) -> dict[str, str]:
+        return {}
+
+    def _encode(self, request: EnqueueRequest, job_id: str) -> bytes:
+        task = request.task
+        return self._codec.encode(
+            task=task.name,
+            version=task.version,
+            params=request.params,
+            secrets=task.secrets,
+            job_id=job_id,
+        )
+
+    def _constant_fields(self, task: Task[Any, Any], queue: str) -> dict[str, bytes | str]:
+        """What is equal for all jobs of a task in a queue."""
+        spec = self._specs.get(queue)
+        timeout = task.spec.timeout or (spec.timeout if spec else None) or DEFAULT_TIMEOUT
+        fields: dict[str, bytes | str] = {
+            "data": b"",
+            "origin": queue,
+            "created_at": "",
+            "enqueued_at": "",
+            "description": task.name,
+            "timeout": _whole_seconds(timeout),
+        }
+        self._constant[task, queue] = fields
+        return fields
+
+    def _override(self, fields: dict[str, bytes | str], request: EnqueueRequest) -> None:
+        overrides = request.overrides
+        asked = encode_overrides(
+            max_attempts=overrides.max_attempts, backoff=overrides.backoff, timeout=overrides.timeout
+        )
+        if asked:
+            fields["o"] = asked
+        if overrides.timeout is not None:
+            fields["timeout"] = _whole_seconds(overrides.timeout)
+        extra = encode_extra(tags=overrides.tags)
+        if extra:
+            fields["jk"] = extra
+
+    def _dedup(self, request: EnqueueRequest) -> tuple[str, str, int, str]:
+        """Name of the dedup key (empty: none), mode, window in ms, and what a duplicate does."""
+        spec, overrides = request.task.spec.dedup, request.overrides
+        if spec is None and overrides.dedup_key is None:
+            return "", "", 0, "skip"
+        if overrides.dedup_key is not None:
+            key = overrides.dedup_key
+        else:
+            assert spec is not None
+            key = dedup.render(spec.template, request.params)
+        if not key:
+            return "", "", 0, "skip"
+        until = overrides.dedup_until or (spec.until if spec else "finished")
+        on_duplicate = overrides.on_duplicate or (spec.on_duplicate if spec else "skip")
+        name = f"{request.task.name}:{dedup.digest(request.task.name, key)}"
+        return name, dedup.mode(until), dedup.window_ms(until), on_duplicate
+
+    # ------------------------------------------------------------------ sending, and the answers
+
+    def _send(self, chunk: Sequence[_Prepared]) -> Plan[list[Job]]:
+        queue = chunk[0].queue
+        register = self._clock() >= self._registered.get(queue, -math.inf)
+        sending = list(chunk)
+        answers: dict[int, EnqueueAnswer] = {}
+        places = list(range(len(chunk)))
+        for _ in range(_REBINDS):
+            try:
+                replies: list[EnqueueAnswer] = yield Store.enqueue(
+                    self._keys, queue, [each.new for each in sending], register
+                )
+            except JobqError as error:
+                self._explain(error, sending[0])
+                raise
+            again: list[int] = []
+            for place, answer in zip(places, replies, strict=True):
+                answers[place] = answer
+                if answer.status == "rebind":
+                    again.append(place)
+            if not again:
+                break
+            # The holder waits and may be replaced, but a payload is signed for its job: sign it for the holder.
+            places = again
+            sending = [self._rebound(chunk[place], answers[place].id) for place in again]
+        if register:
+            self._registered[queue] = self._clock() + _REGISTER_EVERY_S
+        found = yield from self._holders([answers[place] for place in range(len(chunk))])
+        jobs = [self._job(each, answers[place], found) for place, each in enumerate(chunk)]
+        return jobs
+
+    def _rebound(self, prepared: _Prepared, holder: str) -> _Prepared:
+        fields = {**prepared.new.fields, "data": self._encode(prepared.request, holder)}
+        return replace(prepared, new=replace(prepared.new, fields=fields, bound_id=holder))
+
+    def _holders(self, answers: Sequence[EnqueueAnswer]) -> Plan[dict[str, Job]]:
+        """The jobs that other enqueues made, as they stand: one more round trip, only when there are any."""
+        ids = list(dict.fromkeys(a.id for a in answers if a.status in ("duplicate", "replaced")))
+        if not ids:
+            return {}
+        replies = yield Batch(tuple(hash_command(self._keys, job_id) for job_id in ids))
+        found: dict[str, Job] = {}
+        for job_id, values in zip(ids, replies, strict=True):
+            job = None if isinstance(values, Exception) else job_from_fields(job_id, values, owner=self._owner)
+            if job is not None:
+                found[job_id] = job
+        return found
+
+    def _job(self, prepared: _Prepared, answer: EnqueueAnswer, found: Mapping[str, Job]) -> Job:
+        task, queue = prepared.request.task.name, prepared.queue
+        status = answer.status
+        if status == "full":
+            raise QueueFullError(
+                f"queue {queue!r} takes no more jobs for now", job_id=answer.id, queue=queue, task=task
+            )
+        if status == "rebind":
+            raise ConflictError(
+                f"the holder of the dedup key changed {_REBINDS} times meanwhile: enqueue again",
+                job_id=answer.id,
+                queue=queue,
+                task=task,
+            )
+        if status in ("duplicate", "replaced"):
+            job = found.get(answer.id)
+            # A window can outlive its job: then only the id is known.
+            job = job or Job(id=answer.id, task=task, queue=queue, state=JobState.SUCCEEDED, owner=self._owner)
+            if events.enabled("job.deduplicated"):
+                events.emit("job.deduplicated", job_id=answer.id, task=task, queue=queue)
+            return replace(job, deduplicated=True)
+        new, overrides = prepared.new, prepared.request.overrides
+        due = None
+        if new.at_ms:
+            due = datetime.fromtimestamp(new.at_ms / 1000, tz=UTC)
+        now = datetime.now(UTC)
+        if new.delay_ms:
+            due = now + timedelta(milliseconds=new.delay_ms)
+        if events.enabled("job.enqueued"):
+            events.emit("job.enqueued", job_id=answer.id, task=task, queue=queue)
+        waits = status == "scheduled" or (status == "mine" and due is not None and due > now)
+        return Job(
+            id=answer.id,
+            task=task,
+            queue=queue,
+            state=JobState.SCHEDULED if waits else JobState.QUEUED,
+            created_at=now,
+            enqueued_at=now,
+            due_at=due,
+            max_attempts=overrides.max_attempts,
+            timeout=overrides.timeout,
+            tags=overrides.tags,
+            owner=self._owner,
+        )
+
+    @staticmethod
+    def _explain(error: JobqError, first: _Prepared) -> None:
+        error.job_id = error.job_id or first.new.id
+        error.queue = error.queue or first.queue
+        error.task = error.task or first.request.task.name
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _whole_seconds(length: timedelta) -> str:
+    return str(max(1, math.ceil(length.total_seconds())))

@@ -1,0 +1,187 @@
+"""Workers and queues as they stand: who is alive, what is paused, as plans for either kind of store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from jobq.keys import Keys
+from jobq.queues import QueueSpec
+from jobq.rq_bridge import parse_iso
+from jobq.store import Batch, Plan
+from jobq.views import queue_names_plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """One live executor, or one plain rq worker.
+
+    Attributes:
+        kind: ``jobq`` or ``rq``.
+        slots: Jobs that it runs at once; a plain rq worker has one.
+        tasks: Names of the tasks that it knows; empty for a plain rq worker.
+        state: ``idle``, ``busy``, ``draining`` …
+    """
+
+    name: str
+    kind: str
+    queues: tuple[str, ...]
+    slots: int
+    busy: int
+    state: str
+    tasks: tuple[str, ...] = ()
+    host: str | None = None
+    pid: int | None = None
+    version: str | None = None
+    started_at: datetime | None = None
+    last_heartbeat: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueInfo:
+    """One queue: its spec, if it has one here, and how it stands.
+
+    Attributes:
+        paused_until: When the pause ends by itself; None: by ``resume`` only.
+        shed: The queue refuses new jobs because memory is short.
+    """
+
+    name: str
+    spec: QueueSpec | None
+    queued: int
+    paused: bool
+    paused_until: datetime | None = None
+    paused_by: str | None = None
+    paused_reason: str | None = None
+    shed: bool = False
+    maximum: int | None = None
+
+
+def as_text(value: Any) -> str:
+    """A reply as text."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def as_map(reply: Any) -> dict[str, str]:
+    """An ``HGETALL`` reply, a dict or a flat list, as text; empty for an error."""
+    if isinstance(reply, Mapping):
+        return {as_text(name): as_text(value) for name, value in reply.items()}
+    if isinstance(reply, list | tuple):
+        return {as_text(name): as_text(value) for name, value in zip(reply[::2], reply[1::2], strict=False)}
+    return {}
+
+
+def as_int(value: Any) -> int:
+    """A counter; 0 for what is absent, an error, or no number."""
+    try:
+        return int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def worker_commands(keys: Keys, name: str) -> tuple[tuple[Any, ...], ...]:
+    """The two commands that :func:`worker_of` needs the replies of."""
+    return (
+        ("HGETALL", keys.live_worker(name)),
+        ("HMGET", keys.worker(name), "queues", "state", "hostname", "pid", "version", "birth", "last_heartbeat"),
+    )
+
+
+def worker_names(keys: Keys, reply: Any) -> list[str]:
+    """Names from a ``SMEMBERS`` of the set of workers."""
+    if isinstance(reply, Exception) or not reply:
+        return []
+    start = keys.worker("")
+    return sorted(as_text(member).removeprefix(start) for member in reply)
+
+
+def worker_of(name: str, ours: Any, theirs: Any) -> Worker | None:
+    """The worker of two replies; None when its keys have expired: it is gone."""
+    live = as_map(ours)
+    fields = [None] * 7 if isinstance(theirs, Exception) or not theirs else list(theirs)
+    queues, state, host, pid, version, birth, beat = (
+        None if value is None else as_text(value) for value in fields
+    )
+    if live:
+        return Worker(
+            name=name,
+            kind="jobq",
+            queues=_names(live.get("queues")),
+            slots=as_int(live.get("slots")),
+            busy=as_int(live.get("busy")),
+            state=live.get("state", "?"),
+            tasks=_names(live.get("tasks")),
+            host=live.get("host") or host,
+            pid=as_int(live.get("pid")) or None,
+            version=live.get("version"),
+            started_at=parse_iso(birth),
+            last_heartbeat=parse_iso(beat),
+        )
+    if queues is None and state is None:
+        return None
+    return Worker(
+        name=name,
+        kind="rq",
+        queues=_names(queues),
+        slots=1,
+        busy=1 if state == "busy" else 0,
+        state=state or "?",
+        host=host,
+        pid=as_int(pid) or None,
+        version=version,
+        started_at=parse_iso(birth),
+        last_heartbeat=parse_iso(beat),
+    )
+
+
+def _names(value: str | None) -> tuple[str, ...]:
+    return tuple(name for name in (value or "").split(",") if name)
+
+
+def workers_plan(keys: Keys) -> Plan[list[Worker]]:
+    """All live workers, by name."""
+    names = worker_names(keys, (yield Batch((("SMEMBERS", keys.workers),)))[0])
+    if not names:
+        return []
+    replies = yield Batch(tuple(command for name in names for command in worker_commands(keys, name)))
+    found = map(worker_of, names, replies[::2], replies[1::2])
+    return [worker for worker in found if worker is not None]
+
+
+def queues_plan(
+    keys: Keys, specs: Mapping[str, QueueSpec], now_ms: int, only: str | None = None
+) -> Plan[list[QueueInfo]]:
+    """All queues, those with a spec first; or one of them."""
+    names: Sequence[str] = (only,) if only else (yield from queue_names_plan(keys, specs))
+    replies = yield Batch(
+        tuple(
+            command
+            for name in names
+            for command in (("LLEN", keys.queue(name)), ("HGETALL", keys.queue_state(name)))
+        )
+    )
+    return [
+        queue_info(name, specs.get(name), as_int(length), as_map(state), now_ms)
+        for name, length, state in zip(names, replies[::2], replies[1::2], strict=True)
+    ]
+
+
+def queue_info(
+    name: str, spec: QueueSpec | None, queued: int, state: Mapping[str, str], now_ms: int
+) -> QueueInfo:
+    """What the hash ``jobq:q:<q>`` says of a queue."""
+    until = as_int(state.get("until"))
+    paused = state.get("paused") == "1" and (until == 0 or until > now_ms)
+    return QueueInfo(
+        name=name,
+        spec=spec,
+        queued=queued,
+        paused=paused,
+        paused_until=datetime.fromtimestamp(until / 1000, tz=UTC) if paused and until else None,
+        paused_by=(state.get("by") or None) if paused else None,
+        paused_reason=(state.get("reason") or None) if paused else None,
+        shed=state.get("shed", "0") not in ("", "0"),
+        maximum=as_int(state.get("max")) or None,
+    )

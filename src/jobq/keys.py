@@ -1,0 +1,187 @@
+"""The name of every Redis key: rq's under its prefix, our own under ``jobq:``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_PREFIX = "rq"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names for one prefix.
+
+    Args:
+        prefix: rq's key prefix. With another than ``rq`` our own keys start with ``jobq:<prefix>:``, so that two
+            prefixes in one Redis never meet.
+    """
+
+    prefix: str = DEFAULT_PREFIX
+
+    @property
+    def p(self) -> str:
+        """What rq's keys start with, colon included."""
+        return f"{self.prefix}:"
+
+    @property
+    def n(self) -> str:
+        """What our own keys start with, colon included."""
+        return "jobq:" if self.prefix == DEFAULT_PREFIX else f"jobq:{self.prefix}:"
+
+    # ------------------------------------------------------------------ rq's keys
+
+    @property
+    def queues(self) -> str:
+        """Set of the queues' keys."""
+        return f"{self.prefix}:queues"
+
+    @property
+    def suspended(self) -> str:
+        """String; exists while ``rq suspend`` holds."""
+        return f"{self.prefix}:suspended"
+
+    @property
+    def workers(self) -> str:
+        """Set of the workers' keys."""
+        return f"{self.prefix}:workers"
+
+    def job(self, job_id: str) -> str:
+        """Hash: the job."""
+        return f"{self.prefix}:job:{job_id}"
+
+    def queue(self, queue: str) -> str:
+        """List: ids of queued jobs, next at the left."""
+        return f"{self.prefix}:queue:{queue}"
+
+    def wip(self, queue: str) -> str:
+        """Sorted set of ``<id>:<token>``: rq's registry of started jobs."""
+        return f"{self.prefix}:wip:{queue}"
+
+    def finished(self, queue: str) -> str:
+        """Sorted set: succeeded ids, scored with the second they may be deleted."""
+        return f"{self.prefix}:finished:{queue}"
+
+    def failed(self, queue: str) -> str:
+        """Sorted set: dead ids, scored with the second they may be deleted."""
+        return f"{self.prefix}:failed:{queue}"
+
+    def scheduled(self, queue: str) -> str:
+        """Sorted set: ids that wait for a time, scored with the due second and its fraction."""
+        return f"{self.prefix}:scheduled:{queue}"
+
+    def deferred(self, queue: str) -> str:
+        """Sorted set: ids that wait for parents, or are parked; scored with the second entered."""
+        return f"{self.prefix}:deferred:{queue}"
+
+    def canceled(self, queue: str) -> str:
+        """Sorted set: cancelled ids, scored with the second entered."""
+        return f"{self.prefix}:canceled:{queue}"
+
+    def results(self, job_id: str) -> str:
+        """Stream: the result or the last error."""
+        return f"{self.prefix}:results:{job_id}"
+
+    def dependents(self, job_id: str) -> str:
+        """Set: the job's children."""
+        return f"{self.prefix}:job:{job_id}:dependents"
+
+    def dependencies(self, job_id: str) -> str:
+        """Set: the job's parents. The double colon is rq's."""
+        return f"{self.prefix}:job::{job_id}:dependencies"
+
+    def worker(self, name: str) -> str:
+        """Hash: a worker as ``rq info`` reads it."""
+        return f"{self.prefix}:worker:{name}"
+
+    def queue_workers(self, queue: str) -> str:
+        """Set: keys of the workers of a queue."""
+        return f"{self.prefix}:workers:{queue}"
+
+    def scheduler_lock(self, queue: str) -> str:
+        """String: keeps rq's own scheduler off the queue."""
+        return f"{self.prefix}:scheduler-lock:{queue}"
+
+    # ------------------------------------------------------------------ our keys
+
+    @property
+    def leases(self) -> str:
+        """Sorted set of ``<id>:<token>``, scored with the expiry in ms of Redis' clock."""
+        return f"{self.n}leases"
+
+    @property
+    def cancels(self) -> str:
+        """Set: ids of running jobs that were asked to stop."""
+        return f"{self.n}cancels"
+
+    @property
+    def after(self) -> str:
+        """Sorted set: settled ids whose children are still to be released."""
+        return f"{self.n}after"
+
+    @property
+    def quarantine(self) -> str:
+        """Sorted set: ids whose hash cannot be read; scored with the ms found."""
+        return f"{self.n}quarantine"
+
+    @property
+    def pulse(self) -> str:
+        """Hash: ``t`` last rescue pass, ``hold`` no rescue before, ``f`` last look for foreign leftovers."""
+        return f"{self.n}pulse"
+
+    @property
+    def cancel_channel(self) -> str:
+        """Pub/sub: ids of running jobs, the moment they are asked to stop."""
+        return f"{self.n}cancel"
+
+    @property
+    def wake_channel(self) -> str:
+        """Pub/sub: names of queues that were paused or resumed."""
+        return f"{self.n}wake"
+
+    def claim(self, exec_id: str) -> str:
+        """String: an executor's last claim, ``<number>:<lease end>:<id>:<id>…``."""
+        return f"{self.n}claim:{exec_id}"
+
+    def queue_state(self, queue: str) -> str:
+        """Hash: ``paused until by reason shed max parked``."""
+        return f"{self.n}q:{queue}"
+
+    def dedup(self, name: str) -> str:
+        """String ``<mode>:<id>``: who holds a dedup key.
+
+        Args:
+            name: ``<task>:<digest>``.
+        """
+        return f"{self.n}dedup:{name}"
+
+    def parked(self, queue: str) -> str:
+        """Set: names of the buckets of parked jobs."""
+        return f"{self.n}parked:{queue}"
+
+    def bucket(self, queue: str, bucket: str) -> str:
+        """Sorted set: parked ids, scored with the ms they were parked."""
+        return f"{self.n}parked:{queue}:{bucket}"
+
+    def retrying(self, queue: str) -> str:
+        """Sorted set: ids in ``scheduled`` that have spent an attempt, scored with the due ms."""
+        return f"{self.n}retrying:{queue}"
+
+    def attempts(self, job_id: str) -> str:
+        """List: JSON records of earlier attempts, oldest first."""
+        return f"{self.n}attempts:{job_id}"
+
+    def counters(self, queue: str, minute: int) -> str:
+        """Hash: counters of one minute since 1970."""
+        return f"{self.n}n:{queue}:{minute}"
+
+    def live_worker(self, name: str) -> str:
+        """Hash: slots, busy, queues, known tasks, version, host, state of a worker."""
+        return f"{self.n}worker:{name}"
+
+    def wait(self, job_id: str) -> str:
+        """String: somebody waits for this job."""
+        return f"{self.n}wait:{job_id}"
+
+    def done(self, job_id: str) -> str:
+        """List: the state that a waiter blocks on."""
+        return f"{self.n}done:{job_id}"

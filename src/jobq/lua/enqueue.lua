@@ -1,0 +1,173 @@
+-- enqueue.lua: admit jobs to one queue, each unless it is here already, its dedup key is held, or the queue is full.
+-- KEYS[1]  queue list        P:queue:<q>
+-- KEYS[2]  scheduled zset    P:scheduled:<q>
+-- KEYS[3]  queue state       jobq:q:<q>
+-- KEYS[4]  set of queues     P:queues
+-- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix
+-- ARGV[4]  1 = add the queue to the set of queues
+-- ARGV[5]  number of jobs
+-- then per job: id, due ms (0 = now; < 0 = so many ms from now), dedup name or '', mode f|s|w, window ms,
+--          replace 0|1, id that data is signed for ('*' = none), count of what follows, field, value, ... of the hash
+-- Returns  {word, id, ...} two per job: queued | scheduled | mine | full, id
+--          duplicate | replaced | rebind, holder's id
+-- Keys built inside: P:job:<id>, jobq:dedup:<name>, and of a holder: its queue's list, scheduled, jobq:retrying.
+-- rebind: the holder can be replaced, but data is signed for another id; sign it for the holder and send it again.
+-- Idempotent: the job id is the token; a holder remembers in rp which id replaced it last.
+-- Full memory: the first write is a HSET, so all is refused and nothing written. Every check precedes it.
+local P, N = ARGV[2], ARGV[3]
+local now = tonumber(ARGV[1])
+if not now then
+  local t = redis.call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local state = redis.call('HMGET', KEYS[3], 'shed', 'max')
+local room = math.huge
+if state[1] and state[1] ~= '0' then
+  room = 0
+elseif state[2] then
+  room = tonumber(state[2]) - redis.call('LLEN', KEYS[1])
+end
+
+local WAITING = { queued = true, scheduled = true }
+local LIVE = { queued = true, scheduled = true, started = true, deferred = true, created = true,
+  ready_to_enqueue = true, rate_limited = true }
+local seen, taken, answers, plan = {}, {}, {}, {}
+
+-- The live holder of a dedup key: id, status, queue, id that replaced it last; nil when the key refuses nobody.
+local function holder_of(name)
+  local value = redis.call('GET', N .. 'dedup:' .. name)
+  if not value then return nil end
+  local mode, id = value:match('^(%a):(.*)$')
+  if not mode then return nil end
+  local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'origin', 'rp')
+  local status = not row.err and row[1] or nil
+  if mode ~= 'w' then
+    if not status or not LIVE[status] or (mode == 's' and status == 'started') then return nil end
+  end
+  return id, status, row[2], row[3]
+end
+
+local pos = 6
+for i = 1, tonumber(ARGV[5]) do
+  local id, due, name, mode = ARGV[pos], tonumber(ARGV[pos + 1]), ARGV[pos + 2], ARGV[pos + 3]
+  local window, replace, bound = tonumber(ARGV[pos + 4]), ARGV[pos + 5] == '1', ARGV[pos + 6]
+  local first = pos + 8
+  local last = first + tonumber(ARGV[pos + 7]) - 1
+  pos = last + 1
+  if due < 0 then due = now - due end
+  if due <= now then due = 0 end
+  local word, answer, over = nil, id, nil
+  if seen[id] or redis.call('EXISTS', P .. 'job:' .. id) == 1 then
+    word = 'mine'
+  elseif name ~= '' then
+    local earlier = taken[name]
+    local holder, status, origin, replaced_by
+    if earlier then
+      holder, status, replaced_by = earlier.id, 'queued', nil
+    else
+      holder, status, origin, replaced_by = holder_of(name)
+    end
+    if not holder then
+      word = nil
+    elseif not replace then
+      word, answer = 'duplicate', holder
+    elseif replaced_by == id then
+      word, answer = 'replaced', holder
+    elseif WAITING[status] then
+      answer = holder
+      if bound ~= holder and bound ~= '*' then
+        word = 'rebind'
+      else
+        word = 'replaced'
+        over = { id = holder, status = status, origin = origin, earlier = earlier }
+      end
+    elseif not LIVE[status] or status == 'deferred' then
+      -- A window outlives its job, and a parked job is not ours to change: both still refuse an equal one.
+      word, answer = 'duplicate', holder
+    end
+  end
+  if not word then
+    if room < 1 then
+      word = 'full'
+    else
+      room = room - 1
+      word = due > 0 and 'scheduled' or 'queued'
+    end
+  end
+  seen[id] = seen[id] or word == 'queued' or word == 'scheduled'
+  if word == 'queued' or word == 'scheduled' or over then
+    local step = { id = answer, new = id, due = due, name = name, mode = mode, window = window,
+      first = first, last = last, over = over }
+    if over and over.earlier then
+      -- The holder is in this same call and not written yet: this one takes its place.
+      step.over, step.rp = nil, id
+      for k, s in ipairs(plan) do
+        if s == over.earlier then
+          step.over = s.over
+          plan[k] = step
+        end
+      end
+    else
+      plan[#plan + 1] = step
+    end
+    if name ~= '' then taken[name] = step end
+  end
+  answers[2 * i - 1], answers[2 * i] = word, answer
+end
+
+local push, later = {}, {}
+for _, step in ipairs(plan) do
+  local key, due = P .. 'job:' .. step.id, step.due
+  local status = due > 0 and 'scheduled' or 'queued'
+  local at = string.format('%.0f', due > 0 and due or now)
+  local over = step.over
+  if over then
+    -- Only what the new call brings: the payload, its options, its tags; the holder keeps its id and its past.
+    local set, drop = { 'status', status, 'q', at, 'rp', step.new }, { 'attempts', 'o', 'jk', 'lost', 'crashes' }
+    for f = step.first, step.last, 2 do
+      local field = ARGV[f]
+      if field == 'data' or field == 'timeout' or field == 'o' or field == 'jk' or field == 'dk' then
+        set[#set + 1], set[#set + 2] = field, ARGV[f + 1]
+      end
+    end
+    redis.call('HSET', key, 'rp', step.new)
+    redis.call('HDEL', key, unpack(drop))
+    redis.call('HSET', key, unpack(set))
+    local q = over.origin or ''
+    if over.status == 'scheduled' then
+      redis.call('ZREM', P .. 'scheduled:' .. q, step.id)
+      redis.call('ZREM', N .. 'retrying:' .. q, step.id)
+    elseif due > 0 then
+      redis.call('LREM', P .. 'queue:' .. q, 0, step.id)
+    end
+    if due > 0 then
+      redis.call('ZADD', P .. 'scheduled:' .. q, string.format('%.3f', due / 1000), step.id)
+    elseif over.status == 'scheduled' then
+      redis.call('RPUSH', P .. 'queue:' .. q, step.id)
+    end
+  else
+    local fields = { 'status', status, 'q', at }
+    for f = step.first, step.last do fields[f - step.first + 5] = ARGV[f] end
+    if step.rp then
+      fields[#fields + 1], fields[#fields + 2] = 'rp', step.rp
+    end
+    redis.call('HSET', key, unpack(fields))
+    if due > 0 then
+      later[#later + 1], later[#later + 2] = string.format('%.3f', due / 1000), step.id
+    else
+      push[#push + 1] = step.id
+    end
+  end
+  if step.name ~= '' then
+    local key_name, value = N .. 'dedup:' .. step.name, step.mode .. ':' .. step.id
+    if step.mode == 'w' then
+      redis.call('SET', key_name, value, 'PX', step.window)
+    else
+      redis.call('SET', key_name, value)
+    end
+  end
+end
+if #push > 0 then redis.call('RPUSH', KEYS[1], unpack(push)) end
+if #later > 0 then redis.call('ZADD', KEYS[2], unpack(later)) end
+if ARGV[4] == '1' and #plan > 0 then redis.call('SADD', KEYS[4], KEYS[1]) end
+return answers

@@ -1,0 +1,232 @@
+-- settle.lua: record how attempts ended, and free their leases; all jobs are of one queue.
+-- KEYS[1]  leases             jobq:leases
+-- KEYS[2]  started registry   P:wip:<q>
+-- KEYS[3]  queue list         P:queue:<q>
+-- KEYS[4]  finished registry  P:finished:<q>
+-- KEYS[5]  failed registry    P:failed:<q>
+-- KEYS[6]  scheduled zset     P:scheduled:<q>
+-- KEYS[7]  cancelled zset     P:canceled:<q>
+-- KEYS[8]  deferred zset      P:deferred:<q>
+-- KEYS[9]  retrying zset      jobq:retrying:<q>
+-- KEYS[10] cancel requests    jobq:cancels
+-- KEYS[11] children to come   jobq:after
+-- KEYS[12] queue state        jobq:q:<q>
+-- KEYS[13] parked buckets     jobq:parked:<q>
+-- KEYS[14] quarantine         jobq:quarantine
+-- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] queue name   ARGV[5] ended_at, ISO
+-- ARGV[6]  number of outcomes
+-- then per outcome: id, token, kind, spends 0|1, keep seconds, count of what follows, name, value, ... where name is
+--          delay (ms) why fp bucket rec res exc worker crash alone n (counter names, comma-separated)
+-- Returns  {word, ...} in order: ok | already | lost | cancelled | gone
+-- Keys built inside: P:job:<id>, P:results:<id>, P:job:<id>:dependents, jobq:dedup:<name>, jobq:attempts:<id>,
+--          jobq:wait:<id>, jobq:done:<id>, jobq:parked:<q>:<bucket>, jobq:n:<q>:<minute>.
+-- Idempotent: membership in leases is the fence; a token that settled before is found in st.
+-- Full memory: the first write is ZREM, which frees; after it Redis lets the rest of a script pass.
+local P, N, queue, ended_at = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local now = tonumber(ARGV[1])
+if not now then
+  local t = redis.call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local now_s = math.floor(now / 1000)
+local count = tonumber(ARGV[6])
+
+local jobs, members, flags, answers, pos = {}, {}, {}, {}, 7
+for i = 1, count do
+  local job = { id = ARGV[pos], token = ARGV[pos + 1], kind = ARGV[pos + 2], spends = ARGV[pos + 3] == '1',
+    keep = math.max(60, tonumber(ARGV[pos + 4])) }
+  local extra = tonumber(ARGV[pos + 5])
+  for k = pos + 6, pos + 5 + extra, 2 do job[ARGV[k]] = ARGV[k + 1] end
+  pos = pos + 6 + extra
+  jobs[i], members[i] = job, job.id .. ':' .. job.token
+  flags[2 * i - 1], flags[2 * i] = N .. 'wait:' .. job.id, P .. 'job:' .. job.id .. ':dependents'
+end
+local scores = redis.call('ZMSCORE', KEYS[1], unpack(members))
+local flagged = redis.call('EXISTS', unpack(flags)) > 0
+
+-- First look at everything, then write.
+local free, uncancel, broken, seen = {}, {}, {}, {}
+for i, job in ipairs(jobs) do
+  local row = redis.pcall('HMGET', P .. 'job:' .. job.id, 'status', 'attempts', 'dk', 'cx', 'st', 'lost', 'crashes')
+  if row.err then
+    answers[i] = 'gone'
+    if scores[i] then
+      free[#free + 1] = members[i]
+      broken[#broken + 1] = job.id
+    end
+  elseif seen[members[i]] then
+    answers[i] = 'already'
+  elseif not scores[i] then
+    if not row[1] then
+      answers[i] = 'gone'
+    else
+      answers[i] = row[5] == job.token and 'already' or 'lost'
+    end
+  else
+    seen[members[i]] = true
+    free[#free + 1] = members[i]
+    if row[4] or row[1] ~= 'started' then uncancel[#uncancel + 1] = job.id end
+    if not row[1] then
+      answers[i] = 'gone'
+    elseif row[1] ~= 'started' then
+      answers[i] = row[1] == 'canceled' and 'cancelled' or 'lost'
+    else
+      answers[i] = 'ok'
+      job.go, job.row = true, row
+      if row[4] and job.kind ~= 'succeeded' then
+        if job.kind ~= 'cancelled' then answers[i] = 'cancelled' end
+        job.kind, job.why = 'cancelled', job.kind == 'cancelled' and job.why or 'requested'
+      end
+    end
+  end
+end
+if #free == 0 then return answers end
+redis.call('ZREM', KEYS[1], unpack(free))
+redis.call('ZREM', KEYS[2], unpack(free))
+if #uncancel > 0 then redis.call('SREM', KEYS[10], unpack(uncancel)) end
+for _, id in ipairs(broken) do redis.call('ZADD', KEYS[14], now, id) end
+
+local finished, failed, canceled, scheduled, retrying, back, counts, names = {}, {}, {}, {}, {}, {}, {}, {}
+local function add(list, score, id)
+  local k = #list
+  list[k + 1], list[k + 2] = score, id
+end
+
+-- What every end has in common: expiry, dedup key, waiters, children.
+local function finish(job, key, state, has_result)
+  local row, id = job.row, job.id
+  redis.call('EXPIRE', key, job.keep)
+  -- Settled before, so there may be records of earlier attempts, and the stream of a replayed dead letter.
+  if job.rec or row[5] then redis.call('EXPIRE', N .. 'attempts:' .. id, job.keep) end
+  if has_result or row[5] then redis.call('EXPIRE', P .. 'results:' .. id, job.keep) end
+  local dk = row[3]
+  if dk and dk:sub(1, 2) ~= 'w:' then
+    local name = N .. 'dedup:' .. dk:sub(3)
+    if redis.call('GET', name) == dk:sub(1, 2) .. id then redis.call('DEL', name) end
+  end
+  if flagged then
+    if redis.call('EXISTS', N .. 'wait:' .. id) == 1 then
+      redis.call('RPUSH', N .. 'done:' .. id, state)
+      redis.call('EXPIRE', N .. 'done:' .. id, 60)
+    end
+    if redis.call('EXISTS', P .. 'job:' .. id .. ':dependents') == 1 then
+      redis.call('EXPIRE', P .. 'job:' .. id .. ':dependents', job.keep)
+      redis.call('ZADD', KEYS[11], now, id)
+    end
+  end
+end
+
+for _, job in ipairs(jobs) do
+  if job.go then
+    local id, row, kind = job.id, job.row, job.kind
+    local key = P .. 'job:' .. id
+    local attempts = tonumber(row[2] or '0') or 0
+    local set = { 'st', job.token, 'status' }
+    local function put(name, value)
+      local k = #set
+      set[k + 1], set[k + 2] = name, value
+    end
+    local result, exc = nil, nil
+    if kind == 'interrupted' then
+      local counter, slot = 'lost', 6
+      if job.crash == '1' then counter, slot = 'crashes', 7 end
+      local total = (tonumber(row[slot] or '0') or 0) + 1
+      if (counter == 'crashes' and job.alone == '1' and total >= 2) or (counter == 'lost' and total >= 6) then
+        kind, job.why = 'dead', 'poison'
+      end
+      set = { 'st', job.token, counter, total, 'status' }
+    elseif job.spends then
+      attempts = attempts + 1
+      set = { 'st', job.token, 'attempts', attempts, 'status' }
+    end
+    local word = #set + 1
+    if kind == 'succeeded' then
+      set[word] = 'finished'
+      put('ended_at', ended_at)
+      result = job.res
+      add(finished, now_s + job.keep, id)
+    elseif kind == 'dead' then
+      set[word] = 'failed'
+      put('ended_at', ended_at)
+      put('why', job.why or 'exhausted')
+      if job.fp then put('fp', job.fp) end
+      exc = job.exc
+      add(failed, now_s + job.keep, id)
+    elseif kind == 'cancelled' then
+      set[word] = 'canceled'
+      put('ended_at', ended_at)
+      put('cx', '1')
+      if job.why then put('why', job.why) end
+      add(canceled, now_s, id)
+    elseif kind == 'retry' or kind == 'snooze' then
+      local due = now + tonumber(job.delay or '0')
+      set[word] = 'scheduled'
+      put('q', string.format('%.0f', due))
+      if job.fp then put('fp', job.fp) end
+      add(scheduled, string.format('%.3f', due / 1000), id)
+      if attempts > 0 then add(retrying, string.format('%.0f', due), id) end
+    elseif kind == 'park' then
+      set[word] = 'deferred'
+      put('park', job.why or 'parked')
+      if job.fp then put('fp', job.fp) end
+      local bucket = job.bucket or ''
+      put('pb', bucket)
+      redis.call('ZADD', KEYS[8], now_s, id)
+      redis.call('ZADD', N .. 'parked:' .. queue .. ':' .. bucket, now, id)
+      redis.call('SADD', KEYS[13], bucket)
+      redis.call('HSET', KEYS[12], 'parked', '1')
+    else
+      set[word] = 'queued'
+      back[#back + 1] = id
+    end
+    redis.call('HSET', key, unpack(set))
+    if set[word] == 'queued' then redis.call('HDEL', key, 'started_at', 'worker_name') end
+    if job.rec then
+      redis.call('RPUSH', N .. 'attempts:' .. id, job.rec)
+      redis.call('LTRIM', N .. 'attempts:' .. id, -20, -1)
+    end
+    if result then
+      redis.call('XADD', P .. 'results:' .. id, 'MAXLEN', '10', '*', 'type', '1', 'worker_name', job.worker or '',
+        'return_value', result)
+    elseif exc then
+      redis.call('XADD', P .. 'results:' .. id, 'MAXLEN', '10', '*', 'type', '2', 'worker_name', job.worker or '',
+        'exc_string', exc)
+    end
+    if kind == 'succeeded' or kind == 'dead' or kind == 'cancelled' then
+      finish(job, key, kind, result or exc)
+    end
+    if job.n then
+      for name in job.n:gmatch('[^,]+') do
+        if not counts[name] then
+          counts[name] = 0
+          names[#names + 1] = name
+        end
+        counts[name] = counts[name] + 1
+      end
+    end
+  end
+end
+if #finished > 0 then redis.call('ZADD', KEYS[4], unpack(finished)) end
+if #failed > 0 then redis.call('ZADD', KEYS[5], unpack(failed)) end
+if #scheduled > 0 then redis.call('ZADD', KEYS[6], unpack(scheduled)) end
+if #canceled > 0 then redis.call('ZADD', KEYS[7], unpack(canceled)) end
+if #retrying > 0 then redis.call('ZADD', KEYS[9], unpack(retrying)) end
+if #back > 0 then
+  -- Last first, so that they stand in front in the order they had.
+  local front = {}
+  for i = #back, 1, -1 do front[#front + 1] = back[i] end
+  redis.call('LPUSH', KEYS[3], unpack(front))
+end
+for start = 1, #names, 400 do
+  -- One read and one write for all counters; the script is atomic, and the lease lets each job count once.
+  local minute = N .. 'n:' .. queue .. ':' .. string.format('%.0f', math.floor(now_s / 60))
+  local part = { unpack(names, start, math.min(#names, start + 399)) }
+  local old = redis.call('HMGET', minute, 't', unpack(part))
+  local set = { 't', '1' }
+  for i, name in ipairs(part) do
+    set[2 * i + 1], set[2 * i + 2] = name, (tonumber(old[i + 1] or '0') or 0) + counts[name]
+  end
+  redis.call('HSET', minute, unpack(set))
+  if not old[1] then redis.call('EXPIRE', minute, 93600) end
+end
+return answers

@@ -1,0 +1,154 @@
+"""The steps behind a client's methods, as plans that either kind of client runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal, cast
+
+from jobq import dead_letters, events
+from jobq.dead_letters import DeadLetter, replay_conflict
+from jobq.errors import ConflictError, JobNotFoundError
+from jobq.fleet import QueueInfo, queues_plan
+from jobq.job import Job, JobOwner, JobState
+from jobq.keys import Keys
+from jobq.queues import QueueSpec
+from jobq.store import Plan, Store
+from jobq.views import JobFilter, Page, job_plan, jobs_plan, not_found, queue_names_plan, since_moment, states_of, valid_id
+
+CancelAnswer = Literal["cancelled", "requested"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """What a client can do, given where its keys are.
+
+    Attributes:
+        specs: The queues that the settings name.
+        owner: What the methods of the jobs use.
+        now: The machine's clock, for ``since``; a test passes its own.
+    """
+
+    keys: Keys
+    specs: Mapping[str, QueueSpec]
+    owner: JobOwner | None
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    # ------------------------------------------------------------------ one job
+
+    def get(self, job_id: str) -> Plan[Job]:
+        return job_plan(self.keys, job_id, self.owner)
+
+    def cancel(self, job_id: str) -> Plan[CancelAnswer]:
+        word: str = yield Store.cancel(self.keys, valid_id(job_id))
+        self._refuse(job_id, word, ("cancelled", "requested"), "it has ended already")
+        if word == "cancelled":
+            events.emit("job.cancelled", job_id=job_id)
+        return cast("CancelAnswer", word)
+
+    def withdraw(self, job_id: str) -> Plan[str]:
+        word: str = yield Store.withdraw(self.keys, valid_id(job_id))
+        if word == "withdrawn":
+            events.emit("job.removed", job_id=job_id)
+        return word
+
+    def retry(self, job_id: str) -> Plan[Job]:
+        word = (yield Store.replay(self.keys, [valid_id(job_id)]))[0]
+        if word == "gone":
+            raise not_found(job_id)
+        if word != "queued":
+            raise replay_conflict(job_id, word)
+        return (yield from self.get(job_id))
+
+    def delete(self, job_id: str) -> Plan[None]:
+        word: str = yield Store.delete(self.keys, valid_id(job_id))
+        self._refuse(job_id, word, ("deleted",), "cancel it first")
+        events.emit("job.removed", job_id=job_id)
+
+    @staticmethod
+    def _refuse(job_id: str, word: str, fine: Sequence[str], remedy: str) -> None:
+        if word == "gone":
+            raise not_found(job_id)
+        if word not in fine:
+            raise ConflictError(f"job {job_id} is {word}: {remedy}", job_id=job_id)
+
+    # ------------------------------------------------------------------ listings
+
+    def wanted(
+        self,
+        *,
+        state: JobState | str | Iterable[JobState | str] | None,
+        queue: str | Iterable[str] | None,
+        task: str | None,
+        error: str | None,
+        tag: str | None,
+        since: datetime | timedelta | None,
+    ) -> Plan[JobFilter]:
+        """The filter of a listing; asks Redis for the queues when none is named."""
+        states, moment = states_of(state), since_moment(since, self.now())
+        if queue is None:
+            queues = yield from queue_names_plan(self.keys, self.specs)
+        else:
+            queues = (queue,) if isinstance(queue, str) else tuple(queue)
+        return JobFilter(states=states, queues=queues, task=task, error=error, tag=tag, since=moment)
+
+    def jobs(self, wanted: Plan[JobFilter], limit: int, cursor: str | None) -> Plan[Page[Job]]:
+        chosen = yield from wanted
+        return (yield from jobs_plan(self.keys, chosen, limit=limit, cursor=cursor, owner=self.owner))
+
+    def dead(self, wanted: Plan[JobFilter], limit: int, cursor: str | None) -> Plan[Page[DeadLetter]]:
+        chosen = yield from wanted
+        return (
+            yield from dead_letters.list_plan(self.keys, chosen, limit=limit, cursor=cursor, owner=self.owner)
+        )
+
+    def dead_count(self) -> Plan[dict[str, int]]:
+        queues = yield from queue_names_plan(self.keys, self.specs)
+        return (yield from dead_letters.count_plan(self.keys, queues))
+
+    def dead_groups(self, wanted: Plan[JobFilter]) -> Plan[list[dead_letters.DeadGroup]]:
+        return (yield from dead_letters.groups_plan(self.keys, (yield from wanted)))
+
+    def dead_ids(self, wanted: Plan[JobFilter], limit: int | None) -> Plan[list[str]]:
+        return (yield from dead_letters.matching_plan(self.keys, (yield from wanted), limit=limit))
+
+    def replay(self, ids: Sequence[str]) -> Plan[list[str]]:
+        words: list[str] = yield Store.replay(self.keys, ids)
+        return words
+
+    # ------------------------------------------------------------------ queues
+
+    def queues(self) -> Plan[list[QueueInfo]]:
+        return queues_plan(self.keys, self.specs, _now_ms())
+
+    def queue(self, name: str) -> Plan[QueueInfo]:
+        known = yield from queue_names_plan(self.keys, self.specs)
+        if name not in known:
+            raise JobNotFoundError(f"no queue {name!r}; there are: {', '.join(known)}", queue=name)
+        return (yield from queues_plan(self.keys, self.specs, _now_ms(), only=name))[0]
+
+    def pause(
+        self, name: str, for_: float | timedelta | None, reason: str | None, by: str
+    ) -> Plan[QueueInfo]:
+        until_ms = 0
+        if for_ is not None:
+            length = for_ if isinstance(for_, timedelta) else timedelta(seconds=for_)
+            if length <= timedelta(0):
+                raise ValueError(f"a pause must be longer than 0, got {length}")
+            until_ms = _now_ms() + length // timedelta(milliseconds=1)
+        yield from self.queue(name)
+        yield Store.pause(self.keys, name, until_ms, by, reason or "")
+        events.emit("queue.paused", queue=name, reason=reason or "")
+        return (yield from self.queue(name))
+
+    def resume(self, name: str) -> Plan[QueueInfo]:
+        yield from self.queue(name)
+        yield Store.resume(self.keys, name)
+        events.emit("queue.resumed", queue=name)
+        return (yield from self.queue(name))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

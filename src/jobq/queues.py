@@ -1,0 +1,141 @@
+"""Queues: the five lanes, what a queue is allowed and owes, and whether a wait kept its target."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Literal
+
+from jobq.errors import ConfigError
+from jobq.limits import Concurrency, Rate
+from jobq.retry import Delays, is_duration, is_whole
+
+Isolation = Literal["thread", "process"]
+
+# No colon: Redis keys put the queue's name between colons. Also what an environment variable can spell.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_LONGEST = timedelta(days=3650)
+
+
+class Priority(StrEnum):
+    """The five lanes, most urgent first. A lane is a queue of that name."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+    BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long ended jobs stay readable.
+
+    Attributes:
+        age: Until they are this old, at most 10 years.
+        count: Only the newest ones, per queue.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    age: timedelta
+    count: int
+
+    def __post_init__(self) -> None:
+        if not is_duration(self.age, timedelta(0), _LONGEST):
+            raise ConfigError(
+                f"the age of a retention must be a timedelta of at most 10 years, got {self.age!r}"
+            )
+        if not is_whole(self.count, 0, 1_000_000_000):
+            raise ConfigError(
+                f"the count of a retention must be a whole number of at least 0, got {self.count!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSpec:
+    """One queue: what it may use, and what it owes.
+
+    Attributes:
+        name: Letters, digits, ``_``, ``-`` and ``.``, at most 64.
+        slots: Jobs that one worker runs at once.
+        target: Service level: longest wait between due and started. None: no target.
+        rate: Starts per window, over all workers. None: unlimited.
+        concurrency: Runs at once, over all workers. None: unlimited.
+        max_attempts: For tasks that do not say; None: ``JOBQ_MAX_ATTEMPTS``.
+        backoff: For tasks that do not say; None: the default backoff.
+        timeout: For tasks that do not say; None: the default of 180 s. Always finite.
+        isolation: ``"thread"`` or ``"process"`` for tasks that do not say; None: threads for sync tasks, the
+            event loop for async ones.
+        keep_succeeded: Retention of succeeded jobs; default 24 h, 1,000.
+        keep_dead: Retention of dead letters; default 7 days, 5,000.
+        redis_url: The queue's own Redis. None: the one of the settings.
+        nice: Lowers the OS priority of its processes, 0 to 19.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    name: str
+    slots: int
+    target: timedelta | None = None
+    rate: Rate | None = None
+    concurrency: Concurrency | None = None
+    max_attempts: int | None = None
+    backoff: Delays | None = None
+    timeout: timedelta | None = None
+    isolation: Isolation | None = None
+    keep_succeeded: Retention = Retention(timedelta(hours=24), 1_000)
+    keep_dead: Retention = Retention(timedelta(days=7), 5_000)
+    redis_url: str | None = None
+    nice: int = 0
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"a queue's name is made of letters, digits, '_', '-' and '.', at most 64, got {self.name!r}"
+            )
+        self._whole("slots", self.slots, 1, 10_000)
+        self._whole("nice", self.nice, 0, 19)
+        if self.max_attempts is not None:
+            self._whole("max_attempts", self.max_attempts, 1, 1_000_000)
+        self._positive("target", self.target)
+        self._positive("timeout", self.timeout)
+        if self.isolation not in (None, "thread", "process"):
+            raise self._wrong("isolation", '"thread" or "process"', self.isolation)
+
+    def _whole(self, field: str, value: object, low: int, high: int) -> None:
+        if not is_whole(value, low, high):
+            raise self._wrong(field, f"a whole number from {low:,} to {high:,}", value)
+
+    def _positive(self, field: str, value: timedelta | None) -> None:
+        if value is not None and not is_duration(value, timedelta(milliseconds=1), _LONGEST):
+            raise self._wrong(field, "a timedelta of at least 1 ms", value)
+
+    def _wrong(self, field: str, right: str, value: object) -> ConfigError:
+        return ConfigError(f"{field} of queue {self.name!r} must be {right}, got {value!r}", queue=self.name)
+
+
+LANES: Mapping[str, QueueSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            QueueSpec("critical", 20, timedelta(seconds=1)),
+            QueueSpec("high", 10, timedelta(seconds=5)),
+            QueueSpec("medium", 5, timedelta(seconds=30)),
+            QueueSpec("low", 2, timedelta(minutes=5), isolation="process", nice=10),
+            QueueSpec("batch", 1, None, isolation="process", nice=10),
+        )
+    }
+)
+"""The five lanes as they are unless configured otherwise, most urgent first."""
+
+
+def sla_met(spec: QueueSpec, wait: timedelta) -> bool:
+    """Whether a wait kept the queue's target. A queue without one is always on time."""
+    return spec.target is None or wait <= spec.target

@@ -1,0 +1,543 @@
+"""What ``jobq stats`` and ``jobq health`` show: counts, waits against targets, throughput, in two pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from jobq import histogram
+from jobq.fleet import Worker, as_int, as_map, as_text, queue_info, worker_commands, worker_names, worker_of
+from jobq.keys import Keys
+from jobq.queues import QueueSpec
+from jobq.rq_bridge import iso
+from jobq.store import Batch, Plan
+
+WINDOW = timedelta(minutes=5)
+"""What waits and throughput are taken over, unless the caller says otherwise; at most 24 h."""
+
+_LONGEST = timedelta(hours=24)
+_CHUNK = 2_000
+
+
+@dataclass(slots=True)
+class Counters:
+    """Settled jobs of some minutes: how they ended, how long they waited and ran.
+
+    Attributes:
+        waits: Bucket of ``histogram`` to count; ``runs`` the same for run times.
+        by_task: Per task, the same letters as in the counters: ``s r d c o``.
+    """
+
+    waits: dict[int, int] = field(default_factory=dict)
+    runs: dict[int, int] = field(default_factory=dict)
+    by_task: dict[str, dict[str, int]] = field(default_factory=dict)
+    met: int = 0
+    missed: int = 0
+
+    def add(self, hash_fields: Mapping[str, str]) -> None:
+        """Add the hash of one minute."""
+        for name, value in hash_fields.items():
+            count = as_int(value)
+            kind, _, rest = name.partition(":")
+            if kind == "m":
+                self.met += count
+            elif kind == "x":
+                self.missed += count
+            elif kind in ("w", "u") and rest.isdecimal():
+                into = self.waits if kind == "w" else self.runs
+                into[int(rest)] = into.get(int(rest), 0) + count
+            elif kind in ("s", "r", "d", "c", "o") and rest:
+                of_task = self.by_task.setdefault(rest, {})
+                of_task[kind] = of_task.get(kind, 0) + count
+
+    def merge(self, other: Counters) -> None:
+        """Add another queue's counters."""
+        for mine, theirs in ((self.waits, other.waits), (self.runs, other.runs)):
+            for index, count in theirs.items():
+                mine[index] = mine.get(index, 0) + count
+        for task, letters in other.by_task.items():
+            of_task = self.by_task.setdefault(task, {})
+            for letter, count in letters.items():
+                of_task[letter] = of_task.get(letter, 0) + count
+        self.met += other.met
+        self.missed += other.missed
+
+    def total(self, letters: str) -> int:
+        """Settled jobs of all tasks whose outcome has one of these letters."""
+        return sum(of_task.get(letter, 0) for of_task in self.by_task.values() for letter in letters)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStats:
+    """One queue, or all of them together.
+
+    ``succeeded``, ``dead`` and ``cancelled`` count the jobs that retention still keeps. Waits, ``sla_met``,
+    ``throughput_per_s`` and ``failed_attempts`` are of the window.
+
+    Attributes:
+        oldest_queued_s: Seconds that the next job has been due; 0 when none waits.
+        wait_p50_s: Quantiles of the time from due to started; None when nothing was settled in the window.
+        sla_met: Share, 0 to 1, of settled jobs that started within the target; None without either.
+        throughput_per_s: Jobs that ended per second.
+        failed_attempts: Attempts that failed, those that were retried and those that made a dead letter.
+        unreadable: Keys of the queue that have the wrong type; what they hold counts as 0.
+    """
+
+    queued: int = 0
+    scheduled: int = 0
+    retrying: int = 0
+    deferred: int = 0
+    parked: int = 0
+    running: int = 0
+    succeeded: int = 0
+    dead: int = 0
+    cancelled: int = 0
+    paused: bool = False
+    workers: int = 0
+    slots: int = 0
+    busy: int = 0
+    oldest_queued_s: float = 0.0
+    target_s: float | None = None
+    window_s: float = WINDOW.total_seconds()
+    counters: Counters = field(default_factory=Counters)
+    elapsed_s: float = WINDOW.total_seconds()
+    unreadable: tuple[str, ...] = ()
+
+    @property
+    def wait_p50_s(self) -> float | None:
+        return histogram.quantile(self.counters.waits, 0.5)
+
+    @property
+    def wait_p95_s(self) -> float | None:
+        return histogram.quantile(self.counters.waits, 0.95)
+
+    @property
+    def wait_p99_s(self) -> float | None:
+        return histogram.quantile(self.counters.waits, 0.99)
+
+    @property
+    def sla_met(self) -> float | None:
+        judged = self.counters.met + self.counters.missed
+        return self.counters.met / judged if judged else None
+
+    @property
+    def throughput_per_s(self) -> float:
+        return self.counters.total("sdc") / max(self.elapsed_s, 1.0)
+
+    @property
+    def failed_attempts(self) -> int:
+        return self.counters.total("rd")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The queue's part of ``jobq stats --json``."""
+        return {
+            "queued": self.queued,
+            "scheduled": self.scheduled,
+            "retrying": self.retrying,
+            "deferred": self.deferred,
+            "parked": self.parked,
+            "running": self.running,
+            "succeeded": self.succeeded,
+            "dead": self.dead,
+            "cancelled": self.cancelled,
+            "paused": self.paused,
+            "workers": self.workers,
+            "slots": self.slots,
+            "busy": self.busy,
+            "oldest_queued_s": round(self.oldest_queued_s, 3),
+            "wait_p50_s": _rounded(self.wait_p50_s),
+            "wait_p95_s": _rounded(self.wait_p95_s),
+            "wait_p99_s": _rounded(self.wait_p99_s),
+            "target_s": self.target_s,
+            "sla_met": _rounded(self.sla_met),
+            "throughput_per_s": round(self.throughput_per_s, 3),
+            "failed_attempts": self.failed_attempts,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisStats:
+    """The server.
+
+    Attributes:
+        used_memory: Bytes; ``maxmemory`` too, 0 for no limit.
+        durability: ``none``, ``snapshot``, ``aof-everysec``, ``aof-always``, or ``unknown``.
+    """
+
+    used_memory: int = 0
+    maxmemory: int = 0
+    durability: str = "unknown"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``redis`` part of ``jobq stats --json``."""
+        return {
+            "used_memory": self.used_memory,
+            "maxmemory": self.maxmemory,
+            "durability": self.durability,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """A snapshot of everything.
+
+    Attributes:
+        stalled: Leases that ended more than three lengths of a rescue ago and nobody rescued.
+        workers: The live workers, also those of queues that are not shown.
+    """
+
+    generated_at: datetime
+    queues: dict[str, QueueStats]
+    totals: QueueStats
+    redis: RedisStats
+    workers: tuple[Worker, ...] = ()
+    stalled: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of ``jobq stats --json``."""
+        return {
+            "generated_at": iso(int(self.generated_at.timestamp() * 1000)),
+            "queues": {name: queue.to_dict() for name, queue in self.queues.items()},
+            "totals": self.totals.to_dict(),
+            "redis": self.redis.to_dict(),
+        }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def stats_plan(
+    keys: Keys,
+    specs: Mapping[str, QueueSpec],
+    *,
+    queue: str | None = None,
+    since: timedelta | None = None,
+) -> Plan[Stats]:
+    """Counts and measures of all queues, or of one.
+
+    Two pipelines however many queues there are; a third, small one only while jobs are parked.
+
+    Args:
+        since: The window; None: five minutes. Rounded up to whole minutes.
+    Raises:
+        ValueError: A window of zero or less, or of more than 24 h, which is as long as counters are kept.
+    """
+    window = WINDOW if since is None else since
+    if not timedelta(0) < window <= _LONGEST:
+        raise ValueError(f"the window must be above 0 and at most 24 h, got {window}")
+    members, worker_members, time_reply, info, fsync, save = yield Batch(
+        (
+            ("SMEMBERS", keys.queues),
+            ("SMEMBERS", keys.workers),
+            ("TIME",),
+            ("INFO",),
+            ("CONFIG", "GET", "appendfsync"),
+            ("CONFIG", "GET", "save"),
+        )
+    )
+    now_ms = _now_ms(time_reply)
+    names = _queue_names(keys, specs, members, queue)
+    workers_known = worker_names(keys, worker_members)
+    minutes = _minutes(now_ms, window)
+    commands: list[tuple[Any, ...]] = [("ZCOUNT", keys.leases, "-inf", f"({now_ms - 15_000}")]
+    for name in names:
+        commands += _queue_commands(keys, name)
+    for name in workers_known:
+        commands += worker_commands(keys, name)
+    for name in names:
+        commands += [("HGETALL", keys.counters(name, minute)) for minute in minutes]
+    replies = yield from _in_chunks(commands)
+    feed = iter(replies)
+    stalled = as_int(next(feed))
+    raw = {name: [next(feed) for _ in range(_PER_QUEUE)] for name in names}
+    found = [worker_of(name, next(feed), next(feed)) for name in workers_known]
+    workers = tuple(worker for worker in found if worker is not None)
+    counted = {name: _counters(feed, minutes, now_ms) for name in names}
+    parked = yield from _parked_plan(keys, [name for name in names if as_map(raw[name][7]).get("parked")])
+    queues = {
+        name: _queue_stats(
+            keys, name, specs.get(name), raw[name], counted[name], workers, parked.get(name, 0), now_ms, window
+        )
+        for name in names
+    }
+    return Stats(
+        generated_at=datetime.fromtimestamp(now_ms / 1000, tz=UTC),
+        queues=queues,
+        totals=_totals(queues.values(), workers, window),
+        redis=redis_stats(info, fsync, save),
+        workers=workers,
+        stalled=stalled,
+    )
+
+
+def _in_chunks(commands: Sequence[tuple[Any, ...]]) -> Plan[list[Any]]:
+    """One pipeline for the usual window; a day's worth of minutes goes in several, to keep buffers small."""
+    replies: list[Any] = []
+    for start in range(0, len(commands), _CHUNK):
+        replies += yield Batch(tuple(commands[start : start + _CHUNK]))
+    return replies
+
+
+def _queue_commands(keys: Keys, name: str) -> tuple[tuple[Any, ...], ...]:
+    return (
+        ("LLEN", keys.queue(name)),
+        ("ZCARD", keys.scheduled(name)),
+        ("ZCARD", keys.retrying(name)),
+        ("ZCARD", keys.deferred(name)),
+        ("ZCARD", keys.wip(name)),
+        ("ZCARD", keys.finished(name)),
+        ("ZCARD", keys.failed(name)),
+        ("HGETALL", keys.queue_state(name)),
+        ("ZCARD", keys.canceled(name)),
+        # The `q` of the head's hash, in one command: LINDEX, then HGET, would be a round trip more. Redis reads one
+        # element only, since it neither sorts nor looks past the limit.
+        ("SORT", keys.queue(name), "BY", "nosort", "LIMIT", 0, 1, "GET", f"{keys.job('*')}->q"),
+    )
+
+
+_PER_QUEUE = len(_queue_commands(Keys(), ""))
+
+
+def _counters(feed: Iterator[Any], minutes: Sequence[int], now_ms: int) -> tuple[Counters, float]:
+    """The counters of a window, and the seconds that they cover: since the first minute with any."""
+    total = Counters()
+    first: int | None = None
+    for minute in minutes:
+        fields = as_map(next(feed))
+        if fields:
+            first = minute if first is None else first
+            total.add(fields)
+    elapsed = now_ms / 1000 - (minutes[0] if first is None else first) * 60
+    return total, max(elapsed, 1.0)
+
+
+def _parked_plan(keys: Keys, names: Sequence[str]) -> Plan[dict[str, int]]:
+    if not names:
+        return {}
+    buckets = yield Batch(tuple(("SMEMBERS", keys.parked(name)) for name in names))
+    pairs = [
+        (name, as_text(bucket))
+        for name, members in zip(names, buckets, strict=True)
+        if not isinstance(members, Exception)
+        for bucket in members
+    ]
+    if not pairs:
+        return {}
+    counts = yield Batch(tuple(("ZCARD", keys.bucket(name, bucket)) for name, bucket in pairs))
+    parked: dict[str, int] = {}
+    for (name, _), count in zip(pairs, counts, strict=True):
+        parked[name] = parked.get(name, 0) + as_int(count)
+    return parked
+
+
+def _queue_stats(
+    keys: Keys,
+    name: str,
+    spec: QueueSpec | None,
+    raw: Sequence[Any],
+    counted: tuple[Counters, float],
+    workers: Sequence[Worker],
+    parked: int,
+    now_ms: int,
+    window: timedelta,
+) -> QueueStats:
+    queued, scheduled, retrying, deferred, running, finished, failed, state, cancelled, head = raw
+    serving = [worker for worker in workers if name in worker.queues]
+    due_ms = as_int(head[0]) if isinstance(head, list | tuple) and head else 0
+    commands = _queue_commands(keys, name)
+    wrong = tuple(
+        str(command[1])
+        for command, reply in zip(commands[:-1], raw[:-1], strict=True)
+        if isinstance(reply, Exception)
+    )
+    return QueueStats(
+        queued=as_int(queued),
+        scheduled=max(as_int(scheduled) - as_int(retrying), 0),
+        retrying=min(as_int(retrying), as_int(scheduled)),
+        deferred=max(as_int(deferred) - parked, 0),
+        parked=parked,
+        running=as_int(running),
+        succeeded=as_int(finished),
+        dead=as_int(failed),
+        cancelled=as_int(cancelled),
+        paused=queue_info(name, spec, 0, as_map(state), now_ms).paused,
+        workers=len(serving),
+        slots=sum(worker.slots for worker in serving),
+        busy=sum(worker.busy for worker in serving),
+        oldest_queued_s=max(now_ms - due_ms, 0) / 1000 if due_ms else 0.0,
+        target_s=spec.target.total_seconds() if spec and spec.target else None,
+        window_s=window.total_seconds(),
+        counters=counted[0],
+        elapsed_s=counted[1],
+        unreadable=wrong,
+    )
+
+
+_SUMMED = ("queued", "scheduled", "retrying", "deferred", "parked", "running", "succeeded", "dead", "cancelled")
+
+
+def _totals(queues: Any, workers: Sequence[Worker], window: timedelta) -> QueueStats:
+    every: list[QueueStats] = list(queues)
+    counters = Counters()
+    for each in every:
+        counters.merge(each.counters)
+    return QueueStats(
+        **{name: sum(getattr(each, name) for each in every) for name in _SUMMED},
+        paused=any(each.paused for each in every),
+        workers=len(workers),
+        slots=sum(worker.slots for worker in workers),
+        busy=sum(worker.busy for worker in workers),
+        oldest_queued_s=max((each.oldest_queued_s for each in every), default=0.0),
+        window_s=window.total_seconds(),
+        counters=counters,
+        elapsed_s=max((each.elapsed_s for each in every if each.counters.by_task), default=1.0),
+        unreadable=tuple(key for each in every for key in each.unreadable),
+    )
+
+
+def _queue_names(
+    keys: Keys, specs: Mapping[str, QueueSpec], members: Any, only: str | None
+) -> tuple[str, ...]:
+    if only is not None:
+        return (only,)
+    start = keys.queue("")
+    found = [] if isinstance(members, Exception) else [as_text(member) for member in members]
+    more = {name.removeprefix(start) for name in found if name.startswith(start)}
+    return (*specs, *sorted(more - set(specs)))
+
+
+def _minutes(now_ms: int, window: timedelta) -> range:
+    last = now_ms // 60_000
+    return range((now_ms - int(window.total_seconds() * 1000)) // 60_000, last + 1)
+
+
+def _now_ms(reply: Any) -> int:
+    seconds, micros = reply
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+# --------------------------------------------------------------------------- the server
+
+
+def redis_stats(info: Any, fsync: Any, save: Any) -> RedisStats:
+    """Memory and durability from ``INFO`` and two ``CONFIG GET`` replies; managed servers refuse the latter."""
+    fields = _info_fields(info)
+    return RedisStats(
+        used_memory=as_int(fields.get("used_memory")),
+        maxmemory=as_int(fields.get("maxmemory")),
+        durability=_durability(fields, as_map(fsync).get("appendfsync"), as_map(save).get("save")),
+    )
+
+
+def _info_fields(info: Any) -> dict[str, str]:
+    if isinstance(info, Mapping):
+        return {as_text(name): as_text(value) for name, value in info.items()}
+    if isinstance(info, Exception) or not info:
+        return {}
+    lines = (line.partition(":") for line in as_text(info).splitlines())
+    return {name: value.strip() for name, separator, value in lines if separator}
+
+
+def _durability(fields: Mapping[str, str], fsync: str | None, save: str | None) -> str:
+    if not fields:
+        return "unknown"
+    if fields.get("aof_enabled") == "1":
+        return "aof-always" if fsync == "always" else "aof-everysec"
+    return "none" if save == "" else "snapshot"
+
+
+# --------------------------------------------------------------------------- health
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """When :func:`judge` warns, and when it calls the system unhealthy.
+
+    Attributes:
+        dead_warn: More dead letters than this, over all queues, deserve a look; ``dead_bad`` are an incident.
+        queued_warn: More waiting jobs than this may need more workers; ``queued_bad`` are an incident.
+        sla_warn: A smaller share of jobs within their target.
+        memory_warn: A larger share of ``maxmemory`` in use.
+    """
+
+    dead_warn: int = 10
+    dead_bad: int = 100
+    queued_warn: int = 100
+    queued_bad: int = 1_000
+    sla_warn: float = 0.99
+    memory_warn: float = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The verdict: ``ok``, ``warning`` or ``unhealthy``, and what is wrong, the worst first."""
+
+    status: str
+    issues: tuple[str, ...]
+    checked_at: datetime
+
+    @property
+    def ok(self) -> bool:
+        """Nothing that somebody must act on now; warnings pass."""
+        return self.status != "unhealthy"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of ``jobq health --json``."""
+        return {
+            "status": self.status,
+            "issues": list(self.issues),
+            "checked_at": iso(int(self.checked_at.timestamp() * 1000)),
+        }
+
+
+def judge(stats: Stats, limits: Thresholds | None = None) -> Health:
+    """The health that a snapshot shows."""
+    found = list(_issues(stats, limits or Thresholds()))
+    bad = [text for severe, text in found if severe]
+    warned = [text for severe, text in found if not severe]
+    status = "unhealthy" if bad else "warning" if warned else "ok"
+    return Health(status, (*bad, *warned), stats.generated_at)
+
+
+def _issues(stats: Stats, limits: Thresholds) -> Iterator[tuple[bool, str]]:
+    """Pairs of "is it severe" and what is wrong."""
+    totals = stats.totals
+    if totals.dead > limits.dead_warn:
+        yield totals.dead > limits.dead_bad, f"{totals.dead:,} failed jobs {_where(stats, 'dead')}: see jobq dead groups"
+    if totals.queued > limits.queued_warn:
+        yield (
+            totals.queued > limits.queued_bad,
+            f"{totals.queued:,} jobs waiting {_where(stats, 'queued')}: more workers may be needed",
+        )
+    if stats.stalled:
+        yield True, f"{stats.stalled:,} running jobs have no live worker, and nobody rescues them: start jobq worker"
+    for name, queue in stats.queues.items():
+        if queue.queued and not queue.workers:
+            yield True, f"queue {name}: {queue.queued:,} jobs waiting and no worker serves it"
+        elif queue.running and not queue.workers:
+            yield True, f"queue {name}: {queue.running:,} jobs active and no live worker"
+        if queue.paused and queue.queued:
+            yield False, f"queue {name} is paused with {queue.queued:,} jobs waiting"
+        elif queue.target_s is not None and queue.oldest_queued_s > queue.target_s:
+            late = f"{queue.oldest_queued_s:.1f} s, target {queue.target_s:g} s"
+            yield False, f"queue {name}: the next job has waited {late}"
+        if queue.sla_met is not None and queue.sla_met < limits.sla_warn:
+            yield False, f"queue {name}: {queue.sla_met:.1%} of jobs started within {queue.target_s or 0:g} s"
+        if queue.parked:
+            yield False, f"queue {name}: {queue.parked:,} jobs parked; no live worker can run them"
+        for key in queue.unreadable:
+            yield True, f"queue {name}: key {key} has the wrong type"
+    redis = stats.redis
+    if redis.maxmemory and redis.used_memory > limits.memory_warn * redis.maxmemory:
+        yield False, f"Redis uses {redis.used_memory / redis.maxmemory:.0%} of its maxmemory"
+
+
+def _where(stats: Stats, name: str) -> str:
+    parts = sorted(((getattr(queue, name), key) for key, queue in stats.queues.items()), reverse=True)
+    return "(" + ", ".join(f"{key} {count:,}" for count, key in parts[:3] if count) + ")"

@@ -1,0 +1,120 @@
+"""Waiting for a job to end: a flag that settle sees, a list to block on, and a look at the state now and then.
+
+``jobq:wait:<id>`` tells settle that somebody waits; settle then pushes to ``jobq:done:<id>``. A waiter moves that
+list's head onto its own list: it wakes without consuming, so any number of waiters wake. A stock rq worker pushes
+nothing, hence the look at the state every few seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from jobq.errors import JobFailedError
+from jobq.job import Job, JobOwner, JobState
+from jobq.keys import Keys
+from jobq.records import decode_attempt
+from jobq.dead_letters import last_line
+from jobq.store import Batch, Plan
+from jobq.views import hash_command, job_of, newest_result, valid_id
+
+FLAG_S = 60
+"""Seconds that the flag lives; each look renews it."""
+
+BLOCK_S = 5.0
+"""Longest block, and so the longest time between two looks."""
+
+_SHORTEST_S = 0.01
+_FIRST_BLOCK_S = 1.0
+
+
+@dataclass(slots=True)
+class Patience:
+    """How long a waiter may still block.
+
+    Args:
+        timeout: Seconds or a timedelta; None: without end.
+        clock: Seconds of a clock that never goes back.
+    """
+
+    deadline: float | None
+    clock: Callable[[], float]
+    block_s: float = _FIRST_BLOCK_S
+
+    @classmethod
+    def of(
+        cls, timeout: float | timedelta | None, clock: Callable[[], float] = time.monotonic
+    ) -> Patience:
+        """Start waiting now."""
+        if timeout is None:
+            return cls(None, clock)
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
+        return cls(clock() + seconds, clock)
+
+    def next_block(self, job: Job) -> float:
+        """Seconds to block before the next look; each is twice the one before, up to :data:`BLOCK_S`.
+
+        Raises:
+            TimeoutError: The time is up.
+        """
+        block = self.block_s
+        if self.deadline is not None:
+            left = self.deadline - self.clock()
+            if left <= 0:
+                raise TimeoutError(f"job {job.id} is still {job.state}; it goes on")
+            block = min(block, left)
+        self.block_s = min(self.block_s * 2, BLOCK_S)
+        return max(block, _SHORTEST_S)  # 0 would block for ever
+
+
+def look_plan(keys: Keys, job_id: str, owner: JobOwner | None, *, woken: bool) -> Plan[Job]:
+    """The job's state, after saying that somebody waits.
+
+    Args:
+        woken: The list was not empty. If the job has not ended, what it held is of an earlier end, before a replay:
+            it goes, or it would wake at once for a minute.
+    """
+    flag = ("SET", keys.wait(valid_id(job_id)), "1", "EX", FLAG_S)
+    values = (yield Batch((flag, hash_command(keys, job_id))))[1]
+    job = job_of(job_id, values, owner)
+    if job.finished or not woken:
+        return job
+    # Delete first, read after: a job that ends in between shows in its state.
+    values = (yield Batch((("DEL", keys.done(job_id)), hash_command(keys, job_id))))[1]
+    return job_of(job_id, values, owner)
+
+
+def block_command(keys: Keys, job_id: str, seconds: float) -> tuple[Any, ...]:
+    """The blocking command of a waiter."""
+    done = keys.done(job_id)
+    return ("BLMOVE", done, done, "LEFT", "LEFT", f"{seconds:.3f}")
+
+
+def failure_plan(keys: Keys, job: Job) -> Plan[JobFailedError]:
+    """The error that says why a job is dead or cancelled."""
+    why, record, entries = yield Batch(
+        (
+            ("HGET", keys.job(job.id), "why"),
+            ("LINDEX", keys.attempts(job.id), -1),
+            ("XREVRANGE", keys.results(job.id), "+", "-", "COUNT", 1),
+        )
+    )
+    kind, text = None, None
+    if job.state is JobState.DEAD:
+        if record and not isinstance(record, Exception):
+            attempt = decode_attempt(record, job.attempt)
+            kind, text = attempt.error_type, attempt.error
+        stream = newest_result(entries)
+        if text is None and stream is not None and stream.error:
+            kind, text = last_line(stream.error)
+    reason = job.dead_reason or (why.decode("utf-8", "replace") if isinstance(why, bytes) else None)
+    detail = ": ".join(part for part in (kind, text) if part)
+    return JobFailedError(
+        f"job {job.id} is {job.state}" + (f" ({reason})" if reason else "") + (f": {detail}" if detail else ""),
+        job_id=job.id,
+        queue=job.queue,
+        task=job.task,
+    )

@@ -1,0 +1,131 @@
+"""Where finished attempts wait for the executor's loop, and how they wake it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+
+from jobq.records import encode_progress
+from jobq.worker.runner import Assignment, Report
+from jobq.worker.slots import SlotTable
+
+PROGRESS_EVERY_S = 0.5
+"""A job's progress is sent at most this often."""
+
+
+class Inbox:
+    """Takes reports from any thread; the executor's loop takes them out in batches.
+
+    Also the sink that running tasks report to (``ContextSink``), and what writes the slot table as jobs start and
+    finish (``Hooks``).
+    """
+
+    def __init__(self, table: SlotTable) -> None:
+        self._table = table
+        self._reports: deque[Report] = deque()
+        self._wake_r, self._wake_w = os.pipe()
+        os.set_blocking(self._wake_r, False)
+        os.set_blocking(self._wake_w, False)
+        self._asleep = False
+        self._cancelled: set[str] = set()
+        self._progress: dict[str, bytes] = {}
+        self._sent: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    # -- Hooks --------------------------------------------------------------------------------------------------
+
+    def started(self, work: Assignment) -> None:
+        """A run begins: its record gets start and deadline."""
+        now = time.monotonic()
+        work.started_at = now
+        self._table.start(work.slot, now, now + work.timeout_s)
+
+    def finished(self, report: Report) -> None:
+        """A run has ended: queue its report, and wake the loop if it sleeps."""
+        self._table.finish(report.assignment.slot)
+        self._reports.append(report)
+        if self._asleep:
+            self.wake()
+
+    # -- ContextSink --------------------------------------------------------------------------------------------
+
+    def progress(self, job_id: str, fraction: float, text: str) -> None:
+        """Keep the newest report; it goes out with the loop's next turn, twice a second at most."""
+        with self._lock:
+            self._progress[job_id] = encode_progress(fraction, text)
+
+    def log(self, job_id: str, text: str) -> None:
+        """Job logs are not stored in this version."""
+
+    def cancel_requested(self, job_id: str) -> bool:
+        """Whether somebody asked this job to stop, or its lease is lost."""
+        return job_id in self._cancelled
+
+    # -- the loop's side ----------------------------------------------------------------------------------------
+
+    def __bool__(self) -> bool:
+        return bool(self._reports)
+
+    def take(self, limit: int) -> list[Report]:
+        """Up to ``limit`` reports, oldest first."""
+        reports = self._reports
+        return [reports.popleft() for _ in range(min(limit, len(reports)))]
+
+    def put_back(self, reports: list[Report]) -> None:
+        """Reports that could not be settled yet."""
+        self._reports.extendleft(reversed(reports))
+
+    def due_progress(self, now: float) -> dict[str, bytes]:
+        """Progress that may be sent now, by job id."""
+        if not self._progress:
+            return {}
+        with self._lock:
+            due = {i: p for i, p in self._progress.items() if now - self._sent.get(i, 0.0) >= PROGRESS_EVERY_S}
+            for job_id in due:
+                del self._progress[job_id]
+                self._sent[job_id] = now
+        return due
+
+    def cancel(self, job_ids: list[str]) -> None:
+        """These running jobs were asked to stop, or are somebody else's now."""
+        self._cancelled.update(job_ids)
+
+    def forget(self, job_id: str) -> None:
+        """The job is settled."""
+        if self._cancelled:
+            self._cancelled.discard(job_id)
+        if self._sent or self._progress:
+            with self._lock:
+                self._sent.pop(job_id, None)
+                self._progress.pop(job_id, None)
+
+    def fileno(self) -> int:
+        """Readable once :meth:`wake` was called."""
+        return self._wake_r
+
+    def prepare_sleep(self) -> bool:
+        """Say that the loop is about to sleep. False: reports have arrived, so it must not."""
+        self._asleep = True
+        if self._reports:
+            self._asleep = False
+            return False
+        return True
+
+    def awake(self, *, woken: bool) -> None:
+        """The loop is up again; ``woken``: because :meth:`fileno` became readable."""
+        self._asleep = False
+        if not woken:
+            return
+        try:
+            os.read(self._wake_r, 4096)
+        except BlockingIOError:
+            pass
+
+    def wake(self) -> None:
+        """Wake the loop, from any thread or signal handler."""
+        try:
+            os.write(self._wake_w, b"x")
+        except BlockingIOError:  # the pipe is full of wake-ups already
+            pass

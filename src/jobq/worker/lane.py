@@ -1,0 +1,129 @@
+"""One executor process as its supervisor sees it: its slot table, its line, its end."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from jobq.calls import Outcome
+from jobq.worker.channel import Channel, ChannelClosed
+from jobq.worker.children import HARD_KILL_S, oom_kills
+from jobq.worker.executor import LaneSpec
+from jobq.worker.maintenance import Settlement
+from jobq.worker.slots import Slot, SlotState, SlotTable
+
+RETIRE_S = 2.0
+"""Seconds past a job's soft timeout after which its executor is retired: it claims no more, a successor starts."""
+
+HOPELESS_S = 10.0
+"""Seconds past the soft timeout after which a lease is no longer extended, whoever still claims to run the job."""
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One executor process.
+
+    Attributes:
+        spec: What it was told to serve.
+        ref: Its name between supervisor and spawner.
+        retired: It finishes what it runs; a successor claims.
+        killed: Why the supervisor killed it: ``timeout``, ``grace`` or ``force``; empty: it did not.
+    """
+
+    spec: LaneSpec
+    ref: str
+    table: SlotTable
+    control: Channel
+    pid: int = 0
+    retired: bool = False
+    draining: bool = False
+    killed: str = ""
+    started_at: float = field(default_factory=time.monotonic)
+    culprits: tuple[Slot, ...] = ()
+    oom_before: int = field(default_factory=oom_kills)
+
+    @property
+    def alive_at(self) -> float:
+        """When its loop last turned."""
+        return self.table.last_beat
+
+    def send(self, op: str, **body: object) -> None:
+        """Tell it something; it may have gone already."""
+        try:
+            self.control.send(op, **body)
+        except ChannelClosed:
+            pass
+
+    def members(self, now: float) -> list[str]:
+        """The leases to extend: of jobs it holds, except those long past their deadline."""
+        return [
+            slot.member
+            for slot in self.table.read()
+            if not (slot.state is SlotState.STARTED and now > slot.deadline + HOPELESS_S)
+        ]
+
+    def overdue(self, now: float) -> tuple[bool, tuple[Slot, ...]]:
+        """Whether it must be retired for a job that ignores its soft timeout, and the jobs it must be killed for."""
+        retire = False
+        culprits = []
+        for slot in self.table.read():
+            if slot.state is not SlotState.STARTED:
+                continue
+            # An isolated job's own child is killed by the executor; this is for an executor that hangs itself.
+            grace = HOPELESS_S if slot.isolated else HARD_KILL_S
+            if now > slot.deadline + grace:
+                culprits.append(slot)
+            elif not slot.isolated and now > slot.deadline + RETIRE_S:
+                retire = True
+        return retire or bool(culprits), tuple(culprits)
+
+    def close(self) -> None:
+        """Free what belonged to it."""
+        self.control.close()
+        self.table.close()
+
+    def last_will(self, status: int) -> Settlement:
+        """What its end means for the jobs it held.
+
+        Args:
+            status: Exit code, or minus the signal that ended it.
+        """
+        slots = self.table.read()
+        culprits = {slot.member for slot in self.culprits}
+        running = [s for s in slots if s.state is SlotState.STARTED and s.member not in culprits]
+        own = [slot for slot in running if not slot.isolated]
+        by_oom = status == -9 and oom_kills() > self.oom_before
+        crash = not self.killed and (status not in (-9, -15) or by_oom)
+        outcomes = [
+            Outcome(job_id=slot.job_id, token=slot.token, kind="hand_back")
+            for slot in slots
+            if slot.state is SlotState.CLAIMED
+        ]
+        if self.killed:
+            # We did it: because of a culprit, or because the grace is over. The others lose nothing.
+            outcomes += [Outcome(job_id=slot.job_id, token=slot.token, kind="hand_back") for slot in running]
+        else:
+            outcomes += _interrupted(own, crash=crash)
+            outcomes += _interrupted((slot for slot in running if slot.isolated), crash=False)
+        outcomes += _interrupted((slot for slot in slots if slot.state is SlotState.FINISHED), crash=False)
+        return Settlement(
+            self.spec.queue,
+            outcomes,
+            exec_id=self.spec.exec_id,
+            timed_out=[(slot.job_id, slot.token) for slot in self.culprits],
+        )
+
+
+def _interrupted(slots: Iterable[Slot], *, crash: bool) -> list[Outcome]:
+    found = list(slots)
+    return [
+        Outcome(job_id=s.job_id, token=s.token, kind="interrupted", crash=crash, alone=crash and len(found) == 1)
+        for s in found
+    ]
+
+
+def new_exec_id() -> str:
+    """Ten random characters: no two executor processes ever share one, so no token comes twice."""
+    return secrets.token_hex(5)

@@ -1,0 +1,305 @@
+"""The background duties of a worker, and the thread that performs them.
+
+Each duty is one small class: a period, and a ``tick``. Any worker performs them for all; each is one bounded, atomic
+step, so two workers at once do no harm, and none has to be the leader.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol
+
+from jobq import calls, events, rq_bridge
+from jobq.calls import Outcome
+from jobq.errors import SoftTimeout, StoreError
+from jobq.keys import Keys
+from jobq.queues import QueueSpec
+from jobq.retry import Dead, RetryPolicy
+from jobq.store import Batch, Store
+from jobq.worker.runner import describe_error, override_policy
+
+PROMOTE_S = 0.2
+RESCUE_S = 0.5
+RELEASE_S = 0.5
+PRUNE_S = 5.0
+REGISTER_S = 10.0
+_MOST_ROUNDS = 20
+"""Full batches in a row before the other duties have their turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a supervisor settles in place of a process that ended.
+
+    Attributes:
+        queue: The jobs' queue.
+        outcomes: What became of those it knows.
+        exec_id: The ended executor; empty when it lives on. What its last claim took beyond those goes back too.
+        timed_out: ``(job id, token)`` of jobs that were killed at their hard timeout, an attempt spent.
+    """
+
+    queue: str
+    outcomes: Sequence[Outcome] = ()
+    exec_id: str = ""
+    timed_out: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(slots=True)
+class Fleet:
+    """What the duties need to know of the worker they serve.
+
+    Attributes:
+        members: ``<id>:<token>`` of every job in the executors' hands that may still be extended.
+        tell: Passes ``lost`` and ``cancelled`` job ids on to the executors.
+        workers: The registration of each executor, as arguments of ``calls.register_worker``.
+    """
+
+    keys: Keys
+    specs: Mapping[str, QueueSpec]
+    lease_ms: int
+    members: Callable[[], list[str]]
+    tell: Callable[[list[str]], None]
+    workers: Callable[[], list[dict[str, Any]]]
+    policies: dict[str, RetryPolicy] = field(default_factory=dict)
+
+
+class Duty(Protocol):
+    """One background duty."""
+
+    period_s: float
+
+    def tick(self, store: Store, fleet: Fleet) -> None:
+        """Do it once, in bounded steps."""
+        ...
+
+
+class Heartbeat:
+    """Extends the lease of every running job, and learns of lost leases and of requests to stop."""
+
+    def __init__(self, lease_ms: int) -> None:
+        self.period_s = lease_ms / 3000
+
+    def tick(self, store: Store, fleet: Fleet) -> None:
+        members = fleet.members()
+        for start in range(0, len(members), 500):
+            beat = store.run(calls.heartbeat(fleet.keys, members[start : start + 500], fleet.lease_ms))
+            if beat.lost or beat.cancelled:
+                fleet.tell([member.partition(":")[0] for member in beat.lost] + list(beat.cancelled))
+
+
+class Promote:
+    """Moves due jobs into their queues."""
+
+    period_s = PROMOTE_S
+
+    def tick(self, store: Store, fleet: Fleet) -> None:
+        queues = list(fleet.specs)
+        for _ in range(_MOST_ROUNDS):
+            if store.run(calls.promote(fleet.keys, queues)).count < 100:
+                return
+
+
+class Rescue:
+    """Takes jobs whose lease has expired away from whoever held them."""
+
+    period_s = RESCUE_S
+
+    def tick(self, store: Store, fleet: Fleet) -> None:
+        for _ in range(_MOST_ROUNDS):
+            rescued = store.run(calls.rescue(fleet.keys, fleet.lease_ms))
+            for job_id, queue, word in rescued.moved:
+                events.emit("job.rescued" if word == "queued" else "job.dead", job_id=job_id, queue=queue, outcome=word)
+            if len(rescued.moved) < 100:
+                return
+
+
+class Release:
+    """Queues the children of jobs that have succeeded."""
+
+    period_s = RELEASE_S
+
+    def tick(self, store: Store, fleet: Fleet) -> None:
+        for _ in range(_MOST_ROUNDS):
+            if store.run(calls.release(fleet.keys)) < 1:
+                return
+
+
+class Prune:
+    """Deletes ended jobs beyond their retention."""
+
+    period_s = PRUNE_S
+
+    def tick(self, store: Store, fleet: Fleet) -> None:
+        for name, spec in fleet.specs.items():
+            for _ in range(_MOST_ROUNDS):
+                deleted = store.run(
+                    calls.prune(
+                        fleet.keys,
+                        name,
+                        keep_succeeded=spec.keep_succeeded.count,
+                        keep_dead=spec.keep_dead.count,
+                        keep_cancelled_s=int(spec.keep_succeeded.age.total_seconds()),
+                    )
+                )
+                if deleted < 100:
+                    break
+
+
+class Register:
+    """Keeps the executors in rq's and our lists of workers."""
+
+    period_s = REGISTER_S
+
+    def tick(self, store: Store, fleet: Fleet) -> None:
+        for worker in fleet.workers():
+            store.run(calls.register_worker(fleet.keys, **worker))
+
+
+class Keeper:
+    """The thread that talks to Redis for a supervisor. It outlives any outage.
+
+    Args:
+        store: Its own connection.
+        fleet: The worker it serves.
+    """
+
+    def __init__(self, store: Store, fleet: Fleet) -> None:
+        self._store = store
+        self._fleet = fleet
+        beat = Heartbeat(fleet.lease_ms)
+        self._duties: list[Duty] = [beat, Rescue(), Promote(), Release(), Register(), Prune()]
+        self._due = [0.0] * len(self._duties)
+        self._due[1] = time.monotonic() + RESCUE_S
+        self._posted: deque[Settlement] = deque()
+        self._wake = threading.Condition()
+        self._ending = False
+        self._away = False
+        self._rand = random.Random()
+        self.last_success = 0.0
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def post(self, settlement: Settlement) -> None:
+        """Settle this as soon as Redis can be reached."""
+        with self._wake:
+            self._posted.append(settlement)
+            self._wake.notify()
+
+    def stop(self, timeout_s: float) -> None:
+        """Settle what was posted, sign the workers off, and end; give up after ``timeout_s``."""
+        with self._wake:
+            self._ending = True
+            self._wake.notify()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        failures = 0
+        while True:
+            with self._wake:
+                if not self._ending and not self._posted:
+                    self._wake.wait(max(0.0, min(self._due) - time.monotonic()))
+                ending = self._ending
+            try:
+                self._settle_posted()
+                if ending:
+                    self._sign_off()
+                    return
+                self._tick()
+            except StoreError as error:
+                failures += 1
+                if ending and failures > 3:
+                    return
+                self._note_away(error)
+                self._due[0] = 0.0  # after an outage the leases come first
+                time.sleep(min(1.0, 0.05 * 2 ** min(failures, 5)) * self._rand.uniform(0.8, 1.0))
+            else:
+                failures = 0
+                self._note_back()
+
+    def _tick(self) -> None:
+        for place, duty in enumerate(self._duties):
+            now = time.monotonic()
+            if now < self._due[place]:
+                continue
+            self._due[place] = now + duty.period_s
+            duty.tick(self._store, self._fleet)
+
+    def _settle_posted(self) -> None:
+        while self._posted:
+            self._settle(self._posted[0])
+            self._posted.popleft()
+
+    def _settle(self, settlement: Settlement) -> None:
+        keys, queue = self._fleet.keys, settlement.queue
+        outcomes = list(settlement.outcomes)
+        outcomes += [self._timed_out(job_id, token) for job_id, token in settlement.timed_out]
+        known = {outcome.job_id for outcome in outcomes}
+        if settlement.exec_id:
+            for job_id, token in self._store.run(calls.last_claim(keys, settlement.exec_id)):
+                if job_id not in known:
+                    outcomes.append(Outcome(job_id=job_id, token=token, kind="hand_back"))
+        for start in range(0, len(outcomes), 100):
+            batch = outcomes[start : start + 100]
+            words = self._store.run(calls.settle(keys, queue, batch, rq_bridge.iso()))
+            for outcome, word in zip(batch, words, strict=True):
+                if word == "ok" and outcome.kind != "hand_back":
+                    timed_out = outcome.spends
+                    events.emit(
+                        "job.timed_out" if timed_out else "job.rescued",
+                        job_id=outcome.job_id,
+                        queue=queue,
+                        outcome=outcome.kind,
+                    )
+
+    def _timed_out(self, job_id: str, token: str) -> Outcome:
+        """The outcome of a job killed at its hard timeout: a spent attempt, like any failure."""
+        fields = ("attempts", "o", "description")
+        read = Batch((("HMGET", self._fleet.keys.job(job_id), *fields),), lambda replies: replies[0])
+        attempts, overrides, description = self._store.run(read)
+        task = rq_bridge.task_of(description)
+        policy = self._fleet.policies.get(task, RetryPolicy())
+        if overrides:
+            policy = override_policy(policy, overrides)
+        attempt = int(attempts or 0) + 1
+        error = SoftTimeout("the task did not stop at its timeout, and was killed")
+        details = describe_error(error, ())
+        decision = policy.decide(attempt, error, self._rand)
+        record = calls.attempt_record(attempt, "timed_out", details.type, details.message, details.fingerprint)
+        dead = isinstance(decision, Dead)
+        return Outcome(
+            job_id=job_id,
+            token=token,
+            kind="dead" if dead else "retry",
+            spends=True,
+            delay_ms=0 if isinstance(decision, Dead) else int(decision.delay / timedelta(milliseconds=1)),
+            reason=decision.reason if isinstance(decision, Dead) else "",
+            fingerprint=details.fingerprint,
+            record=record,
+            exc=rq_bridge.encode_exc(details.message),
+            keep_s=7 * 86_400,
+            counters=(f"{'d' if dead else 'r'}:{task}",),
+        )
+
+    def _sign_off(self) -> None:
+        for worker in self._fleet.workers():
+            self._store.run(calls.unregister_worker(self._fleet.keys, worker["name"], worker["queues"]))
+
+    def _note_away(self, error: StoreError) -> None:
+        if not self._away:
+            self._away = True
+            events.emit("redis.unavailable", error_type=type(error).__name__, error=str(error))
+
+    def _note_back(self) -> None:
+        self.last_success = time.monotonic()
+        if self._away:
+            self._away = False
+            events.emit("redis.recovered")

@@ -1,0 +1,163 @@
+"""The slot table: what an executor holds, readable by its supervisor after any crash.
+
+Anonymous shared memory, one fixed record per job in the executor's hands. The executor writes; the supervisor
+reads it for heartbeats and deadlines, and after a death to know who *ran*, who only *waited*, and who had
+*finished* without being settled. The state byte is written last when a record is filled and first when it is
+freed, so a reader never sees a state whose id is not there yet.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import tempfile
+from dataclasses import dataclass
+from enum import IntEnum
+
+_HEADER = 64
+_RECORD = 256
+_ID_MAX = 180
+_TOKEN_MAX = 44
+_FILL = struct.Struct(f"<BHHxxxdd{_ID_MAX}s{_TOKEN_MAX}s")  # flags, id length, token length, start, deadline, id, token
+_TIMES = struct.Struct("<dd")
+_DOUBLE = struct.Struct("<d")
+_OFF_TIMES = 1 + struct.calcsize("<BHHxxx")
+
+ISOLATED = 1
+"""Flag: the job runs in a child of its own; its crash or kill touches nobody else."""
+
+
+class SlotState(IntEnum):
+    """What became of the job in a record."""
+
+    FREE = 0
+    CLAIMED = 1  # in memory, not started
+    STARTED = 2  # its function runs
+    FINISHED = 3  # its function has ended, the outcome is not settled yet
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One record, as a reader saw it. Times are seconds of the machine's monotonic clock."""
+
+    index: int
+    state: SlotState
+    isolated: bool
+    job_id: str
+    token: str
+    started: float
+    deadline: float
+
+    @property
+    def member(self) -> str:
+        """``<id>:<token>``, as leases name it."""
+        return f"{self.job_id}:{self.token}"
+
+
+class SlotTable:
+    """Shared memory for ``capacity`` jobs, plus the supervisor's pulse and the executor's.
+
+    Args:
+        fd: The file that backs it; ``SlotTable.create`` makes one.
+        capacity: Number of records.
+    """
+
+    def __init__(self, fd: int, capacity: int) -> None:
+        self.fd = fd
+        self.capacity = capacity
+        self._mem = mmap.mmap(fd, _HEADER + capacity * _RECORD)
+        self._free = list(range(capacity - 1, -1, -1))
+
+    @classmethod
+    def create(cls, capacity: int) -> SlotTable:
+        """A new table in anonymous memory (a deleted temporary file where the system has none)."""
+        if hasattr(os, "memfd_create"):
+            fd = os.memfd_create("jobq-slots", os.MFD_CLOEXEC)
+        else:
+            with tempfile.TemporaryFile() as file:
+                fd = os.dup(file.fileno())
+        os.ftruncate(fd, _HEADER + capacity * _RECORD)
+        return cls(fd, capacity)
+
+    def close(self) -> None:
+        """Unmap it and close its file."""
+        self._mem.close()
+        os.close(self.fd)
+
+    # -- the executor's side ------------------------------------------------------------------------------------
+
+    def take(self, job_id: str, token: str, *, isolated: bool = False) -> int:
+        """Fill a free record as claimed and return its index.
+
+        Raises:
+            IndexError: Every record is in use.
+        """
+        index = self._free.pop()
+        at = _HEADER + index * _RECORD
+        raw_id, raw_token = job_id.encode(), token.encode()
+        _FILL.pack_into(
+            self._mem, at + 1, ISOLATED if isolated else 0, len(raw_id), len(raw_token), 0.0, 0.0, raw_id, raw_token
+        )
+        self._mem[at] = SlotState.CLAIMED
+        return index
+
+    def start(self, index: int, now: float, deadline: float) -> None:
+        """Mark the job as started, with the deadline of its soft timeout."""
+        at = _HEADER + index * _RECORD
+        _TIMES.pack_into(self._mem, at + _OFF_TIMES, now, deadline)
+        self._mem[at] = SlotState.STARTED
+
+    def finish(self, index: int) -> None:
+        """Mark the job as finished, not yet settled."""
+        self._mem[_HEADER + index * _RECORD] = SlotState.FINISHED
+
+    def release(self, index: int) -> None:
+        """Free the record: the job is settled, or somebody else's."""
+        self._mem[_HEADER + index * _RECORD] = SlotState.FREE
+        self._free.append(index)
+
+    def beat(self, now: float) -> None:
+        """The executor's sign of life, written by each turn of its loop."""
+        _DOUBLE.pack_into(self._mem, 8, now)
+
+    @property
+    def pulse(self) -> float:
+        """When the supervisor last looked after this executor."""
+        return float(_DOUBLE.unpack_from(self._mem, 0)[0])
+
+    # -- the supervisor's side ----------------------------------------------------------------------------------
+
+    def set_pulse(self, now: float) -> None:
+        """The supervisor's sign of life."""
+        _DOUBLE.pack_into(self._mem, 0, now)
+
+    @property
+    def last_beat(self) -> float:
+        """When the executor's loop last turned; 0.0 before its first."""
+        return float(_DOUBLE.unpack_from(self._mem, 8)[0])
+
+    def read(self) -> list[Slot]:
+        """Every record in use."""
+        found = []
+        mem = self._mem
+        for index in range(self.capacity):
+            at = _HEADER + index * _RECORD
+            state = mem[at]
+            if not state:
+                continue
+            flags, id_len, token_len, started, deadline, raw_id, raw_token = _FILL.unpack_from(mem, at + 1)
+            if mem[at] != state:  # it changed under us: whatever it is now, the next look sees it whole
+                continue
+            found.append(
+                Slot(
+                    index,
+                    SlotState(state),
+                    bool(flags & ISOLATED),
+                    raw_id[:id_len].decode(errors="replace"),
+                    raw_token[:token_len].decode(errors="replace"),
+                    started,
+                    deadline,
+                )
+            )
+        return found

@@ -1,0 +1,256 @@
+"""The spawner: a process that imports the application once and forks executors and job children from it.
+
+It has neither threads nor a Redis connection, so a fork copies nothing that could be locked. It reports every exit
+to whoever asked for the process, kills what an executor leaves behind, and when the supervisor goes, it takes all
+of its children with it.
+
+If importing the application starts threads, forking would copy their locks: children are then started as fresh
+interpreters instead, which costs memory and start-up time, and the supervisor says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jobq.config import Settings
+from jobq.errors import JobqError
+from jobq.tasks import Registry, load_app, registry
+from jobq.worker.channel import Channel, ChannelClosed, Message
+
+CHANNEL_ENV = "JOBQ_SPAWNER_FD"
+FRESH_ENV = "JOBQ_FRESH_FD"
+APP_MODULES = ("jobq.helpers",)  # by name: the catalogue stands above the worker
+
+
+@dataclass(slots=True)
+class _Child:
+    pid: int
+    kind: str
+    ref: str
+    channel: Channel  # whoever asked for it, and hears of its exit
+    requests: Channel | None = None  # an executor's own line for asking for job children
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the thread that made it ends (Linux; elsewhere a no-op)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
+def describe(tasks: Registry, settings: Settings) -> dict[str, Any]:
+    """What a supervisor must know of the tasks it has not imported: each one's retry policy, in its own queue."""
+    specs = settings.queue_specs()
+    policies = {}
+    for name in tasks.names():
+        task = tasks.resolve(name)
+        spec = specs.get(task.spec.queue)
+        policies[name] = task.spec.policy(spec, default_attempts=settings.max_attempts).to_dict()
+    return policies
+
+
+class Spawner:
+    """Forks on request until the supervisor goes.
+
+    Args:
+        channel: The line to the supervisor.
+        entries: What a process of each kind runs after the fork: ``entry(settings, body, fds)``.
+    """
+
+    def __init__(
+        self, channel: Channel, settings: Settings, entries: dict[str, Callable[[Settings, dict[str, Any], list[int]], int]]
+    ) -> None:
+        self._supervisor = channel
+        self._settings = settings
+        self._entries = entries
+        self._children: dict[int, _Child] = {}
+        self._fresh = False
+        self._wake_r, self._wake_w = os.pipe()
+        os.set_blocking(self._wake_r, False)
+        os.set_blocking(self._wake_w, False)
+
+    def run(self) -> int:
+        """Serve until the supervisor closes its end. Returns the exit code."""
+        try:
+            load_app(APP_MODULES + tuple(self._settings.app), registry)
+        except Exception as error:
+            text = str(error) if isinstance(error, JobqError) else traceback.format_exc(limit=-6)
+            self._supervisor.send("failed", error=text.strip())
+            return 78
+        self._fresh = threading.active_count() > 1
+        gc.collect()
+        gc.freeze()  # what is imported now is shared by all children: the collector must not touch its pages
+        signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._supervisor.send("ready", tasks=describe(registry, self._settings), threads=self._fresh)
+        try:
+            while True:
+                self._turn()
+        except ChannelClosed:
+            return 0
+        finally:
+            self._kill_all()
+
+    def _turn(self) -> None:
+        lines = {self._supervisor.fileno(): self._supervisor}
+        for child in self._children.values():
+            if child.requests is not None:
+                lines[child.requests.fileno()] = child.requests
+        ready, _, _ = select.select([*lines, self._wake_r], [], [], 5.0)
+        if self._wake_r in ready:
+            os.read(self._wake_r, 512)
+        self._reap()
+        for number in ready:
+            if number not in lines:
+                continue
+            line = lines[number]
+            try:
+                messages = line.receive()
+            except ChannelClosed:
+                if line is self._supervisor:
+                    raise
+                self._forget_line(line)
+                continue
+            for message in messages:
+                self._serve(line, message)
+
+    def _serve(self, line: Channel, message: Message) -> None:
+        if message.op == "spawn":
+            self._spawn(line, message)
+        elif message.op == "kill":
+            child = self._children.get(message.body["pid"])
+            if child is not None:  # not reaped yet, so the number is still its own
+                _kill_group(child.pid)
+
+    def _spawn(self, line: Channel, message: Message) -> None:
+        kind, ref = message.body["kind"], message.body["ref"]
+        ours: Channel | None = None
+        fds = list(message.fds)
+        if kind == "executor":
+            ours, theirs = Channel.pair()
+            fds.append(theirs.detach())
+        pid = self._fork_fresh(kind, message.body, fds) if self._fresh else self._fork(kind, message.body, fds)
+        for number in fds:
+            os.close(number)
+        self._children[pid] = _Child(pid, kind, ref, line, ours)
+        line.send("spawned", ref=ref, pid=pid)
+
+    def _fork(self, kind: str, body: dict[str, Any], fds: list[int]) -> int:
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 70
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.setpgid(0, 0)
+            die_with_parent()
+            for child in self._children.values():
+                if child.requests is not None:
+                    child.requests.close()
+            self._supervisor.close()
+            os.close(self._wake_r)
+            os.close(self._wake_w)
+            code = self._entries[kind](self._settings, body, fds)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _fork_fresh(self, kind: str, body: dict[str, Any], fds: list[int]) -> int:
+        request = json.dumps({"kind": kind, "body": body, "fds": fds}).encode()
+        read, write = os.pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobq.worker.spawner"],
+            env={**os.environ, FRESH_ENV: str(read)},
+            pass_fds=(*fds, read),
+            process_group=0,
+        )
+        os.close(read)
+        os.write(write, request)
+        os.close(write)
+        process.returncode = 0  # we wait for it ourselves; Popen must not
+        return process.pid
+
+    def _reap(self) -> None:
+        while self._children:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            child = self._children.pop(pid, None)
+            if child is None:
+                continue
+            _kill_group(pid)  # whatever the process itself had started in its group
+            if child.requests is not None:
+                self._forget_line(child.requests)
+            try:
+                child.channel.send("exited", ref=child.ref, pid=pid, status=os.waitstatus_to_exitcode(status))
+            except ChannelClosed:
+                if child.channel is self._supervisor:
+                    raise
+
+    def _forget_line(self, line: Channel) -> None:
+        """An executor has gone: what ran on its behalf goes too."""
+        for child in self._children.values():
+            if child.channel is line:
+                _kill_group(child.pid)
+            if child.requests is line:
+                child.requests = None
+        line.close()
+
+    def _kill_all(self) -> None:
+        for pid in self._children:
+            _kill_group(pid)
+
+
+def _kill_group(pid: int) -> None:
+    """SIGKILL to a process and all that it started in its group."""
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def main() -> int:
+    """Entry of ``python -m jobq.worker.spawner``."""
+    from jobq.worker.child import child_entry  # here, so that tests can use Spawner without either
+    from jobq.worker.executor import executor_entry
+
+    entries = {"executor": executor_entry, "child": child_entry}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
+    die_with_parent()
+    fresh = os.environ.pop(FRESH_ENV, None)
+    if fresh is not None:
+        with open(int(fresh), "rb") as file:
+            request = json.load(file)
+        settings = Settings.load()
+        load_app(APP_MODULES + tuple(settings.app), registry)
+        return entries[request["kind"]](settings, request["body"], request["fds"])
+    channel = Channel.from_fd(int(os.environ.pop(CHANNEL_ENV)))
+    try:
+        settings = Settings.load()
+    except JobqError as error:
+        channel.send("failed", error=str(error))
+        return 78
+    return Spawner(channel, settings, entries).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

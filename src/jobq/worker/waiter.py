@@ -1,0 +1,80 @@
+"""How an idle executor hears of a new job: one blocking read on a connection of its own.
+
+``BLMOVE q q LEFT LEFT`` takes the first id and puts it back in one step: it waits without consuming, sees what plain
+rq enqueues, and costs the producer nothing. The executor's loop watches the socket; nothing polls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from redis.connection import AbstractConnection
+from redis.exceptions import RedisError, ResponseError
+
+BLOCK_S = 5.0
+_OVERDUE_S = 3.0
+"""A reply this much later than the block means that the connection is dead without saying so."""
+
+
+class Waiter:
+    """Waits for the queue's list to be non-empty.
+
+    Args:
+        connect: Makes an unconnected connection of the blocking policy.
+        queue_key: The queue's list.
+    """
+
+    def __init__(self, connect: Callable[[], AbstractConnection], queue_key: str) -> None:
+        self._connect = connect
+        self._key = queue_key
+        self._connection: AbstractConnection | None = None
+        self._armed_at: float | None = None
+
+    @property
+    def armed(self) -> bool:
+        """Whether a wait is under way."""
+        return self._armed_at is not None
+
+    def arm(self, now: float) -> bool:
+        """Begin to wait, unless a wait is under way. False: Redis is away."""
+        if self._armed_at is not None:
+            if now - self._armed_at < BLOCK_S + _OVERDUE_S:
+                return True
+            self.drop()
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+                self._connection.connect()
+            self._connection.send_command("BLMOVE", self._key, self._key, "LEFT", "LEFT", BLOCK_S)
+        except (RedisError, OSError):
+            self.drop()
+            return False
+        self._armed_at = now
+        return True
+
+    def fileno(self) -> int:
+        """The socket to watch while armed."""
+        assert self._connection is not None
+        return int(self._connection._sock.fileno())  # noqa: SLF001 - redis-py has no public way to its socket
+
+    def fire(self) -> bool:
+        """Read the reply. True: look for jobs. Raises OSError or RedisError when the connection broke."""
+        assert self._connection is not None
+        self._armed_at = None
+        try:
+            return self._connection.read_response() is not None
+        except ResponseError:
+            # Out of memory, or a read-only replica: the claim will say so, or succeed. Do not spin meanwhile.
+            time.sleep(0.1)
+            return True
+        except (RedisError, OSError):
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Close the connection; the next wait makes a new one."""
+        self._armed_at = None
+        if self._connection is not None:
+            self._connection.disconnect()
+            self._connection = None

@@ -1,0 +1,69 @@
+"""Fixtures for all tests: a real server, and a client on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+import jobq
+from jobq.private_server import PrivateServer
+from tests.support.server import ServerFactory, SharedServer, as_config, shared_server
+
+
+@pytest.fixture(scope="session")
+def _server() -> Iterator[SharedServer]:
+    with shared_server() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of whoever runs the tests reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(("JOBQ_", "REDIS_", "RQ_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def redis_url(_server: SharedServer) -> str:
+    """URL of this test process's server, emptied before each test."""
+    _server.flush()
+    return _server.url
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    """A plain client that answers in bytes."""
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def settings(redis_url: str) -> jobq.Settings:
+    """Settings that name the test's server, everything else by default."""
+    return jobq.Settings(redis_url=redis_url)
+
+
+@pytest.fixture
+def client(settings: jobq.Settings) -> Iterator[jobq.Client]:
+    """A client on the test's server."""
+    with jobq.Client(settings) as made:
+        yield made
+
+
+@pytest.fixture
+def server_factory() -> Iterator[ServerFactory]:
+    """Further servers: ``with server_factory(maxmemory="10mb") as server``; all end with the test."""
+    made: list[PrivateServer] = []
+
+    def factory(**config: str | int | bool) -> PrivateServer:
+        server = PrivateServer(as_config(config))
+        made.append(server)
+        return server
+
+    yield factory
+    for server in made:
+        server.stop()

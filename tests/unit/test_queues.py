@@ -1,0 +1,75 @@
+"""The lanes, queue specs, and the verdict on a wait."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from jobq.errors import ConfigError
+from jobq.queues import LANES, Priority, QueueSpec, Retention, sla_met
+
+
+def test_the_five_lanes_in_their_order_with_slots_and_targets():
+    assert list(LANES) == [priority.value for priority in Priority]
+    assert [spec.slots for spec in LANES.values()] == [20, 10, 5, 2, 1]
+    targets = [spec.target and spec.target.total_seconds() for spec in LANES.values()]
+    assert targets == [1, 5, 30, 300, None]
+
+
+def test_low_and_batch_run_in_processes_of_lower_priority():
+    assert [name for name, spec in LANES.items() if spec.isolation == "process"] == ["low", "batch"]
+    assert [spec.nice for spec in LANES.values()] == [0, 0, 0, 10, 10]
+
+
+def test_the_lanes_cannot_be_changed_in_place():
+    with pytest.raises(TypeError):
+        LANES["critical"] = LANES["batch"]  # type: ignore[index]
+
+
+def test_default_retention():
+    spec = QueueSpec("email", 5)
+    assert spec.keep_succeeded == Retention(timedelta(hours=24), 1_000)
+    assert spec.keep_dead == Retention(timedelta(days=7), 5_000)
+
+
+def test_a_wait_keeps_the_target_up_to_and_including_it():
+    spec = LANES["critical"]
+    assert sla_met(spec, timedelta(seconds=1))
+    assert not sla_met(spec, timedelta(seconds=1, microseconds=1))
+    assert sla_met(LANES["batch"], timedelta(days=30))
+
+
+@pytest.mark.parametrize("name", ["", "a:b", "a b", "-a", "ä", "x" * 65, "a\n"])
+def test_a_name_that_cannot_be_a_key_is_refused(name):
+    with pytest.raises(ConfigError):
+        QueueSpec(name, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"slots": 0},
+        {"slots": True},
+        {"slots": "5"},
+        {"nice": 20},
+        {"nice": -1},
+        {"max_attempts": 0},
+        {"target": timedelta(0)},
+        {"target": 5},
+        {"timeout": timedelta(seconds=-1)},
+        {"isolation": "fiber"},
+    ],
+)
+def test_a_wrong_value_names_the_queue_and_the_field(change):
+    with pytest.raises(ConfigError, match=f"{next(iter(change))} of queue 'email'") as caught:
+        QueueSpec(**{"name": "email", "slots": 1} | change)
+    assert caught.value.queue == "email"
+
+
+@pytest.mark.parametrize(
+    ("age", "count"), [(5, 1), (timedelta(-1), 1), (timedelta(1), -1), (timedelta(1), 1.5)]
+)
+def test_a_wrong_retention_is_refused(age, count):
+    with pytest.raises(ConfigError):
+        Retention(age, count)

@@ -1,0 +1,75 @@
+"""The slot table: what a supervisor can still read after its executor is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from jobq.worker.slots import SlotState, SlotTable
+
+
+@pytest.fixture
+def table() -> SlotTable:
+    made = SlotTable.create(3)
+    yield made
+    made.close()
+
+
+def test_a_record_tells_waiting_running_and_finished_apart(table: SlotTable) -> None:
+    indexes = [table.take(f"job-{n}", "exec.1") for n in range(3)]
+    table.start(indexes[1], now=10.0, deadline=20.0)
+    table.start(indexes[2], now=10.0, deadline=20.0)
+    table.finish(indexes[2])
+
+    found = {slot.job_id: slot for slot in table.read()}
+
+    assert [found[f"job-{n}"].state for n in range(3)] == [SlotState.CLAIMED, SlotState.STARTED, SlotState.FINISHED]
+    assert (found["job-1"].started, found["job-1"].deadline) == (10.0, 20.0)
+    assert found["job-0"].member == "job-0:exec.1"
+
+
+def test_a_released_record_is_free_again(table: SlotTable) -> None:
+    for n in range(10):
+        table.release(table.take(f"job-{n}", "exec.1"))
+    assert table.read() == []
+
+
+def test_more_jobs_than_records_is_an_error_not_an_overwrite(table: SlotTable) -> None:
+    for n in range(3):
+        table.take(f"job-{n}", "exec.1")
+    with pytest.raises(IndexError):
+        table.take("one-more", "exec.1")
+    assert {slot.job_id for slot in table.read()} == {"job-0", "job-1", "job-2"}
+
+
+def test_long_ids_and_tokens_survive_the_round_trip(table: SlotTable) -> None:
+    table.take("i" * 180, "t" * 44, isolated=True)
+    (slot,) = table.read()
+    assert (slot.job_id, slot.token, slot.isolated) == ("i" * 180, "t" * 44, True)
+
+
+def test_it_survives_sigkill_of_the_writer(table: SlotTable) -> None:
+    ready_r, ready_w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        theirs = SlotTable(table.fd, table.capacity)
+        theirs.start(theirs.take("job-1", "exec.7"), now=1.0, deadline=2.0)
+        os.write(ready_w, b"x")
+        signal.pause()
+    os.read(ready_r, 1)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(ready_r)
+    os.close(ready_w)
+
+    (slot,) = table.read()
+
+    assert (slot.state, slot.member) == (SlotState.STARTED, "job-1:exec.7")
+
+
+def test_pulses_go_both_ways(table: SlotTable) -> None:
+    table.set_pulse(5.0)
+    table.beat(6.0)
+    assert (table.pulse, table.last_beat) == (5.0, 6.0)
