@@ -236,7 +236,7 @@ def read_result(entry: Mapping[Any, Any]) -> StreamResult:
     if raw_error:
         try:
             inflated = zlib.decompressobj().decompress(b64decode(raw_error), _INFLATED_LIMIT)
-            error = inflated.decode("utf-8", "replace")
+            error = inflated.decode("utf-8", "replace") or None
         except (ValueError, zlib.error):
             error = None
     kind = _text(fields.get("type"))

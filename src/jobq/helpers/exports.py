@@ -245,7 +245,7 @@ def _default() -> SqlExporter | None:
     url = settings.sql_url
     if not url:
         return None
-    return SqlExporter(url if isinstance(url, str) else url.get_secret_value(), settings.export_dir)
+    return SqlExporter(url, settings.export_dir)
 
 
 def _to_date(value: date | str) -> date:

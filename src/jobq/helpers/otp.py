@@ -100,7 +100,7 @@ def _default() -> OtpMailer | None:
         return None
     if not sender:
         raise ConfigError("JOBQ_SMTP_FROM is not set: it is the sender of the mails, no-reply@example.com")
-    key = (url if isinstance(url, str) else url.get_secret_value(), sender)
+    key = (url, sender)
     mailer = _mailers.get(key)
     if mailer is None:
         with _lock:

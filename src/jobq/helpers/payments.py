@@ -231,7 +231,7 @@ def _default() -> HttpGateway | None:
     if not settings.payment_url:
         return None
     token = settings.payment_token
-    key = (str(settings.payment_url), token.get_secret_value() if token is not None else None)
+    key = (settings.payment_url, token.get_secret_value() if token is not None else None)
     gateway = _gateways.get(key)
     if gateway is None:
         with _lock:

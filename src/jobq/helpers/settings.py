@@ -20,7 +20,7 @@ def helper_settings() -> Settings:
     Raises:
         ConfigError: They are wrong.
     """
-    global _loaded  # noqa: PLW0603 - a cache; two threads that race load the same
+    global _loaded
     if _given is not None:
         return _given
     if _loaded is None:
