@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 from jobq.dead_letters import DeadGroup, DeadLetter, ReplayReport, chunks, get_plan
 from jobq.fleet import QueueInfo, Worker, workers_plan
@@ -17,6 +17,7 @@ from jobq.plans import Plans
 from jobq.store import Plan
 from jobq.views import JobFilter, Page
 
+T = TypeVar("T")
 Since: TypeAlias = datetime | timedelta | None
 Groups: TypeAlias = list[DeadGroup]  # inside a class with a method `list`, the name means the method
 
@@ -24,13 +25,13 @@ Groups: TypeAlias = list[DeadGroup]  # inside a class with a method `list`, the 
 class Run(Protocol):
     """Runs a plan and returns what it returns."""
 
-    def __call__[T](self, plan: Plan[T], /) -> T: ...
+    def __call__(self, plan: Plan[T], /) -> T: ...
 
 
 class AsyncRun(Protocol):
     """The awaitable twin of :class:`Run`."""
 
-    def __call__[T](self, plan: Plan[T], /) -> Awaitable[T]: ...
+    def __call__(self, plan: Plan[T], /) -> Awaitable[T]: ...
 
 
 def _who() -> str:

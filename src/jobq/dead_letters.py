@@ -148,8 +148,12 @@ def replay_conflict(job_id: str, word: str) -> ConflictError:
     """The error for one job that could not be replayed."""
     if word.startswith("conflict:"):
         holder = word.partition(":")[2]
-        return ConflictError(f"job {job_id} cannot be replayed: job {holder} holds its dedup key", job_id=job_id)
-    return ConflictError(f"job {job_id} is {word}: only dead or cancelled jobs can be replayed", job_id=job_id)
+        return ConflictError(
+            f"job {job_id} cannot be replayed: job {holder} holds its dedup key", job_id=job_id
+        )
+    return ConflictError(
+        f"job {job_id} is {word}: only dead or cancelled jobs can be replayed", job_id=job_id
+    )
 
 
 def list_plan(
@@ -232,9 +236,7 @@ def groups_plan(keys: Keys, wanted: JobFilter) -> Plan[list[DeadGroup]]:
             break
     newest = [jobs[0] for jobs in members.values()]
     letters = yield from _with_errors(keys, newest)
-    groups = [
-        _group(jobs, letter) for jobs, letter in zip(members.values(), letters, strict=True)
-    ]
+    groups = [_group(jobs, letter) for jobs, letter in zip(members.values(), letters, strict=True)]
     return sorted(groups, key=lambda group: (-group.count, group.task))
 
 

@@ -9,22 +9,22 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jobq import dedup, events
+from jobq import calls, dedup, events
+from jobq.calls import EnqueueAnswer, NewJob
 from jobq.codec import Codec
+from jobq.config import Settings, warn_secret_unprotected
 from jobq.errors import ConflictError, JobqError, QueueFullError, StoreUnavailableError
 from jobq.job import Job, JobOwner, JobState, new_job_id
 from jobq.keys import Keys
-from jobq.queues import QueueSpec
+from jobq.options import NO_OVERRIDES
 from jobq.records import encode_extra, encode_overrides
 from jobq.rq_bridge import iso, job_from_fields
-from jobq.store import Batch, EnqueueAnswer, NewJob, Plan, Store, enqueue
-from jobq.tasks import NO_OVERRIDES, EnqueueRequest, Task
+from jobq.store import Batch, Plan
+from jobq.tasks import EnqueueRequest, Task
 from jobq.views import hash_command
 
 CHUNK = 100
 """Jobs that one enqueue script takes."""
-
-DEFAULT_TIMEOUT = timedelta(seconds=180)
 
 _REGISTER_EVERY_S = 60.0
 _MS = timedelta(milliseconds=1)
@@ -53,13 +53,14 @@ class Enqueuer:
         *,
         keys: Keys,
         codec: Codec,
-        specs: Mapping[str, QueueSpec],
+        settings: Settings,
         owner: JobOwner | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keys = keys
         self._codec = codec
-        self._specs = specs
+        self._specs = settings.queue_specs()
+        self._timeout = settings.timeout
         self._owner = owner
         self._clock = clock
         self._constant: dict[tuple[Task[Any, Any], str], dict[str, bytes | str]] = {}
@@ -125,15 +126,13 @@ class Enqueuer:
             dedup_mode=mode,
             window_ms=window_ms,
             replace=on_duplicate == "replace",
-            **self._bound(job_id),
         )
         return _Prepared(request, new, queue)
 
-    def _bound(self, job_id: str) -> dict[str, str]:
-        return {}
-
     def _encode(self, request: EnqueueRequest, job_id: str) -> bytes:
         task = request.task
+        if task.secrets and not self._codec.signs:
+            warn_secret_unprotected(task.name)
         return self._codec.encode(
             task=task.name,
             version=task.version,
@@ -145,7 +144,7 @@ class Enqueuer:
     def _constant_fields(self, task: Task[Any, Any], queue: str) -> dict[str, bytes | str]:
         """What is equal for all jobs of a task in a queue."""
         spec = self._specs.get(queue)
-        timeout = task.spec.timeout or (spec.timeout if spec else None) or DEFAULT_TIMEOUT
+        timeout = task.spec.timeout or (spec.timeout if spec else None) or self._timeout
         fields: dict[str, bytes | str] = {
             "data": b"",
             "origin": queue,
@@ -197,7 +196,7 @@ class Enqueuer:
         places = list(range(len(chunk)))
         for _ in range(_REBINDS):
             try:
-                replies: list[EnqueueAnswer] = yield Store.enqueue(
+                replies: list[EnqueueAnswer] = yield calls.enqueue(
                     self._keys, queue, [each.new for each in sending], register
                 )
             except JobqError as error:
@@ -231,7 +230,9 @@ class Enqueuer:
         replies = yield Batch(tuple(hash_command(self._keys, job_id) for job_id in ids))
         found: dict[str, Job] = {}
         for job_id, values in zip(ids, replies, strict=True):
-            job = None if isinstance(values, Exception) else job_from_fields(job_id, values, owner=self._owner)
+            job = (
+                None if isinstance(values, Exception) else job_from_fields(job_id, values, owner=self._owner)
+            )
             if job is not None:
                 found[job_id] = job
         return found
@@ -253,7 +254,9 @@ class Enqueuer:
         if status in ("duplicate", "replaced"):
             job = found.get(answer.id)
             # A window can outlive its job: then only the id is known.
-            job = job or Job(id=answer.id, task=task, queue=queue, state=JobState.SUCCEEDED, owner=self._owner)
+            job = job or Job(
+                id=answer.id, task=task, queue=queue, state=JobState.SUCCEEDED, owner=self._owner
+            )
             if events.enabled("job.deduplicated"):
                 events.emit("job.deduplicated", job_id=answer.id, task=task, queue=queue)
             return replace(job, deduplicated=True)

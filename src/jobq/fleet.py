@@ -85,7 +85,17 @@ def worker_commands(keys: Keys, name: str) -> tuple[tuple[Any, ...], ...]:
     """The two commands that :func:`worker_of` needs the replies of."""
     return (
         ("HGETALL", keys.live_worker(name)),
-        ("HMGET", keys.worker(name), "queues", "state", "hostname", "pid", "version", "birth", "last_heartbeat"),
+        (
+            "HMGET",
+            keys.worker(name),
+            "queues",
+            "state",
+            "hostname",
+            "pid",
+            "version",
+            "birth",
+            "last_heartbeat",
+        ),
     )
 
 

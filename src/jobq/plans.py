@@ -8,15 +8,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, cast
 
-from jobq import dead_letters, events
+from jobq import calls, dead_letters, events
 from jobq.dead_letters import DeadLetter, replay_conflict
 from jobq.errors import ConflictError, JobNotFoundError
 from jobq.fleet import QueueInfo, queues_plan
 from jobq.job import Job, JobOwner, JobState
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
-from jobq.store import Plan, Store
-from jobq.views import JobFilter, Page, job_plan, jobs_plan, not_found, queue_names_plan, since_moment, states_of, valid_id
+from jobq.store import Plan
+from jobq.views import (
+    JobFilter,
+    Page,
+    job_plan,
+    jobs_plan,
+    not_found,
+    queue_names_plan,
+    since_moment,
+    states_of,
+    valid_id,
+)
 
 CancelAnswer = Literal["cancelled", "requested"]
 
@@ -42,20 +52,20 @@ class Plans:
         return job_plan(self.keys, job_id, self.owner)
 
     def cancel(self, job_id: str) -> Plan[CancelAnswer]:
-        word: str = yield Store.cancel(self.keys, valid_id(job_id))
+        word: str = yield calls.cancel(self.keys, valid_id(job_id))
         self._refuse(job_id, word, ("cancelled", "requested"), "it has ended already")
         if word == "cancelled":
             events.emit("job.cancelled", job_id=job_id)
         return cast("CancelAnswer", word)
 
     def withdraw(self, job_id: str) -> Plan[str]:
-        word: str = yield Store.withdraw(self.keys, valid_id(job_id))
+        word: str = yield calls.withdraw(self.keys, valid_id(job_id))
         if word == "withdrawn":
             events.emit("job.removed", job_id=job_id)
         return word
 
     def retry(self, job_id: str) -> Plan[Job]:
-        word = (yield Store.replay(self.keys, [valid_id(job_id)]))[0]
+        word = (yield calls.replay(self.keys, [valid_id(job_id)]))[0]
         if word == "gone":
             raise not_found(job_id)
         if word != "queued":
@@ -63,7 +73,7 @@ class Plans:
         return (yield from self.get(job_id))
 
     def delete(self, job_id: str) -> Plan[None]:
-        word: str = yield Store.delete(self.keys, valid_id(job_id))
+        word: str = yield calls.delete(self.keys, valid_id(job_id))
         self._refuse(job_id, word, ("deleted",), "cancel it first")
         events.emit("job.removed", job_id=job_id)
 
@@ -115,7 +125,7 @@ class Plans:
         return (yield from dead_letters.matching_plan(self.keys, (yield from wanted), limit=limit))
 
     def replay(self, ids: Sequence[str]) -> Plan[list[str]]:
-        words: list[str] = yield Store.replay(self.keys, ids)
+        words: list[str] = yield calls.replay(self.keys, ids)
         return words
 
     # ------------------------------------------------------------------ queues
@@ -139,13 +149,13 @@ class Plans:
                 raise ValueError(f"a pause must be longer than 0, got {length}")
             until_ms = _now_ms() + length // timedelta(milliseconds=1)
         yield from self.queue(name)
-        yield Store.pause(self.keys, name, until_ms, by, reason or "")
+        yield calls.pause(self.keys, name, until_ms, by, reason or "")
         events.emit("queue.paused", queue=name, reason=reason or "")
         return (yield from self.queue(name))
 
     def resume(self, name: str) -> Plan[QueueInfo]:
         yield from self.queue(name)
-        yield Store.resume(self.keys, name)
+        yield calls.resume(self.keys, name)
         events.emit("queue.resumed", queue=name)
         return (yield from self.queue(name))
 

@@ -117,8 +117,8 @@ def encode_attempt(attempt: Attempt, *, limit: int = ATTEMPT_LIMIT) -> bytes:
     }
     kept = {name: value for name, value in record.items() if value is not None}
     data = _dumps(kept)
-    text = kept.get("traceback")
-    room = len(text) if isinstance(text, str) else 0
+    text: str = kept.get("traceback", "")
+    room = len(text)
     while len(data) > limit and room > 80:
         # Both ends of a traceback matter, the entry point and the raising line; the frames between go first.
         room = min(room - 80, int(room * limit / len(data)))

@@ -386,7 +386,9 @@ def perform(envelope: str) -> Any:
 
     current = get_current_job()
     if current is None:
-        raise JobqError("jobq.rq_bridge.perform runs only inside an rq worker; use jobq worker, or task.run(...)")
+        raise JobqError(
+            "jobq.rq_bridge.perform runs only inside an rq worker; use jobq worker, or task.run(...)"
+        )
     job_id = str(current.id)
     settings, codec = _setup()
     bind_prefix(settings.key_prefix)

@@ -262,7 +262,15 @@ def stats_plan(
     parked = yield from _parked_plan(keys, [name for name in names if as_map(raw[name][7]).get("parked")])
     queues = {
         name: _queue_stats(
-            keys, name, specs.get(name), raw[name], counted[name], workers, parked.get(name, 0), now_ms, window
+            keys,
+            name,
+            specs.get(name),
+            raw[name],
+            counted[name],
+            workers,
+            parked.get(name, 0),
+            now_ms,
+            window,
         )
         for name in names
     }
@@ -379,7 +387,17 @@ def _queue_stats(
     )
 
 
-_SUMMED = ("queued", "scheduled", "retrying", "deferred", "parked", "running", "succeeded", "dead", "cancelled")
+_SUMMED = (
+    "queued",
+    "scheduled",
+    "retrying",
+    "deferred",
+    "parked",
+    "running",
+    "succeeded",
+    "dead",
+    "cancelled",
+)
 
 
 def _totals(queues: Any, workers: Sequence[Worker], window: timedelta) -> QueueStats:
@@ -509,14 +527,20 @@ def _issues(stats: Stats, limits: Thresholds) -> Iterator[tuple[bool, str]]:
     """Pairs of "is it severe" and what is wrong."""
     totals = stats.totals
     if totals.dead > limits.dead_warn:
-        yield totals.dead > limits.dead_bad, f"{totals.dead:,} failed jobs {_where(stats, 'dead')}: see jobq dead groups"
+        yield (
+            totals.dead > limits.dead_bad,
+            f"{totals.dead:,} failed jobs {_where(stats, 'dead')}: see jobq dead groups",
+        )
     if totals.queued > limits.queued_warn:
         yield (
             totals.queued > limits.queued_bad,
             f"{totals.queued:,} jobs waiting {_where(stats, 'queued')}: more workers may be needed",
         )
     if stats.stalled:
-        yield True, f"{stats.stalled:,} running jobs have no live worker, and nobody rescues them: start jobq worker"
+        yield (
+            True,
+            f"{stats.stalled:,} running jobs have no live worker, and nobody rescues them: start jobq worker",
+        )
     for name, queue in stats.queues.items():
         if queue.queued and not queue.workers:
             yield True, f"queue {name}: {queue.queued:,} jobs waiting and no worker serves it"

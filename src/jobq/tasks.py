@@ -104,7 +104,7 @@ _provider: Callable[[], Dispatcher] | None = None
 
 def set_dispatcher(provider: Callable[[], Dispatcher] | None) -> None:
     """Say where ``task.enqueue`` finds its client; ``jobq.client`` does so when it is imported."""
-    global _provider  # noqa: PLW0603 - the one hook between tasks and the layer above
+    global _provider
     _provider = provider
 
 
@@ -300,7 +300,7 @@ class Task(Generic[P, R]):
             return params
         try:
             return self.spec.upcast(dict(params), version)
-        except Exception as error:  # noqa: BLE001 - code of the application; its text may quote params
+        except Exception as error:
             reason = type(error).__name__
         raise PayloadUnreadableError(
             f"task {self.name!r}: its upcast from version {version} raised {reason}", task=self.name
@@ -545,7 +545,7 @@ def task(
     keep_result: bool = True,
     registry: Registry = registry,
 ) -> _Decorator: ...
-def task(  # noqa: D417 - the options are named in the overload
+def task(
     name: str | Callable[..., Any] | None = None, *, registry: Registry = registry, **options: Any
 ) -> Any:
     """Register a function, sync or async, as a task.

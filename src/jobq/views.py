@@ -12,7 +12,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from jobq.errors import JobNotFoundError, PayloadUnreadableError
 from jobq.job import ID_PATTERN, Attempt, Job, JobOwner, JobState
@@ -26,9 +26,11 @@ SCAN_LIMIT = 10_000
 
 _CHUNK = 200
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
-class Page[T]:
+class Page(Generic[T]):
     """A part of a listing.
 
     Attributes:
@@ -390,7 +392,9 @@ def _rank(container: _Container) -> float:
 
 def encode_cursor(offsets: Sequence[int], digest: str) -> str:
     """An opaque text for where a listing stopped."""
-    return urlsafe_b64encode(json.dumps([digest, *offsets], separators=(",", ":")).encode()).decode().rstrip("=")
+    return (
+        urlsafe_b64encode(json.dumps([digest, *offsets], separators=(",", ":")).encode()).decode().rstrip("=")
+    )
 
 
 def decode_cursor(cursor: str | None, digest: str) -> list[int]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from jobq.dead_letters import last_line
 from jobq.errors import JobFailedError
 from jobq.job import Job, JobOwner, JobState
 from jobq.keys import Keys
 from jobq.records import decode_attempt
-from jobq.dead_letters import last_line
 from jobq.store import Batch, Plan
 from jobq.views import hash_command, job_of, newest_result, valid_id
 
@@ -45,9 +45,7 @@ class Patience:
     block_s: float = _FIRST_BLOCK_S
 
     @classmethod
-    def of(
-        cls, timeout: float | timedelta | None, clock: Callable[[], float] = time.monotonic
-    ) -> Patience:
+    def of(cls, timeout: float | timedelta | None, clock: Callable[[], float] = time.monotonic) -> Patience:
         """Start waiting now."""
         if timeout is None:
             return cls(None, clock)
@@ -113,7 +111,9 @@ def failure_plan(keys: Keys, job: Job) -> Plan[JobFailedError]:
     reason = job.dead_reason or (why.decode("utf-8", "replace") if isinstance(why, bytes) else None)
     detail = ": ".join(part for part in (kind, text) if part)
     return JobFailedError(
-        f"job {job.id} is {job.state}" + (f" ({reason})" if reason else "") + (f": {detail}" if detail else ""),
+        f"job {job.id} is {job.state}"
+        + (f" ({reason})" if reason else "")
+        + (f": {detail}" if detail else ""),
         job_id=job.id,
         queue=job.queue,
         task=job.task,

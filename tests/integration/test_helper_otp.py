@@ -27,6 +27,10 @@ from jobq.helpers import MailDeferredError, MailRejectedError, Otp, OtpMailer, o
 from jobq.helpers.smtp import SmtpServer
 from jobq.retry import Dead, RetryIn
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Requiring AUTH while not requiring TLS"
+)  # it knows STARTTLS only
+
 USER, PASSWORD = "jobq", "p@ss/word"
 ADDRESS, CODE = "ada@example.com", "739182"
 SENDER = "Shop <no-reply@shop.example>"
@@ -55,6 +59,7 @@ class Inbox:
     ) -> str:
         if self.data_answer:
             return self.data_answer
+        assert server.transport is not None
         self.encrypted.append(server.transport.get_extra_info("sslcontext") is not None)
         self.sessions.add(id(session))
         self.mails.append(envelope)
@@ -197,9 +202,10 @@ def test_the_default_works_from_settings(start: Start) -> None:
 
 def test_without_settings_there_is_no_handler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    use_settings(None)
+    use_settings(jobq.Settings())
     with pytest.raises(NoHandlerError, match="JOBQ_SMTP_URL"):
         send_otp.run(email=ADDRESS, code=CODE)
+    use_settings(None)
 
 
 def test_connections_are_reused_and_replaced(start: Start, mailer: Mailer) -> None:

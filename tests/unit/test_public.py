@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import pkgutil
 import subprocess
 import sys
 import tomllib
@@ -79,10 +80,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = jobq.nonsense  # type: ignore[attr-defined]
 
 
-def test_the_decorator_is_not_shadowed_by_a_module() -> None:
-    import jobq.tasks
-
-    assert callable(jobq.task)
+def test_no_public_name_is_a_submodule() -> None:
+    """Importing a submodule binds its name on the package: ``task.py`` would replace ``jobq.task``."""
+    modules = {module.name for module in pkgutil.iter_modules(jobq.__path__)}
+    assert not modules & set(jobq.__all__)
 
 
 def test_helpers_are_reachable_without_an_import_of_their_own() -> None:

@@ -11,8 +11,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import rq
 from hypothesis import given
 from hypothesis import strategies as st
+from rq.job import JobStatus
+from rq.results import Result
+from rq.utils import utcparse
 
 from jobq import rq_bridge
 from jobq.codec import Codec
@@ -27,8 +31,6 @@ def _values(**fields: str) -> list[bytes | None]:
 
 @given(st.integers(min_value=0, max_value=4_102_444_800_000))
 def test_a_date_reads_back_with_rqs_own_parser(ms: int) -> None:
-    from rq.utils import utcparse
-
     text = rq_bridge.iso(ms)
     expected = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
     assert utcparse(text) == expected
@@ -41,8 +43,6 @@ def test_an_unreadable_date_is_none(value: bytes | str | None) -> None:
 
 
 def test_every_status_of_rq_has_a_state() -> None:
-    from rq.job import JobStatus
-
     for status in JobStatus:
         state = rq_bridge.state_of(status.value)
         if status.value == "rate_limited":
@@ -115,8 +115,6 @@ def test_a_dead_job_of_plain_rq_is_readable() -> None:
 
 
 def test_a_result_reads_back_through_rqs_own_class() -> None:
-    from rq.results import Result
-
     entry = {
         b"type": rq_bridge.RESULT_SUCCESSFUL.encode(),
         b"worker_name": b"w",
@@ -130,8 +128,6 @@ def test_a_result_reads_back_through_rqs_own_class() -> None:
 
 
 def test_an_error_reads_back_through_rqs_own_class() -> None:
-    from rq.results import Result
-
     entry = {b"type": b"2", b"worker_name": b"", b"exc_string": rq_bridge.encode_exc("ValueError: é")}
     restored = Result.restore("j", "1700000000000-0", entry, connection=None, serializer="json")  # type: ignore[arg-type]
     assert restored.exc_string == "ValueError: é"
@@ -154,8 +150,6 @@ def test_a_worker_hash_has_what_rq_reads() -> None:
     fields = rq_bridge.worker_fields(
         queues=("high", "low"), pid=7, hostname="h", birth_ms=0, now_ms=1_000, state="busy", succeeded=3
     )
-    from rq.utils import utcparse
-
     assert utcparse(fields["birth"]) == datetime(1970, 1, 1, tzinfo=UTC)
     assert (fields["queues"], fields["pid"], fields["state"]) == ("high,low", "7", "busy")
     assert all(fields.values())
@@ -202,8 +196,6 @@ class _Connection:
 @pytest.fixture
 def stock_worker(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run an envelope as a stock worker would: with a current job, and our codec and registry."""
-    import rq
-
     registry = Registry()
 
     @task("t.add", registry=registry)

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+from jobq.client import get_client
 from jobq.config import Settings
 
 _given: Settings | None = None
-_loaded: Settings | None = None
 
 
 def use_settings(settings: Settings | None) -> None:
-    """Let the helpers of this process work from these settings; None: load them from the environment."""
-    global _given, _loaded  # one set of settings per process
-    _given, _loaded = settings, None
+    """Let the helpers of this process work from these settings; None: from the default client's again."""
+    global _given  # one set of settings per process
+    _given = settings
 
 
 def helper_settings() -> Settings:
-    """The settings given to :func:`use_settings`, else those of the environment, loaded once per process.
+    """What :func:`use_settings` was given, else the default client's: ``jobq.configure``, or the environment.
 
     Raises:
-        ConfigError: They are wrong.
+        ConfigError: The settings are wrong.
     """
-    global _loaded
-    if _given is not None:
-        return _given
-    if _loaded is None:
-        _loaded = Settings.load()
-    return _loaded
+    return _given if _given is not None else get_client().settings

@@ -12,14 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from jobq import calls, events, rq_bridge
 from jobq.calls import Outcome
 from jobq.errors import SoftTimeout, StoreError
 from jobq.keys import Keys
+from jobq.job import Attempt
 from jobq.queues import QueueSpec
+from jobq.records import encode_attempt
 from jobq.retry import Dead, RetryPolicy
 from jobq.store import Batch, Store
 from jobq.worker.runner import describe_error, override_policy
@@ -273,7 +275,16 @@ class Keeper:
         error = SoftTimeout("the task did not stop at its timeout, and was killed")
         details = describe_error(error, ())
         decision = policy.decide(attempt, error, self._rand)
-        record = calls.attempt_record(attempt, "timed_out", details.type, details.message, details.fingerprint)
+        record = encode_attempt(
+            Attempt(
+                number=attempt,
+                outcome="timed_out",
+                ended_at=datetime.now(UTC),
+                error_type=details.type,
+                error=details.message,
+                fingerprint=details.fingerprint,
+            )
+        )
         dead = isinstance(decision, Dead)
         return Outcome(
             job_id=job_id,

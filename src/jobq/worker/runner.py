@@ -41,7 +41,7 @@ from jobq.queues import QueueSpec
 from jobq.records import encode_attempt
 from jobq.retry import Dead, RetryPolicy, delays_from_dict
 from jobq.rq_bridge import ForeignOptions
-from jobq.store import Claimed, Outcome
+from jobq.calls import Claimed, Outcome
 from jobq.tasks import Registry, Task
 
 PARK_NO_KEY = "~key"

@@ -6,6 +6,7 @@ the other.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -18,13 +19,14 @@ from collections import deque
 from types import FrameType
 from typing import Any
 
-from jobq import events
+from jobq import __version__, events
 from jobq.config import Settings
 from jobq.connection import connect, inspect_server, require_usable
 from jobq.errors import ConfigError
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.retry import RetryPolicy
+from jobq.rq_bridge import worker_fields
 from jobq.store import Store
 from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.executor import LaneSpec
@@ -33,6 +35,8 @@ from jobq.worker.maintenance import Fleet, Keeper
 from jobq.worker.slots import SlotState, SlotTable
 from jobq.worker.spawner import CHANNEL_ENV
 from jobq.worker.spec import WorkerSpec
+
+_log = logging.getLogger("jobq")
 
 _TURN_S = 0.25
 _START_TIMEOUT_S = 60.0
@@ -143,10 +147,9 @@ class Supervisor:
         first = messages[0]
         self._policies.update({name: RetryPolicy.from_dict(policy) for name, policy in first.body["tasks"].items()})
         if first.body["threads"]:
-            events.emit(
-                "worker.threads_found",
-                remedy="importing the application starts threads, so nothing can be forked from it: "
-                "start them on first use to save memory and start-up time",
+            _log.warning(
+                "importing the application starts threads, so nothing can be forked from it; "
+                "start them on first use to save memory and start-up time"
             )
 
     def _start_keepers(self) -> None:
@@ -317,14 +320,24 @@ class Supervisor:
         return {
             "name": lane.spec.worker,
             "queues": (lane.spec.queue,),
-            "slots": lane.spec.slots,
-            "busy": busy,
-            "tasks": tuple(self._policies),
-            "host": socket.gethostname(),
-            "pid": lane.pid,
-            "state": "draining" if self._ending else ("busy" if busy else "idle"),
-            "birth_ms": self._birth_ms,
-            "now_ms": now_ms,
+            "rq_fields": worker_fields(
+                queues=(lane.spec.queue,),
+                pid=lane.pid,
+                hostname=socket.gethostname(),
+                birth_ms=self._birth_ms,
+                now_ms=now_ms,
+                state="busy" if busy else "idle",
+            ),
+            "fields": {
+                "slots": str(lane.spec.slots),
+                "busy": str(busy),
+                "queues": lane.spec.queue,
+                "tasks": ",".join(self._policies),
+                "host": socket.gethostname(),
+                "pid": str(lane.pid),
+                "version": __version__,
+                "state": "draining" if self._ending else ("busy" if busy else "idle"),
+            },
         }
 
     # -- ending -------------------------------------------------------------------------------------------------

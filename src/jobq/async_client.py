@@ -1,0 +1,212 @@
+"""The asynchronous client: the same plans as :class:`jobq.client.Client`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+from redis.exceptions import RedisError
+
+from jobq.client_base import ClientBase
+from jobq.client_parts import AsyncDeadLetters, AsyncQueues, AsyncWorkers, Since
+from jobq.config import Settings
+from jobq.connection import check_client, connect_async
+from jobq.errors import StoreUnavailableError
+from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
+from jobq.stats import Health, Stats, Thresholds, judge, stats_plan
+from jobq.store import AsyncStore, Batch, Call, Plan
+from jobq.tasks import EnqueueRequest, Registry
+from jobq.views import Page, attempts_plan, outcome_plan
+from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis as AsyncRedis
+
+T = TypeVar("T")
+Role = Literal["command", "enqueue", "blocking"]
+
+
+class AsyncClient(ClientBase):
+    """An asynchronous client of one Redis, for one event loop: the one that first uses it.
+
+    Args:
+        settings: None: from the environment, see ``Settings``.
+        registry: Where tasks are looked up by name; None: the default one.
+        redis: Use this ``redis.asyncio`` client instead of making one; its timeouts and retries then apply.
+        sync: The client that the plain methods of its jobs use; None: they raise.
+    Raises:
+        ConfigError: The settings are wrong, or the given client cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        registry: Registry | None = None,
+        redis: AsyncRedis | None = None,
+        sync: JobActions | None = None,
+    ) -> None:
+        super().__init__(settings, registry)
+        if redis is not None:
+            check_client(redis)
+        self._given = redis
+        self._sync = sync
+        self._redis: dict[str, AsyncRedis] = {}
+        self._stores: dict[str, AsyncStore] = {}
+        self.queues = AsyncQueues(self._plans, self.run)
+        self.dead_letters = AsyncDeadLetters(self._plans, self.run)
+        self.workers = AsyncWorkers(self._plans, self.run)
+
+    # ------------------------------------------------------------------ running
+
+    async def run(self, step: Call[T] | Batch | Plan[T]) -> T:
+        """As :meth:`jobq.client.Client.run`."""
+        return await self._store("command").run(step)
+
+    def _store(self, role: Role) -> AsyncStore:
+        store = self._stores.get(role)
+        if store is None:
+            # Only connections of our own know the deadline, and say whether a command may have reached the server.
+            bounded = role == "enqueue" and self._given is None
+            limit_s = self.settings.enqueue_timeout.total_seconds() if bounded else None
+            store = self._stores[role] = AsyncStore(self._client(role), deadline_s=limit_s)
+        return store
+
+    @property
+    def _blocking(self) -> Any:
+        return self._client("blocking")
+
+    def _client(self, role: Role) -> AsyncRedis:
+        if self._given is not None and role != "blocking":
+            return self._given
+        client = self._redis.get(role)
+        if client is None:
+            client = self._redis[role] = self._connect(role)
+        return client
+
+    def _connect(self, role: Role) -> AsyncRedis:
+        if self._given is None:
+            return connect_async(self.settings, role, block_s=BLOCK_S)
+        # A blocking read outlasts the timeouts of the given client: same server, connections of its own.
+        pool = self._given.connection_pool
+        options = {**pool.connection_kwargs, "socket_timeout": BLOCK_S + 5}
+        return type(self._given).from_pool(type(pool)(connection_class=pool.connection_class, **options))
+
+    async def enqueue(self, requests: list[EnqueueRequest]) -> list[Job]:
+        """As :meth:`jobq.client.Client.enqueue`."""
+        if not self.settings.enabled:
+            return await asyncio.to_thread(self._inline, requests, "JOBQ_ENABLED is false")
+        try:
+            return await self._store("enqueue").run(self._enqueuer.plan(requests))
+        except StoreUnavailableError as error:
+            if not self._may_run_inline(error):
+                raise
+            return await asyncio.to_thread(self._inline, requests, "Redis is away")
+
+    def sync_actions(self) -> JobActions:
+        """The synchronous client, if there is one."""
+        if self._sync is None:
+            raise RuntimeError(
+                "this job came from an AsyncClient: use its _async methods, as in await job.wait_async()"
+            )
+        return self._sync
+
+    def async_actions(self) -> AsyncJobActions:
+        """Itself."""
+        return self
+
+    # ------------------------------------------------------------------ one job
+
+    async def get(self, job_id: str) -> Job:
+        """As :meth:`jobq.client.Client.get`."""
+        return await self.run(self._plans.get(job_id))
+
+    async def attempts(self, job_id: str) -> list[Attempt]:
+        """As :meth:`jobq.client.Client.attempts`."""
+        return await self.run(attempts_plan(self.keys, job_id))
+
+    async def cancel(self, job_id: str) -> Literal["cancelled", "requested"]:
+        """As :meth:`jobq.client.Client.cancel`."""
+        return await self.run(self._plans.cancel(job_id))
+
+    async def withdraw(self, job_id: str) -> str:
+        """As :meth:`jobq.client.Client.withdraw`."""
+        return await self.run(self._plans.withdraw(job_id))
+
+    async def retry(self, job_id: str) -> Job:
+        """As :meth:`jobq.client.Client.retry`."""
+        return await self.run(self._plans.retry(job_id))
+
+    async def delete(self, job_id: str) -> None:
+        """As :meth:`jobq.client.Client.delete`."""
+        await self.run(self._plans.delete(job_id))
+
+    async def wait(self, job_id: str, timeout: float | timedelta | None = None) -> Job:
+        """As :meth:`jobq.client.Client.wait`."""
+        patience = Patience.of(timeout)
+        woken = False
+        while True:
+            job = await self.run(look_plan(self.keys, job_id, self, woken=woken))
+            if job.finished:
+                return job
+            block = patience.next_block(job)
+            try:
+                command = block_command(self.keys, job_id, block)
+                woken = await self._blocking.execute_command(*command) is not None
+            except RedisError:
+                # Connection lost, or memory full, when Redis refuses a move: the next look says what is wrong.
+                woken = False
+                await asyncio.sleep(min(block, 1.0))
+
+    async def result(self, job_id: str, timeout: float | timedelta | None = None) -> Any:
+        """As :meth:`jobq.client.Client.result`."""
+        await self.wait(job_id, timeout)
+        job, entry = await self.run(outcome_plan(self.keys, job_id, self))
+        if job.state is not JobState.SUCCEEDED:
+            raise await self.run(failure_plan(self.keys, job))
+        return self._decode(entry.value if entry else None)
+
+    # ------------------------------------------------------------------ all jobs
+
+    async def jobs(
+        self,
+        *,
+        state: JobState | str | Iterable[JobState | str] | None = None,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        tag: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page[Job]:
+        """As :meth:`jobq.client.Client.jobs`."""
+        wanted = self._plans.wanted(state=state, queue=queue, task=task, error=error, tag=tag, since=since)
+        return await self.run(self._plans.jobs(wanted, limit, cursor))
+
+    async def stats(self, *, queue: str | None = None, since: timedelta | None = None) -> Stats:
+        """As :meth:`jobq.client.Client.stats`."""
+        return await self.run(stats_plan(self.keys, self.specs, queue=queue, since=since))
+
+    async def health(self, thresholds: Thresholds | None = None) -> Health:
+        """As :meth:`jobq.client.Client.health`."""
+        return judge(await self.stats(), thresholds)
+
+    # ------------------------------------------------------------------ the end
+
+    async def close(self) -> None:
+        """Give the connections back; a client that was passed in stays open."""
+        made, self._redis, self._stores = self._redis, {}, {}
+        for client in made.values():
+            await client.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,370 @@
+"""The client: enqueue jobs, look at them, wait for them; and the default client behind the module-level helpers.
+
+One explicit :class:`Client` or :class:`AsyncClient`, plus one default client, built from the environment when it is
+first needed, behind ``task.enqueue`` and the helpers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from collections.abc import Collection, Iterable, Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import redis
+from redis.exceptions import RedisError
+
+from jobq import codec as codec_module
+from jobq import tasks
+from jobq.async_client import AsyncClient
+from jobq.client_base import ClientBase
+from jobq.client_parts import DeadLetters, Queues, Since, Workers
+from jobq.codec import Codec
+from jobq.config import Settings
+from jobq.connection import check_client, connect
+from jobq.errors import StoreUnavailableError, UnknownTaskError
+from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
+from jobq.stats import Health, Stats, Thresholds, judge, stats_plan
+from jobq.store import Batch, Call, Plan, Store
+from jobq.tasks import EnqueueRequest, Registry
+from jobq.views import Page, attempts_plan, outcome_plan
+from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan
+
+T = TypeVar("T")
+
+__all__ = ["AsyncClient", "Client", "configure", "get_async_client", "get_client"]
+
+
+class Client(ClientBase):
+    """A client of one Redis. Safe to share between threads and across forks.
+
+    Args:
+        settings: None: from the environment, see ``Settings``.
+        registry: Where tasks are looked up by name; None: the default one.
+        redis: Use this client's connections instead of making one; its timeouts and retries then apply.
+    Raises:
+        ConfigError: The settings are wrong, or the given client cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        registry: Registry | None = None,
+        redis: redis.Redis | None = None,
+    ) -> None:
+        super().__init__(settings, registry)
+        if redis is not None:
+            check_client(redis)
+        self._given = redis
+        self._redis: dict[str, Any] = {}
+        self._stores: dict[str, Store] = {}
+        self._twins: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncClient]
+        self._twins = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self.queues = Queues(self._plans, self.run)
+        self.dead_letters = DeadLetters(self._plans, self.run)
+        self.workers = Workers(self._plans, self.run)
+
+    # ------------------------------------------------------------------ running
+
+    def run(self, step: Call[T] | Batch | Plan[T]) -> T:
+        """Run a step of ``jobq.calls`` or a plan.
+
+        Raises:
+            StoreUnavailableError: Redis cannot be reached.
+        """
+        return self._store("command").run(step)
+
+    def _store(self, role: Literal["command", "enqueue"]) -> Store:
+        store = self._stores.get(role)
+        if store is None:
+            # Only connections of our own know the deadline, and say whether a command may have reached the server.
+            bounded = role == "enqueue" and self._given is None
+            limit_s = self.settings.enqueue_timeout.total_seconds() if bounded else None
+            store = self._stores.setdefault(role, Store(self._client(role), deadline_s=limit_s))
+        return store
+
+    @property
+    def _blocking(self) -> Any:
+        return self._client("blocking")
+
+    def _client(self, role: Literal["command", "enqueue", "blocking"]) -> redis.Redis:
+        if self._given is not None and role != "blocking":
+            return self._given
+        with self._lock:
+            made = self._redis.get(role)
+            if made is None:
+                made = self._redis[role] = self._connect(role)
+        return made
+
+    def _connect(self, role: Literal["command", "enqueue", "blocking"]) -> redis.Redis:
+        if self._given is None:
+            return connect(self.settings, role, block_s=BLOCK_S)
+        # A blocking read outlasts the timeouts of the given client: same server, connections of its own.
+        pool = self._given.connection_pool
+        options = {**pool.connection_kwargs, "socket_timeout": BLOCK_S + 5}
+        return redis.Redis(
+            connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **options)
+        )
+
+    def enqueue(self, requests: list[EnqueueRequest]) -> list[Job]:
+        """Enqueue what tasks have validated; use ``task.enqueue`` or ``task.enqueue_many``.
+
+        Raises:
+            EnqueueError: A job was not enqueued.
+            StoreUnavailableError: Redis did not answer within ``JOBQ_ENQUEUE_TIMEOUT`` (default 1 s; for each
+                100 jobs). ``job_id`` names the job and ``ambiguous`` says whether it may have been enqueued.
+        """
+        if not self.settings.enabled:
+            return self._inline(requests, "JOBQ_ENABLED is false")
+        try:
+            return self._store("enqueue").run(self._enqueuer.plan(requests))
+        except StoreUnavailableError as error:
+            if not self._may_run_inline(error):
+                raise
+            return self._inline(requests, "Redis is away")
+
+    async def enqueue_async(self, requests: list[EnqueueRequest]) -> list[Job]:
+        """Awaitable :meth:`enqueue`, over a connection of the running event loop."""
+        return await self.twin().enqueue(requests)
+
+    def twin(self) -> AsyncClient:
+        """The asynchronous client of these settings for the running event loop."""
+        loop = asyncio.get_running_loop()
+        twin = self._twins.get(loop)
+        if twin is None:
+            twin = self._twins[loop] = AsyncClient(self.settings, registry=self.registry, sync=self)
+        return twin
+
+    def sync_actions(self) -> JobActions:
+        """Itself."""
+        return self
+
+    def async_actions(self) -> AsyncJobActions:
+        """Its twin for the running event loop."""
+        return self.twin()
+
+    # ------------------------------------------------------------------ one job
+
+    def get(self, job_id: str) -> Job:
+        """The job as it stands.
+
+        Raises:
+            JobNotFoundError: No job has this id.
+        """
+        return self.run(self._plans.get(job_id))
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        """The job's recorded attempts, oldest first; empty before the first failure.
+
+        Raises:
+            JobNotFoundError: No job has this id.
+        """
+        return self.run(attempts_plan(self.keys, job_id))
+
+    def cancel(self, job_id: str) -> Literal["cancelled", "requested"]:
+        """Stop a job: at once while it waits, on request while it runs.
+
+        Raises:
+            ConflictError: It has ended already.
+            JobNotFoundError: No job has this id.
+        """
+        return self.run(self._plans.cancel(job_id))
+
+    def withdraw(self, job_id: str) -> str:
+        """Remove a job unless it has started: ``withdrawn``, or the word for why not."""
+        return self.run(self._plans.withdraw(job_id))
+
+    def retry(self, job_id: str) -> Job:
+        """Enqueue a dead or cancelled job again, with all its attempts before it.
+
+        Raises:
+            ConflictError: It is in another state, or its dedup key is held.
+            JobNotFoundError: No job has this id.
+        """
+        return self.run(self._plans.retry(job_id))
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that does not run, with its result and history.
+
+        Raises:
+            ConflictError: It runs.
+            JobNotFoundError: No job has this id.
+        """
+        self.run(self._plans.delete(job_id))
+
+    def wait(self, job_id: str, timeout: float | timedelta | None = None) -> Job:
+        """Block until the job has ended.
+
+        Args:
+            timeout: Seconds or timedelta; None waits for as long as it takes.
+        Raises:
+            TimeoutError: The job had not ended by then. It goes on.
+            JobNotFoundError: No job has this id.
+        """
+        patience = Patience.of(timeout)
+        woken = False
+        while True:
+            job = self.run(look_plan(self.keys, job_id, self, woken=woken))
+            if job.finished:
+                return job
+            block = patience.next_block(job)
+            try:
+                command = block_command(self.keys, job_id, block)
+                woken = self._blocking.execute_command(*command) is not None
+            except RedisError:
+                # Connection lost, or memory full, when Redis refuses a move: the next look says what is wrong.
+                woken = False
+                time.sleep(min(block, 1.0))
+
+    def result(self, job_id: str, timeout: float | timedelta | None = None) -> Any:
+        """What the task returned, as plain JSON values, waiting for it if need be.
+
+        Raises:
+            JobFailedError: The job is dead or cancelled; the message says why.
+            TimeoutError: The job had not ended by then. It goes on.
+        """
+        self.wait(job_id, timeout)
+        job, entry = self.run(outcome_plan(self.keys, job_id, self))
+        if job.state is not JobState.SUCCEEDED:
+            raise self.run(failure_plan(self.keys, job))
+        return self._decode(entry.value if entry else None)
+
+    # ------------------------------------------------------------------ all jobs
+
+    def jobs(
+        self,
+        *,
+        state: JobState | str | Iterable[JobState | str] | None = None,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        tag: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page[Job]:
+        """A page of jobs, newest first where the container knows the age, scheduled ones soonest first.
+
+        Args:
+            error: An error fingerprint, or the beginning of one.
+            since: A moment, or how long ago.
+            cursor: From the page before, with the same filter. A page looks at 10,000 jobs at most: it may hold
+                fewer than ``limit`` and still have a cursor.
+        Raises:
+            ValueError: The cursor belongs to another filter, or a word is no state.
+        """
+        wanted = self._plans.wanted(state=state, queue=queue, task=task, error=error, tag=tag, since=since)
+        return self.run(self._plans.jobs(wanted, limit, cursor))
+
+    def stats(self, *, queue: str | None = None, since: timedelta | None = None) -> Stats:
+        """Counts of all queues, or one; waits and throughput of the last five minutes, or of ``since``.
+
+        Raises:
+            ValueError: A window of more than 24 h, which is as long as counters are kept.
+        """
+        return self.run(stats_plan(self.keys, self.specs, queue=queue, since=since))
+
+    def health(self, thresholds: Thresholds | None = None) -> Health:
+        """Whether anything is wrong, and what."""
+        return judge(self.stats(), thresholds)
+
+    # ------------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        """Give the connections back; a client that was passed in stays open."""
+        with self._lock:
+            made, self._redis, self._stores = self._redis, {}, {}
+        for client in made.values():
+            client.close()
+
+    async def aclose(self) -> None:
+        """:meth:`close`, and the connections of the running event loop."""
+        twin = self._twins.pop(asyncio.get_running_loop(), None)
+        if twin is not None:
+            await twin.close()
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+# --------------------------------------------------------------------------- the default client
+
+_default: Client | None = None
+_default_lock = threading.Lock()
+_flags: dict[str, Any] = {}
+
+
+def get_client() -> Client:
+    """The default client, built at its first use from :func:`configure` and the environment.
+
+    Raises:
+        ConfigError: The settings are wrong.
+    """
+    global _default
+    client = _default
+    if client is None:
+        with _default_lock:
+            if _default is None:
+                _default = Client(Settings.load(**_flags))
+            client = _default
+    return client
+
+
+def get_async_client() -> AsyncClient:
+    """The default asynchronous client of the running event loop."""
+    return get_client().twin()
+
+
+def configure(settings: Settings | None = None, **flags: Any) -> Client:
+    """Set the default client up, in place of the one there was.
+
+    Args:
+        settings: Whole settings; None: the environment's, under ``flags``.
+        **flags: Single settings, such as ``redis_url``; they come before every other source.
+    Raises:
+        ConfigError: A value is wrong; the old default client stays.
+        TypeError: Both ``settings`` and ``flags``.
+    """
+    global _default, _flags
+    if settings is not None and flags:
+        raise TypeError("give settings or single values, not both")
+    made = Client(settings if settings is not None else Settings.load(**flags))
+    with _default_lock:
+        old, _default, _flags = _default, made, dict(flags)
+    if old is not None:
+        old.close()
+    return made
+
+
+def _bind(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str, int, Mapping[str, Any], Collection[str]]:
+    """What rq was asked to call, as a task and its validated params."""
+    client = get_client()
+    try:
+        task = client.registry.resolve(name)
+    except UnknownTaskError:
+        # rq is given names of functions whose modules the producer need not have imported.
+        tasks.load_app(client.settings.app, client.registry)
+        task = client.registry.resolve(name)
+    return task.name, task.version, task.dump(task.bind(args, kwargs)), task.secrets
+
+
+def _provide() -> tuple[Codec, codec_module.Binder]:
+    return get_client().codec, _bind
+
+
+tasks.set_dispatcher(get_client)
+codec_module.bind_serializer(_provide)

@@ -1,0 +1,83 @@
+-- cancel.lua: end a waiting job, or ask a running one to stop.
+-- KEYS[1]  job hash           P:job:<id>
+-- KEYS[2]  cancel requests    jobq:cancels
+-- KEYS[3]  children to come   jobq:after
+-- KEYS[4]  quarantine         jobq:quarantine
+-- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] job id   ARGV[5] ended_at, ISO
+-- ARGV[6]  seconds to keep the cancelled job
+-- Returns  cancelled | requested | finished | gone
+-- Keys built inside: of the job's queue: list, scheduled, deferred, canceled, jobq:retrying, jobq:parked, jobq:q;
+--          of the job: results, dependents, jobq:attempts, jobq:dedup, jobq:wait, jobq:done.
+-- Publishes the id on jobq:cancel when it runs.
+-- Idempotent: a second cancel finds the first one's status, or its request.
+-- Full memory: the first write is a ZREM of nobody.
+local P, N, id, keep = ARGV[2], ARGV[3], ARGV[4], math.max(60, tonumber(ARGV[6]))
+local now = tonumber(ARGV[1])
+if not now then
+  local t = redis.call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
+-- Out of every place where a waiting job can stand.
+local function leave(queue, status, bucket)
+  if status == 'queued' then
+    -- LREM at the far end of a million entries takes 22 ms; what is left in a long list, claim drops.
+    if redis.call('LLEN', P .. 'queue:' .. queue) <= 10000 then redis.call('LREM', P .. 'queue:' .. queue, 0, id) end
+  elseif status == 'scheduled' then
+    redis.call('ZREM', P .. 'scheduled:' .. queue, id)
+    redis.call('ZREM', N .. 'retrying:' .. queue, id)
+  else
+    redis.call('ZREM', P .. 'deferred:' .. queue, id)
+    if bucket then
+      local zset = N .. 'parked:' .. queue .. ':' .. bucket
+      redis.call('ZREM', zset, id)
+      if redis.call('EXISTS', zset) == 0 then
+        redis.call('SREM', N .. 'parked:' .. queue, bucket)
+        if redis.call('EXISTS', N .. 'parked:' .. queue) == 0 then redis.call('HDEL', N .. 'q:' .. queue, 'parked') end
+      end
+    end
+  end
+end
+local function free(dk)
+  if dk and dk:sub(1, 2) ~= 'w:' then
+    local name = N .. 'dedup:' .. dk:sub(3)
+    if redis.call('GET', name) == dk:sub(1, 2) .. id then redis.call('DEL', name) end
+  end
+end
+local function tell()
+  if redis.call('EXISTS', N .. 'wait:' .. id) == 1 then
+    redis.call('RPUSH', N .. 'done:' .. id, 'cancelled')
+    redis.call('EXPIRE', N .. 'done:' .. id, 60)
+  end
+end
+local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'attempts')
+if row.err then
+  redis.call('ZREM', KEYS[4], '')
+  redis.call('ZADD', KEYS[4], now, id)
+  return 'gone'
+end
+local status, queue = row[1], row[2]
+if not status or not queue then return 'gone' end
+if status == 'canceled' then return 'cancelled' end
+if status == 'finished' or status == 'failed' or status == 'stopped' then return 'finished' end
+redis.call('ZREM', KEYS[3], '')
+if status == 'started' then
+  redis.call('HSET', KEYS[1], 'cx', '1')
+  redis.call('SADD', KEYS[2], id)
+  redis.call('PUBLISH', N .. 'cancel', id)
+  return 'requested'
+end
+leave(queue, status, row[4])
+-- st tells a later claim, after an rq tool's requeue, that there is an expiry to take away.
+redis.call('HSET', KEYS[1], 'status', 'canceled', 'cx', '1', 'ended_at', ARGV[5], 'st', 'cancel')
+redis.call('HDEL', KEYS[1], 'park', 'pb')
+redis.call('ZADD', P .. 'canceled:' .. queue, math.floor(now / 1000), id)
+redis.call('EXPIRE', KEYS[1], keep)
+if row[5] then
+  redis.call('EXPIRE', N .. 'attempts:' .. id, keep)
+  redis.call('EXPIRE', P .. 'results:' .. id, keep)
+end
+free(row[3])
+tell()
+redis.call('EXPIRE', P .. 'job::' .. id .. ':dependencies', keep)
+if redis.call('EXPIRE', P .. 'job:' .. id .. ':dependents', keep) == 1 then redis.call('ZADD', KEYS[3], now, id) end
+return 'cancelled'

@@ -1,0 +1,62 @@
+-- promote.lua: move due jobs of some queues into their lists.
+-- KEYS[1]  quarantine   jobq:quarantine
+-- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] most jobs per queue   ARGV[5+] queue names
+-- Returns  {count, ms of the next due job or -1}
+-- Keys built inside: P:scheduled:<q>, P:queue:<q>, P:job:<id>, jobq:retrying:<q>.
+-- Idempotent: a due id is in the set that a cancel removes it from too, so exactly one of the two finds it.
+-- Full memory: the first write is ZREM, which frees.
+local P, N = ARGV[2], ARGV[3]
+local now = tonumber(ARGV[1])
+if not now then
+  local t = redis.call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local count, next_due = 0, -1
+local until_s = string.format('%.3f', now / 1000)
+local most = tonumber(ARGV[4])
+for a = 5, #ARGV do
+  local queue = ARGV[a]
+  local zset = P .. 'scheduled:' .. queue
+  local head = redis.call('ZRANGE', zset, 0, 0, 'WITHSCORES')
+  if head[1] and tonumber(head[2]) * 1000 <= now + 0.5 then
+    local rows = redis.call('ZRANGEBYSCORE', zset, '-inf', until_s, 'WITHSCORES', 'LIMIT', 0, most)
+    local ids, found = {}, {}
+    for i = 1, #rows, 2 do
+      local id = rows[i]
+      ids[#ids + 1] = id
+      local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'q')
+      if row.err then
+        found[#found + 1] = { id = id, broken = true }
+      elseif row[1] == 'scheduled' then
+        found[#found + 1] = { id = id, q = row[2], due = tonumber(rows[i + 1]) * 1000 }
+      end
+    end
+    if #ids > 0 then
+      redis.call('ZREM', zset, unpack(ids))
+      redis.call('ZREM', N .. 'retrying:' .. queue, unpack(ids))
+    end
+    local push = {}
+    for _, job in ipairs(found) do
+      local key = P .. 'job:' .. job.id
+      if job.broken then
+        redis.call('ZADD', KEYS[1], now, job.id)
+      else
+        push[#push + 1] = job.id
+        if job.q then
+          -- The due time, not now: lateness counts as waiting.
+          redis.call('HSET', key, 'status', 'queued', 'q', string.format('%.0f', job.due))
+        else
+          redis.call('HSET', key, 'status', 'queued')
+        end
+      end
+    end
+    if #push > 0 then redis.call('RPUSH', P .. 'queue:' .. queue, unpack(push)) end
+    count = count + #push
+    head = redis.call('ZRANGE', zset, 0, 0, 'WITHSCORES')
+  end
+  if head[1] then
+    local due = math.ceil(tonumber(head[2]) * 1000 - 0.5)
+    if next_due < 0 or due < next_due then next_due = due end
+  end
+end
+return { count, next_due }

@@ -1,0 +1,67 @@
+-- prune.lua: delete ended jobs of one queue by age and count, and what else is left over.
+-- KEYS[1]  finished registry  P:finished:<q>
+-- KEYS[2]  failed registry    P:failed:<q>
+-- KEYS[3]  cancelled zset     P:canceled:<q>
+-- KEYS[4]  retrying zset      jobq:retrying:<q>
+-- KEYS[5]  scheduled zset     P:scheduled:<q>
+-- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] most jobs
+-- ARGV[5]  most succeeded to keep   ARGV[6] most dead to keep (< 0 = any number)   ARGV[7] seconds to keep a cancelled
+-- ARGV[8]  ISO time a minute ago: what ended later is not deleted for the count
+-- Returns  count of entries removed
+-- Keys built inside: P:job:<id>, P:results:<id>, P:job:<id>:dependents, P:job::<id>:dependencies,
+--          jobq:attempts:<id>, jobq:dedup:<name>.
+-- Idempotent by nature.   Full memory: it only frees.
+local P, N, most = ARGV[2], ARGV[3], tonumber(ARGV[4])
+local now = tonumber(ARGV[1])
+if not now then
+  local t = redis.call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local now_s = math.floor(now / 1000)
+local removed = 0
+
+local function clear(zset, ids, words)
+  if #ids == 0 then return end
+  redis.call('ZREM', zset, unpack(ids))
+  removed = removed + #ids
+  for _, id in ipairs(ids) do
+    local key = P .. 'job:' .. id
+    local row = redis.pcall('HMGET', key, 'status', 'dk')
+    -- An rq tool may have queued it again and left the entry behind: then the entry alone goes.
+    if not row.err and (not row[1] or words[row[1]]) then
+      redis.call('UNLINK', key, P .. 'results:' .. id, N .. 'attempts:' .. id, P .. 'job:' .. id .. ':dependents',
+        P .. 'job::' .. id .. ':dependencies')
+      local dk = row[2]
+      if dk and dk:sub(1, 2) ~= 'w:' then
+        local name = N .. 'dedup:' .. dk:sub(3)
+        if redis.call('GET', name) == dk:sub(1, 2) .. id then redis.call('DEL', name) end
+      end
+    end
+  end
+end
+
+local function prune(zset, words, ends, keep)
+  if removed >= most then return end
+  clear(zset, redis.call('ZRANGEBYSCORE', zset, '-inf', ends, 'LIMIT', 0, most - removed), words)
+  local room = most - removed
+  if keep < 0 or room < 1 then return end
+  local over = redis.call('ZCARD', zset) - keep
+  if over < 1 then return end
+  -- A terminal hash lives for a minute at least, so that a late repeat of its enqueue still finds it.
+  local ids = {}
+  for _, id in ipairs(redis.call('ZRANGE', zset, 0, math.min(over, room) - 1)) do
+    local ended = redis.pcall('HGET', P .. 'job:' .. id, 'ended_at')
+    if type(ended) ~= 'string' or ended < ARGV[8] then ids[#ids + 1] = id end
+  end
+  clear(zset, ids, words)
+end
+
+prune(KEYS[1], { finished = true }, now_s, tonumber(ARGV[5]))
+prune(KEYS[2], { failed = true, stopped = true }, now_s, tonumber(ARGV[6]))
+prune(KEYS[3], { canceled = true }, now_s - tonumber(ARGV[7]), -1)
+local gone = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, most)) do
+  if not redis.call('ZSCORE', KEYS[5], id) then gone[#gone + 1] = id end
+end
+if #gone > 0 then redis.call('ZREM', KEYS[4], unpack(gone)) end
+return removed

@@ -1,0 +1,64 @@
+-- release.lua: queue the children of ended jobs, as far as all their parents allow it, by rq's own rule.
+-- KEYS[1]  ended parents   jobq:after
+-- KEYS[2]  quarantine      jobq:quarantine
+-- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] most children
+-- Returns  {children queued, parents done with}
+-- Keys built inside: P:job:<id>, P:job:<id>:dependents, P:job::<id>:dependencies, P:deferred:<q>, P:queue:<q>.
+-- Idempotent: a child leaves deferred once; the parent leaves jobq:after last.
+-- Full memory: the first write is a ZREM of nobody.
+local P = ARGV[2]
+local now = tonumber(ARGV[1])
+if not now then
+  local t = redis.call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local released, parents, room = 0, 0, tonumber(ARGV[4])
+redis.call('ZREM', KEYS[2], '')
+
+local function status_of(id)
+  local status = redis.pcall('HGET', P .. 'job:' .. id, 'status')
+  return type(status) == 'string' and status or nil
+end
+
+-- A parent that is gone does not hold its children back; neither does a failed one, if the child allows it.
+local function ready(child, lenient)
+  for _, parent in ipairs(redis.call('SMEMBERS', P .. 'job::' .. child .. ':dependencies')) do
+    local status = status_of(parent)
+    if status and status ~= 'finished' and not (lenient and status == 'failed') then return false end
+  end
+  return true
+end
+
+for _, parent in ipairs(redis.call('ZRANGE', KEYS[1], 0, 19)) do
+  local set = P .. 'job:' .. parent .. ':dependents'
+  local succeeded = status_of(parent) == 'finished'
+  local children = {}
+  if room > 0 then children = redis.call('SRANDMEMBER', set, succeeded and room or 1000) end
+  for _, child in ipairs(children) do
+    local key = P .. 'job:' .. child
+    local row = redis.pcall('HMGET', key, 'status', 'origin', 'park', 'q', 'allow_dependency_failures')
+    if row.err then
+      redis.call('ZADD', KEYS[2], now, child)
+    elseif row[1] == 'deferred' and row[2] and not row[3] and ready(child, row[5] == '1') then
+      redis.call('ZREM', P .. 'deferred:' .. row[2], child)
+      if row[4] then
+        redis.call('HSET', key, 'status', 'queued', 'q', string.format('%.0f', now))
+      else
+        redis.call('HSET', key, 'status', 'queued')
+      end
+      redis.call('RPUSH', P .. 'queue:' .. row[2], child)
+      redis.call('SREM', set, child)
+      released = released + 1
+      room = room - 1
+    elseif succeeded then
+      -- It waits for another parent, whose set names it too.
+      redis.call('SREM', set, child)
+      room = room - 1
+    end
+  end
+  if not succeeded or redis.call('EXISTS', set) == 0 then
+    redis.call('ZREM', KEYS[1], parent)
+    parents = parents + 1
+  end
+end
+return { released, parents }

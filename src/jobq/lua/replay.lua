@@ -1,0 +1,81 @@
+-- replay.lua: queue dead or cancelled jobs again, as if they had never run.
+-- KEYS[1]  quarantine   jobq:quarantine
+-- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix
+-- ARGV[4+] id, new payload ('' = as it is), ... two per job
+-- Returns  {word, ...}: queued | conflict:<holder> | gone | the state that forbids it
+-- Keys built inside: P:job:<id>, P:queue:<q>, P:failed:<q>, P:canceled:<q>, P:results:<id>, P:job:<id>:dependents,
+--          P:job::<id>:dependencies, jobq:attempts:<id>, jobq:dedup:<name>.
+-- Idempotent: a job that the first call queued answers queued.
+-- Full memory: the first write is ZREM, which frees.
+local P, N = ARGV[2], ARGV[3]
+local now = tonumber(ARGV[1])
+if not now then
+  local t = redis.call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local STATES = { queued = 'queued', started = 'running', finished = 'succeeded', scheduled = 'scheduled',
+  deferred = 'deferred' }
+local LIVE = { queued = true, scheduled = true, started = true, deferred = true, created = true,
+  ready_to_enqueue = true, rate_limited = true }
+local words, push, order = {}, {}, {}
+redis.call('ZREM', KEYS[1], '')
+
+-- The live job that holds this dedup key instead of the one that is replayed, or nil.
+local function rival(dk, id)
+  local value = redis.call('GET', N .. 'dedup:' .. dk:sub(3))
+  local mode, holder = (value or ''):match('^(%a):(.*)$')
+  if not holder or holder == id then return nil end
+  if mode == 'w' then return holder end
+  local status = redis.pcall('HGET', P .. 'job:' .. holder, 'status')
+  if type(status) ~= 'string' or not LIVE[status] or (mode == 's' and status == 'started') then return nil end
+  return holder
+end
+
+for a = 4, #ARGV, 2 do
+  local id, word = ARGV[a], nil
+  local key = P .. 'job:' .. id
+  local row = redis.pcall('HMGET', key, 'status', 'origin', 'dk', 'q', 'data')
+  if row.err or not row[1] or not row[5] or not row[2] then
+    word = 'gone'
+  else
+    local status, queue, dk = row[1], row[2], row[3]
+    local dead = status == 'failed' or status == 'stopped'
+    if not dead and status ~= 'canceled' then
+      word = STATES[status] or status
+    else
+      local holder = dk and rival(dk, id)
+      if holder then
+        word = 'conflict:' .. holder
+      else
+        word = 'queued'
+        redis.call('ZREM', P .. (dead and 'failed:' or 'canceled:') .. queue, id)
+        -- A window is not taken again: it says how often equal jobs may come, not that one may not be repaired.
+        if dk and dk:sub(1, 2) ~= 'w:' then redis.call('SET', N .. 'dedup:' .. dk:sub(3), dk:sub(1, 2) .. id) end
+        redis.call('HDEL', key, 'attempts', 'crashes', 'lost', 'cx', 'why', 'fp', 'st', 'park', 'pb', 'pr', 'rp',
+          'started_at', 'ended_at', 'worker_name')
+        local set = { 'status', 'queued' }
+        -- Only jobs that plain rq made lack q, and that is how they are known.
+        if row[4] then set[3], set[4] = 'q', string.format('%.0f', now) end
+        if ARGV[a + 1] ~= '' then
+          set[#set + 1] = 'data'
+          set[#set + 1] = ARGV[a + 1]
+        end
+        redis.call('HSET', key, unpack(set))
+        redis.call('PERSIST', key)
+        redis.call('PERSIST', P .. 'results:' .. id)
+        redis.call('PERSIST', N .. 'attempts:' .. id)
+        redis.call('PERSIST', P .. 'job:' .. id .. ':dependents')
+        redis.call('PERSIST', P .. 'job::' .. id .. ':dependencies')
+        redis.call('DEL', N .. 'done:' .. id)
+        if not push[queue] then
+          push[queue] = {}
+          order[#order + 1] = queue
+        end
+        push[queue][#push[queue] + 1] = id
+      end
+    end
+  end
+  words[#words + 1] = word
+end
+for _, queue in ipairs(order) do redis.call('RPUSH', P .. 'queue:' .. queue, unpack(push[queue])) end
+return words

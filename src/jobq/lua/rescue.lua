@@ -1,0 +1,135 @@
+-- rescue.lua: take jobs whose lease has expired away from whoever held them, and queue them again.
+-- KEYS[1]  leases            jobq:leases
+-- KEYS[2]  pulse             jobq:pulse
+-- KEYS[3]  cancel requests   jobq:cancels
+-- KEYS[4]  quarantine        jobq:quarantine
+-- KEYS[5]  set of queues     P:queues
+-- KEYS[6]  children to come  jobq:after
+-- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix
+-- ARGV[4]  lease ms   ARGV[5] most jobs   ARGV[6] ended_at, ISO   ARGV[7] seconds to keep a dead or cancelled job
+-- ARGV[8]  record for the attempt history, or ''
+-- Returns  {held 0|1, id, queue, word, ...}; word: queued | dead (poison) | cancelled
+-- Keys built inside: P:job:<id>, P:wip:<q>, P:queue:<q>, P:failed:<q>, P:canceled:<q>, P:results:<id>,
+--          P:job:<id>:dependents, jobq:attempts:<id>, jobq:dedup:<name>, jobq:wait:<id>, jobq:done:<id>.
+-- Idempotent: what was moved has no lease any more.
+-- Full memory: the first write is a ZREM of nobody.
+local P, N = ARGV[2], ARGV[3]
+local now = tonumber(ARGV[1])
+if not now then
+  local t = redis.call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local third, keep = tonumber(ARGV[4]) / 3, tonumber(ARGV[7])
+local now_s = math.floor(now / 1000)
+local text = string.format('%.0f', now)
+redis.call('ZREM', KEYS[1], '')
+local pulse = redis.call('HMGET', KEYS[2], 't', 'hold', 'f')
+local last, hold, looked = tonumber(pulse[1] or ''), tonumber(pulse[2] or ''), tonumber(pulse[3] or '')
+-- No pass for a third of a lease: Redis or everybody was away. Who is alive gets that long to say so.
+if not last or math.abs(now - last) > third then
+  redis.call('HSET', KEYS[2], 't', text, 'hold', string.format('%.0f', now + third))
+  return { 1 }
+end
+local foreign = not looked or math.abs(now - looked) > 10000
+if foreign then
+  redis.call('HSET', KEYS[2], 't', text, 'f', text)
+else
+  redis.call('HSET', KEYS[2], 't', text)
+end
+-- A hold that is further away than it can be is of a clock that was set back since.
+if hold and hold > now and hold - now <= third then return { 1 } end
+
+local out, orphans, back, order = { 0 }, {}, {}, {}
+
+-- One interrupted job: its member, and the queue when the registry it came from tells.
+local function move(member)
+  local id = member:match('^([^:]*):')
+  if not id then return end
+  local key = P .. 'job:' .. id
+  local row = redis.pcall('HMGET', key, 'status', 'origin', 'lost', 'attempts', 'dk', 'cx')
+  if row.err then
+    redis.call('ZADD', KEYS[4], now, id)
+    orphans[#orphans + 1] = member
+    return
+  end
+  local queue = row[2]
+  if not row[1] or not queue then
+    orphans[#orphans + 1] = member
+    return
+  end
+  redis.call('ZREM', P .. 'wip:' .. queue, member)
+  if row[6] or row[1] ~= 'started' then redis.call('SREM', KEYS[3], id) end
+  if row[1] ~= 'started' then return end
+  local lost = (tonumber(row[3] or '0') or 0) + 1
+  local word = 'queued'
+  if row[6] then word = 'cancelled' elseif lost >= 6 then word = 'dead' end
+  if ARGV[8] ~= '' then
+    redis.call('RPUSH', N .. 'attempts:' .. id, ARGV[8])
+    redis.call('LTRIM', N .. 'attempts:' .. id, -20, -1)
+  end
+  if word == 'queued' then
+    redis.call('HSET', key, 'status', 'queued', 'lost', lost)
+    redis.call('HDEL', key, 'started_at', 'worker_name')
+    if not back[queue] then
+      back[queue] = {}
+      order[#order + 1] = queue
+    end
+    table.insert(back[queue], 1, id)
+  else
+    if word == 'dead' then
+      redis.call('HSET', key, 'status', 'failed', 'lost', lost, 'why', 'poison', 'ended_at', ARGV[6], 'st', 'rescue')
+      redis.call('ZADD', P .. 'failed:' .. queue, now_s + keep, id)
+    else
+      redis.call('HSET', key, 'status', 'canceled', 'lost', lost, 'ended_at', ARGV[6], 'st', 'rescue')
+      redis.call('ZADD', P .. 'canceled:' .. queue, now_s, id)
+    end
+    redis.call('EXPIRE', key, keep)
+    redis.call('EXPIRE', N .. 'attempts:' .. id, keep)
+    redis.call('EXPIRE', P .. 'results:' .. id, keep)
+    local dk = row[5]
+    if dk and dk:sub(1, 2) ~= 'w:' then
+      local name = N .. 'dedup:' .. dk:sub(3)
+      if redis.call('GET', name) == dk:sub(1, 2) .. id then redis.call('DEL', name) end
+    end
+    if redis.call('EXISTS', N .. 'wait:' .. id) == 1 then
+      redis.call('RPUSH', N .. 'done:' .. id, word)
+      redis.call('EXPIRE', N .. 'done:' .. id, 60)
+    end
+    if redis.call('EXPIRE', P .. 'job:' .. id .. ':dependents', keep) == 1 then
+      redis.call('ZADD', KEYS[6], now, id)
+    end
+  end
+  local k = #out
+  out[k + 1], out[k + 2], out[k + 3] = id, queue, word
+end
+
+local most = tonumber(ARGV[5])
+local members = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, most)
+if #members > 0 then
+  redis.call('ZREM', KEYS[1], unpack(members))
+  for _, member in ipairs(members) do move(member) end
+end
+if foreign then
+  -- A dead stock worker leaves a finite score; its own registry would call the job failed, without a retry.
+  for _, queue_key in ipairs(redis.call('SMEMBERS', KEYS[5])) do
+    local wip = P .. 'wip:' .. queue_key:sub(#P + 7)
+    local room = most - #members
+    if room > 0 then
+      local stale = redis.call('ZRANGEBYSCORE', wip, '-inf', now_s - 60, 'LIMIT', 0, room)
+      for _, member in ipairs(stale) do
+        redis.call('ZREM', wip, member)
+        members[#members + 1] = member
+        move(member)
+      end
+    end
+  end
+end
+if #orphans > 0 then
+  -- The hash that named the queue is gone or broken, so its entry may be in any registry.
+  for _, queue_key in ipairs(redis.call('SMEMBERS', KEYS[5])) do
+    redis.call('ZREM', P .. 'wip:' .. queue_key:sub(#P + 7), unpack(orphans))
+  end
+end
+-- Each list was filled last first, so the jobs stand in front in the order of their expiry.
+for _, queue in ipairs(order) do redis.call('LPUSH', P .. 'queue:' .. queue, unpack(back[queue])) end
+return out

@@ -1,0 +1,69 @@
+-- withdraw.lua: make sure that a job whose enqueue may have landed will not run, so that the caller can run it.
+-- KEYS[1]  job hash      P:job:<id>
+-- KEYS[2]  leases        jobq:leases
+-- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] job id   ARGV[5] ended_at, ISO
+-- ARGV[6]  seconds to keep the withdrawn job
+-- Returns  withdrawn | started | finished | gone (it never came, and will find itself mine if it still does)
+-- Keys built inside: of the job's queue: list, scheduled, deferred, canceled, jobq:retrying, jobq:parked, jobq:q;
+--          of the job: jobq:dedup, jobq:wait, jobq:done.
+-- Idempotent: what it leaves behind gives the same answer.
+-- Full memory: the first write is a ZREM of nobody.
+local P, N, id, keep = ARGV[2], ARGV[3], ARGV[4], math.max(600, tonumber(ARGV[6]))
+local now = tonumber(ARGV[1])
+if not now then
+  local t = redis.call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
+-- Out of every place where a waiting job can stand.
+local function leave(queue, status, bucket)
+  if status == 'queued' then
+    -- LREM at the far end of a million entries takes 22 ms; what is left in a long list, claim drops.
+    if redis.call('LLEN', P .. 'queue:' .. queue) <= 10000 then redis.call('LREM', P .. 'queue:' .. queue, 0, id) end
+  elseif status == 'scheduled' then
+    redis.call('ZREM', P .. 'scheduled:' .. queue, id)
+    redis.call('ZREM', N .. 'retrying:' .. queue, id)
+  else
+    redis.call('ZREM', P .. 'deferred:' .. queue, id)
+    if bucket then
+      local zset = N .. 'parked:' .. queue .. ':' .. bucket
+      redis.call('ZREM', zset, id)
+      if redis.call('EXISTS', zset) == 0 then
+        redis.call('SREM', N .. 'parked:' .. queue, bucket)
+        if redis.call('EXISTS', N .. 'parked:' .. queue) == 0 then redis.call('HDEL', N .. 'q:' .. queue, 'parked') end
+      end
+    end
+  end
+end
+local function free(dk)
+  if dk and dk:sub(1, 2) ~= 'w:' then
+    local name = N .. 'dedup:' .. dk:sub(3)
+    if redis.call('GET', name) == dk:sub(1, 2) .. id then redis.call('DEL', name) end
+  end
+end
+local function tell()
+  if redis.call('EXISTS', N .. 'wait:' .. id) == 1 then
+    redis.call('RPUSH', N .. 'done:' .. id, 'cancelled')
+    redis.call('EXPIRE', N .. 'done:' .. id, 60)
+  end
+end
+local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'st')
+if row.err then return 'gone' end
+local status, queue = row[1], row[2]
+redis.call('ZREM', KEYS[2], '')
+if not status then
+  -- The enqueue of a client that timed out may still be under way: this stone makes it a no-op.
+  redis.call('HSET', KEYS[1], 'cx', '1', 'st', 'withdraw')
+  redis.call('EXPIRE', KEYS[1], keep)
+  return 'gone'
+end
+if status == 'canceled' then return row[5] == 'withdraw' and 'withdrawn' or 'finished' end
+if status == 'finished' or status == 'failed' or status == 'stopped' then return 'finished' end
+if status == 'started' then return 'started' end
+leave(queue or '', status, row[4])
+redis.call('HSET', KEYS[1], 'status', 'canceled', 'cx', '1', 'why', 'withdrawn', 'ended_at', ARGV[5], 'st', 'withdraw')
+redis.call('HDEL', KEYS[1], 'park', 'pb')
+redis.call('ZADD', P .. 'canceled:' .. (queue or ''), math.floor(now / 1000), id)
+redis.call('EXPIRE', KEYS[1], keep)
+free(row[3])
+tell()
+return 'withdrawn'
