@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from redis.exceptions import RedisError
 
+from jobq.calls import Batch, Call, Plan
 from jobq.client_base import ClientBase
 from jobq.client_parts import AsyncDeadLetters, AsyncQueues, AsyncWorkers, Since
 from jobq.config import Settings
 from jobq.connection import check_client, connect_async
-from jobq.errors import StoreUnavailableError
+from jobq.errors import JobqError, StoreUnavailableError
 from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
 from jobq.stats import Health, Stats, Thresholds, judge, stats_plan
-from jobq.store import AsyncStore, Batch, Call, Plan
+from jobq.store import AsyncStore
 from jobq.tasks import EnqueueRequest, Registry
 from jobq.views import Page, attempts_plan, outcome_plan
 from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan
@@ -62,7 +63,7 @@ class AsyncClient(ClientBase):
 
     # ------------------------------------------------------------------ running
 
-    async def run(self, step: Call[T] | Batch | Plan[T]) -> T:
+    async def run(self, step: Call[T] | Batch[T] | Plan[T]) -> T:
         """As :meth:`jobq.client.Client.run`."""
         return await self._store("command").run(step)
 
@@ -71,8 +72,8 @@ class AsyncClient(ClientBase):
         if store is None:
             # Only connections of our own know the deadline, and say whether a command may have reached the server.
             bounded = role == "enqueue" and self._given is None
-            limit_s = self.settings.enqueue_timeout.total_seconds() if bounded else None
-            store = self._stores[role] = AsyncStore(self._client(role), deadline_s=limit_s)
+            limit = self.settings.enqueue_timeout if bounded else None
+            store = self._stores[role] = AsyncStore(self._client(role), deadline=limit)
         return store
 
     @property
@@ -100,11 +101,26 @@ class AsyncClient(ClientBase):
         if not self.settings.enabled:
             return await asyncio.to_thread(self._inline, requests, "JOBQ_ENABLED is false")
         try:
-            return await self._store("enqueue").run(self._enqueuer.plan(requests))
+            return await self._drive(self._enqueuer.plan(requests))
         except StoreUnavailableError as error:
             if not self._may_run_inline(error):
                 raise
             return await asyncio.to_thread(self._inline, requests, "Redis is away")
+
+    async def _drive(self, plan: Plan[list[Job]]) -> list[Job]:
+        """Run an enqueue plan, each step under a deadline of its own: a bulk may take longer than one job."""
+        store = self._store("enqueue")
+        try:
+            step = next(plan)
+            while True:
+                try:
+                    answer = await store.run(step)
+                except JobqError as error:
+                    step = plan.throw(error)
+                else:
+                    step = plan.send(answer)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
 
     def sync_actions(self) -> JobActions:
         """The synchronous client, if there is one."""

@@ -1,36 +1,91 @@
-"""One function per Lua script: its keys, its arguments, and what its answer means."""
+"""Every step in Redis as a value: what to send, and how to read the answer. Nothing here talks to Redis.
+
+A :class:`Call` is one script, a :class:`Batch` a pipeline of plain reads, a :data:`Plan` a generator that
+yields either and is sent the answers: written once, run by the sync and the async store alike.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
+from jobq import lua
 from jobq.keys import Keys
-from jobq.rq_bridge import encode_exc, iso
-from jobq.store import Batch, Call, Value
+from jobq.rq_bridge import iso, worker_fields
 
-_KEEP_CANCELLED_S = 86_400
-_KEEP_DEAD_S = 7 * 86_400
+T = TypeVar("T")
+Arg: TypeAlias = str | bytes | int | float
 
-RQ_FIELDS = (
-    "retries_left", "result_ttl", "failure_ttl", "ttl", "success_callback_name", "failure_callback_name",
-    "stopped_callback_name", "webhooks", "repeats_left", "rate_limit_key", "enqueued_at",
-)  # fmt: skip
-"""Fields of a job that plain rq made, in the order in which claim.lua returns them."""
+MOST_JOBS = 100
+"""Jobs that one script call takes: it bounds how long Redis serves nobody else."""
 
 
 @dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One run of a script.
+
+    Attributes:
+        script: Its name.
+        decode: Turns the raw reply into the answer.
+        idempotent: It may be sent again after a lost reply.
+    """
+
+    script: str
+    keys: tuple[str, ...]
+    args: tuple[Arg, ...]
+    decode: Callable[[Any], T]
+    idempotent: bool = True
+
+    def __post_init__(self) -> None:
+        lua.script(self.script).check(len(self.keys))
+
+    def command(self) -> tuple[Arg, ...]:
+        """What is sent as a rule: the script by its digest."""
+        return ("EVALSHA", lua.script(self.script).sha, len(self.keys), *self.keys, *self.args)
+
+    def full_command(self) -> tuple[Arg, ...]:
+        """What is sent when the server does not know the digest: the script itself."""
+        return ("EVAL", lua.script(self.script).text, len(self.keys), *self.keys, *self.args)
+
+
+def _as_is(replies: list[Any]) -> Any:
+    return replies
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[T]):
+    """Plain commands in one pipeline, all safe to repeat.
+
+    ``decode`` gets the replies in order, as redis-py returns them; one that Redis refused arrives as an
+    exception, so that a key of a wrong type does not break the reading of the others.
+    """
+
+    commands: tuple[tuple[Any, ...], ...]
+    decode: Callable[[list[Any]], T] = _as_is
+
+
+Step: TypeAlias = Call[Any] | Batch[Any]
+Plan: TypeAlias = Generator[Step, Any, T]
+
+
+# --------------------------------------------------------------------------- what goes in and comes out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
     """A job to enqueue.
 
     Attributes:
-        id: Made by the client; sending it again is safe.
-        fields: The hash, but for status and times that Redis' clock decides.
-        delay_ms: Due so long from now, by Redis' clock. Or ``at_ms``: due then. Both 0: now.
-        dedup_key: ``<task>:<digest>``; empty: none. With ``dedup_mode`` f, s or w, and ``window_ms`` for w.
-        replace: A waiting holder of the key takes this payload and time.
-        bound_id: The job that ``data`` is signed for; None: this one. Empty: none.
+        fields: The job hash, without ``status`` and ``q``, which the script sets.
+        delay_ms: Due so many ms from now; 0: at once.
+        at_ms: Due at this ms since 1970 instead; 0: see ``delay_ms``.
+        dedup_key: ``<task>:<digest>``, empty: none.
+        dedup_mode: ``f`` until finished, ``s`` until started, ``w`` for ``window_ms``.
+        replace: A waiting holder of the key takes over this job's payload and due time.
+        bound_id: The id that ``data`` is signed for, empty: ``id``, ``*``: any. A holder is replaced only by
+            data signed for it, else the answer is ``rebind``.
     """
 
     id: str
@@ -41,28 +96,29 @@ class NewJob:
     dedup_mode: str = ""
     window_ms: int = 0
     replace: bool = False
-    bound_id: str | None = None
+    bound_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class EnqueueAnswer:
-    """``queued scheduled mine full`` with the job's id; ``duplicate replaced rebind`` with the holder's."""
+EnqueueStatus = Literal["queued", "scheduled", "duplicate", "replaced", "rebind", "full", "mine"]
 
-    status: str
+
+class EnqueueAnswer(NamedTuple):
+    """What became of one job; ``id`` is the holder's for duplicate, replaced and rebind."""
+
+    status: EnqueueStatus
     id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """One job under a lease.
+    """A job under a lease.
 
     Attributes:
-        token: ``<exec>.<claim number>``.
-        attempts: Attempts spent before.
-        queued_ms: When it became due, by Redis' clock; 0 for a job that plain rq made.
-        overrides: The hash's ``o``; ``extra`` its ``jk``.
-        timeout: Seconds.
-        rq: Fields of a job that plain rq made, else None.
+        token: Fences this run: ``<exec>.<claim number>``.
+        queued_ms: When it became queued, or due; 0 for a job that plain rq made.
+        overrides: JSON of the per-call options; ``extra``: JSON of tags and trace. Empty when there are none.
+        timeout: Seconds; 0 when the hash has none that can be read.
+        rq: Fields of a job that plain rq made; None for ours.
     """
 
     id: str
@@ -81,43 +137,44 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a claim took.
+    """The answer to a claim.
 
     Attributes:
-        status: ``ok``, ``stale`` (a later claim was seen), ``paused`` or ``suspended``.
         now_ms: Redis' clock.
-        until_ms: When the leases end, or the pause.
-        parked: Parked jobs exist: pass the buckets that this worker knows.
-        more: The queue may hold more.
+        until_ms: When the leases end; for ``paused`` when the pause does, 0: by resume only.
+        parked: The queue has parked jobs: name the buckets that can be run in the next claim.
+        more: All that was asked for was taken off the list, so it may hold more.
     """
 
-    status: str
+    status: Literal["ok", "stale", "paused", "suspended"]
     now_ms: int
     until_ms: int
     parked: bool
-    more: bool
     jobs: list[Claimed]
+    more: bool
+
+
+OutcomeKind = Literal["succeeded", "retry", "dead", "snooze", "cancelled", "park", "hand_back", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended.
+    """How one attempt ended.
 
     Attributes:
-        kind: ``succeeded retry dead snooze cancelled park hand_back interrupted``.
         spends: It counts as an attempt.
-        delay_ms: For retry and snooze.
-        reason: Why dead, parked or cancelled. With ``bucket``, where parked.
-        record: The attempt for the history; empty: none.
-        result: The stream's return value; ``exc`` its error text. Empty: no entry.
-        keep_s: How long an ended job stays.
-        crash: For interrupted: its process ended by its own doing. ``alone``: no other job ran there.
-        counters: Names to count up, if the outcome stands.
+        delay_ms: For retry and snooze: due so many ms from now.
+        reason: Why it is dead, parked or cancelled; ``bucket``: where a worker that can run it looks.
+        record: JSON for the attempt history; empty: none.
+        result: Encoded for rq's stream; empty: no entry. ``exc``: the traceback of a dead job, likewise.
+        keep_s: Seconds that an ended job is kept, at least 60.
+        crash: For interrupted: the process died of itself; ``alone``: the job ran alone in it.
+        counters: Fields of the minute's counters to add 1 to.
     """
 
     job_id: str
     token: str
-    kind: str
+    kind: OutcomeKind
     spends: bool = False
     delay_ms: int = 0
     reason: str = ""
@@ -127,15 +184,16 @@ class Outcome:
     result: bytes = b""
     exc: bytes = b""
     worker: str = ""
-    keep_s: int = 604_800
+    keep_s: int = 86_400
+    keep_max: int = 0
     crash: bool = False
     alone: bool = False
-    counters: tuple[str, ...] = field(default=())
+    counters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a heartbeat learnt: members whose lease is lost, ids whose job was asked to stop."""
+    """The answer to a heartbeat: members whose lease is lost, ids that were asked to stop."""
 
     lost: list[str]
     cancelled: list[str]
@@ -143,118 +201,114 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Rescued:
-    """What a rescue pass moved: ``(id, queue, "queued" | "dead")``; ``held``: it waited, after an outage."""
+    """What a rescue pass moved, as (id, queue, ``queued``, ``dead`` or ``cancelled``).
 
-    moved: list[tuple[str, str, str]]
-    held: bool
+    ``held``: Redis was away, so nobody is rescued for now.
+    """
+
+    moved: list[tuple[str, str, str]] = field(default_factory=list)
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Promoted:
-    """How many jobs became due, and when the next will be."""
+    """How many due jobs were queued, and when the next is due."""
 
     count: int
     next_due_ms: int | None
 
 
-def _head(keys: Keys, now_ms: int | None) -> tuple[Value, Value, Value]:
-    return ("" if now_ms is None else now_ms, keys.p, keys.n)
+# --------------------------------------------------------------------------- reading replies
 
 
 def _text(value: bytes | str | None) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else (value or "")
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else (value or "")
 
 
-def _int(value: bytes | str | int | None) -> int:
+def _number(value: bytes | str | int | None) -> int:
+    if not value:
+        return 0
     try:
-        return int(float(value)) if value else 0
+        return int(value)
+    except ValueError:
+        pass
+    try:
+        return int(float(value))
     except (ValueError, OverflowError):
         return 0
 
 
-def _texts(reply: Any) -> list[str]:
-    return [_text(each) for each in reply]
+def _texts(reply: Sequence[bytes]) -> list[str]:
+    return [_text(value) for value in reply]
 
 
-# -- producers ------------------------------------------------------------------------------------------------------
+def _head(keys: Keys, now_ms: int | None) -> tuple[Arg, Arg, Arg]:
+    """What every script starts with: the time, for tests, and the two prefixes."""
+    return ("" if now_ms is None else now_ms, keys.p, keys.n)
+
+
+# --------------------------------------------------------------------------- the path of a job
+
+
+def _answers(reply: list[bytes]) -> list[EnqueueAnswer]:
+    texts = _texts(reply)
+    return [EnqueueAnswer(word, id_) for word, id_ in zip(texts[::2], texts[1::2], strict=True)]  # type: ignore[arg-type]
 
 
 def enqueue(
-    keys: Keys, queue: str, jobs: Sequence[NewJob], register: bool, *, now_ms: int | None = None
+    keys: Keys, queue: str, jobs: Sequence[NewJob], register: bool = False, *, now_ms: int | None = None
 ) -> Call[list[EnqueueAnswer]]:
-    """Admit up to 100 jobs to one queue. ``register`` adds the queue to rq's set."""
-    args: list[Value] = [*_head(keys, now_ms), int(register), len(jobs)]
+    """Admit jobs to one queue, at most 100.
+
+    Args:
+        register: Also add the queue to rq's set of queues; once a minute is enough.
+    """
+    if len(jobs) > MOST_JOBS:
+        raise ValueError(f"at most {MOST_JOBS} jobs in one enqueue, got {len(jobs)}")
+    args: list[Arg] = [*_head(keys, now_ms), "1" if register else "0", len(jobs)]
     for job in jobs:
+        fields = job.fields
         args += (
             job.id,
-            -job.delay_ms if job.delay_ms else job.at_ms,
+            job.at_ms or -job.delay_ms,
             job.dedup_key,
             job.dedup_mode,
             job.window_ms,
-            int(job.replace),
-            job.id if job.bound_id is None else (job.bound_id or "*"),
-            2 * len(job.fields),
+            "1" if job.replace else "0",
+            job.bound_id or job.id,
         )
-        for name, value in job.fields.items():
-            args += (name, value)
+        if job.dedup_key and "dk" not in fields:
+            fields = {**fields, "dk": f"{job.dedup_mode}:{job.dedup_key}"}
+        args.append(2 * len(fields))
+        for item in fields.items():
+            args += item
     names = (keys.queue(queue), keys.scheduled(queue), keys.queue_state(queue), keys.queues)
     return Call("enqueue", names, tuple(args), _answers)
 
 
-def _answers(reply: Any) -> list[EnqueueAnswer]:
-    words = _texts(reply)
-    return [EnqueueAnswer(words[at], words[at + 1]) for at in range(0, len(words), 2)]
+_RQ_FIELDS = (
+    "retries_left", "result_ttl", "failure_ttl", "ttl", "success_callback_name", "failure_callback_name",
+    "stopped_callback_name", "webhooks", "repeats_left", "rate_limit_key", "enqueued_at",
+)  # fmt: skip
 
 
-def cancel(keys: Keys, job_id: str, *, now_ms: int | None = None) -> Call[str]:
-    """``cancelled`` (it waited), ``requested`` (it runs), the state it has ended in, or ``gone``."""
-    return _cancel(keys, job_id, 0, now_ms)
-
-
-def withdraw(keys: Keys, job_id: str, *, now_ms: int | None = None) -> Call[str]:
-    """Cancel and delete, unless it has started: ``withdrawn``, ``started``, its final state, or ``gone``."""
-    return _cancel(keys, job_id, 1, now_ms)
-
-
-def _cancel(keys: Keys, job_id: str, withdraw_only: int, now_ms: int | None) -> Call[str]:
-    names = (keys.job(job_id), keys.cancels, keys.cancel_channel)
-    return Call("cancel", names, (*_head(keys, now_ms), job_id, withdraw_only, iso(), _KEEP_CANCELLED_S), _text)
-
-
-def delete(keys: Keys, job_id: str, *, now_ms: int | None = None) -> Call[str]:
-    """Delete a job that is not running: ``deleted``, ``running`` or ``gone``."""
-    names = (keys.job(job_id), keys.quarantine, keys.queues)
-    return Call("delete", names, (*_head(keys, now_ms), job_id), _text)
-
-
-def replay(
-    keys: Keys, job_ids: Sequence[str], data: Mapping[str, bytes] | None = None, *, now_ms: int | None = None
-) -> Call[list[str]]:
-    """Queue dead or cancelled jobs again: ``queued``, ``conflict:<holder>``, ``gone`` or the state, each.
-
-    Args:
-        data: New payloads, by id, for those that were mended.
-    """
-    args: list[Value] = [*_head(keys, now_ms), iso()]
-    for job_id in job_ids:
-        args += (job_id, (data or {}).get(job_id, b""))
-    return Call("replay", (keys.quarantine,), tuple(args), _texts)
-
-
-def pause(
-    keys: Keys, queue: str, until_ms: int, by: str, reason: str, *, now_ms: int | None = None
-) -> Call[str]:
-    """Begin no lease of the queue from now on; ``until_ms`` 0: until resumed."""
-    args = (*_head(keys, now_ms), queue, until_ms, by, reason)
-    return Call("pause", (keys.queue_state(queue), keys.wake_channel), args, _text)
-
-
-def resume(keys: Keys, queue: str, *, now_ms: int | None = None) -> Call[str]:
-    """End a pause."""
-    return Call("resume", (keys.queue_state(queue), keys.wake_channel), (*_head(keys, now_ms), queue), _text)
-
-
-# -- executors ------------------------------------------------------------------------------------------------------
+def _claimed(row: list[Any], token: str) -> Claimed:
+    job_id, data, queued, attempts, crashes, lost, overrides, timeout, description, extra = row[:10]
+    foreign = row[10] if len(row) > 10 else None
+    return Claimed(
+        _text(job_id),
+        token,
+        data,
+        int(attempts) if attempts else 0,
+        int(crashes) if crashes else 0,
+        int(lost) if lost else 0,
+        _number(queued),
+        overrides or b"",
+        max(0, _number(timeout)),
+        _text(description),
+        extra or b"",
+        None if foreign is None else {n: _text(v) for n, v in zip(_RQ_FIELDS, foreign, strict=True) if v},
+    )
 
 
 def claim(
@@ -270,141 +324,255 @@ def claim(
     known: Sequence[str] = (),
     now_ms: int | None = None,
 ) -> Call[Claim]:
-    """Take up to ``n`` jobs under a lease. The same number yields the same jobs again."""
+    """Take up to ``n`` waiting jobs under a lease.
+
+    Args:
+        number: Rises with each claim of the executor; the same number again asks for the same jobs.
+        known: Names of the parked buckets that the caller can run.
+    """
     token = f"{exec_id}.{number}"
-    args = (
-        *_head(keys, now_ms), exec_id, number, n, lease_ms, worker_name, started_at_iso, queue, *known,
-    )  # fmt: skip
+
+    def decode(reply: list[Any]) -> Claim:
+        status, now, until, parked, more = reply[:5]
+        jobs = [_claimed(row, token) for row in reply[5:]]
+        return Claim(_text(status), now, until, parked == 1, jobs, more == 1)  # type: ignore[arg-type]
+
     names = (
-        keys.queue(queue), keys.wip(queue), keys.leases, keys.claim(exec_id), keys.queue_state(queue),
-        keys.suspended, keys.parked(queue), keys.quarantine, keys.deferred(queue),
-    )  # fmt: skip
-    return Call("claim", names, args, lambda reply: _claim(reply, token))
-
-
-def _claim(reply: Any, token: str) -> Claim:
-    word, now_ms, until_ms, parked, more, *rows = reply
-    jobs = [
-        Claimed(
-            id=_text(row[0]),
-            token=token,
-            data=row[1],
-            attempts=_int(row[3]),
-            crashes=_int(row[4]),
-            lost=_int(row[5]),
-            queued_ms=_int(row[2]),
-            overrides=row[6] or b"",
-            timeout=_int(row[7]),
-            description=_text(row[8]),
-            extra=row[9] or b"",
-            rq={name: _text(value) for name, value in zip(RQ_FIELDS, row[10], strict=True) if value is not None}
-            if len(row) > 10 and row[10]
-            else None,
-        )
-        for row in rows
-    ]
-    return Claim(_text(word), _int(now_ms), _int(until_ms), bool(parked), bool(more), jobs)
+        keys.queue(queue),
+        keys.wip(queue),
+        keys.leases,
+        keys.claim(exec_id),
+        keys.queue_state(queue),
+        keys.suspended,
+        keys.parked(queue),
+        keys.quarantine,
+        keys.deferred(queue),
+    )
+    head = _head(keys, now_ms)
+    args = (*head, exec_id, number, min(n, MOST_JOBS), lease_ms, worker_name, started_at_iso, queue, *known)
+    return Call("claim", names, args, decode)
 
 
 def settle(
     keys: Keys, queue: str, outcomes: Sequence[Outcome], ended_at_iso: str, *, now_ms: int | None = None
 ) -> Call[list[str]]:
-    """Record up to 100 outcomes: ``ok already lost cancelled gone``, each."""
-    args: list[Value] = [*_head(keys, now_ms), queue, ended_at_iso, len(outcomes)]
+    """Record how attempts of one queue ended, at most 100: ``ok already lost cancelled gone``, in order."""
+    if len(outcomes) > MOST_JOBS:
+        raise ValueError(f"at most {MOST_JOBS} outcomes in one settle, got {len(outcomes)}")
+    args: list[Arg] = [*_head(keys, now_ms), queue, ended_at_iso, len(outcomes)]
     for outcome in outcomes:
-        extra: list[Value] = []
-        for name, value in (
-            ("delay", outcome.delay_ms), ("why", outcome.reason), ("fp", outcome.fingerprint),
-            ("bucket", outcome.bucket), ("rec", outcome.record), ("res", outcome.result), ("exc", outcome.exc),
-            ("crash", int(outcome.crash)), ("alone", int(outcome.alone)), ("n", ",".join(outcome.counters)),
-        ):  # fmt: skip
-            if value:
-                extra += (name, value)
-        if outcome.worker and (outcome.result or outcome.exc):
-            extra += ("worker", outcome.worker)
-        args += (outcome.job_id, outcome.token, outcome.kind, int(outcome.spends), outcome.keep_s, len(extra), *extra)
+        extra = _extra(outcome)
+        args += (outcome.job_id, outcome.token, outcome.kind, "1" if outcome.spends else "0", outcome.keep_s)
+        args.append(len(extra))
+        args += extra
     names = (
-        keys.leases, keys.wip(queue), keys.queue(queue), keys.finished(queue), keys.failed(queue),
-        keys.scheduled(queue), keys.canceled(queue), keys.deferred(queue), keys.retrying(queue), keys.cancels,
-        keys.after, keys.queue_state(queue), keys.parked(queue), keys.quarantine,
-    )  # fmt: skip
+        keys.leases,
+        keys.wip(queue),
+        keys.queue(queue),
+        keys.finished(queue),
+        keys.failed(queue),
+        keys.scheduled(queue),
+        keys.canceled(queue),
+        keys.deferred(queue),
+        keys.retrying(queue),
+        keys.cancels,
+        keys.after,
+        keys.queue_state(queue),
+        keys.parked(queue),
+        keys.quarantine,
+    )
     return Call("settle", names, tuple(args), _texts)
 
 
-def progress(keys: Keys, job_id: str, token: str, text: bytes) -> Call[bool]:
-    """Store how far a job is, while its lease stands."""
-    return Call("progress", (keys.leases, keys.job(job_id)), (*_head(keys, None), f"{job_id}:{token}", text), bool)
-
-
-def last_claim(keys: Keys, exec_id: str) -> Batch:
-    """``(id, token)`` of what an executor claimed last."""
-
-    def decode(replies: list[Any]) -> list[tuple[str, str]]:
-        number, _, ids = (_text(replies[0]).split(":", 2) + ["", "", ""])[:3]
-        return [(job_id, f"{exec_id}.{number}") for job_id in ids.split(":") if job_id]
-
-    return Batch((("GET", keys.claim(exec_id)),), decode)
-
-
-# -- supervisors ----------------------------------------------------------------------------------------------------
+def _extra(outcome: Outcome) -> list[Arg]:
+    """What not every outcome has, as names and values."""
+    extra: list[Arg] = []
+    if outcome.counters:
+        extra += ("n", ",".join(outcome.counters))
+    if outcome.result:
+        extra += ("res", outcome.result, "worker", outcome.worker)
+    if outcome.kind == "succeeded" and not outcome.record:
+        return extra
+    pairs: tuple[tuple[str, Arg], ...] = (
+        ("delay", outcome.delay_ms),
+        ("why", outcome.reason),
+        ("fp", outcome.fingerprint),
+        ("bucket", outcome.bucket),
+        ("rec", outcome.record),
+        ("exc", outcome.exc),
+        ("worker", outcome.worker),
+        ("crash", "1" if outcome.crash else ""),
+        ("alone", "1" if outcome.alone else ""),
+    )
+    for name, value in pairs:
+        if value:
+            extra += (name, value)
+    return extra
 
 
 def heartbeat(keys: Keys, members: Sequence[str], lease_ms: int, *, now_ms: int | None = None) -> Call[Beat]:
-    """Extend the leases of ``<id>:<token>``."""
+    """Extend leases.
+
+    Args:
+        members: ``<id>:<token>`` of each.
+    """
     ids = [member.partition(":")[0] for member in members]
     args = (*_head(keys, now_ms), lease_ms, len(members), *members, *ids)
     return Call("heartbeat", (keys.leases, keys.cancels), args, lambda r: Beat(_texts(r[0]), _texts(r[1])))
 
 
-def rescue(keys: Keys, lease_ms: int, limit: int = 100, *, now_ms: int | None = None) -> Call[Rescued]:
-    """Take jobs whose lease has expired back to the front of their queues."""
-
-    def decode(reply: Any) -> Rescued:
-        held, *words = reply
-        texts = _texts(words)
-        return Rescued([(texts[i], texts[i + 1], texts[i + 2]) for i in range(0, len(texts), 3)], bool(held))
-
-    names = (keys.leases, keys.pulse, keys.cancels, keys.quarantine, keys.queues)
-    poison = encode_exc("its worker fell silent six times while it ran")
-    return Call("rescue", names, (*_head(keys, now_ms), lease_ms, limit, iso(), poison, _KEEP_DEAD_S), decode)
+def progress(keys: Keys, job_id: str, token: str, text: str | bytes) -> Call[bool]:
+    """Note how far a job is; False when its lease is lost."""
+    args = (*_head(keys, None), f"{job_id}:{token}", text)
+    return Call("progress", (keys.job(job_id), keys.leases), args, bool)
 
 
-def promote(keys: Keys, queues: Sequence[str], limit: int = 100, *, now_ms: int | None = None) -> Call[Promoted]:
-    """Queue what is due, up to ``limit`` jobs of each queue."""
+def last_claim(keys: Keys, exec_id: str) -> Batch[list[tuple[str, str]]]:
+    """List of (id, token) of each job of an executor's last claim, whatever became of them."""
 
-    def decode(reply: Any) -> Promoted:
-        return Promoted(_int(reply[0]), _int(reply[1]) or None)
+    def decode(replies: list[Any]) -> list[tuple[str, str]]:
+        record = replies[0]
+        if not record or isinstance(record, Exception):
+            return []
+        number, _ends, *ids = _text(record).split(":")
+        return [(job_id, f"{exec_id}.{number}") for job_id in ids if job_id]
 
-    return Call("promote", (keys.quarantine,), (*_head(keys, now_ms), limit, *queues), decode)
+    return Batch((("GET", keys.claim(exec_id)),), decode)
 
 
-def release(keys: Keys, limit: int = 100, *, now_ms: int | None = None) -> Call[int]:
-    """Queue the children of settled jobs whose parents are all finished; returns how many parents were looked at."""
-    return Call("release", (keys.after,), (*_head(keys, now_ms), limit), _int)
+# --------------------------------------------------------------------------- background duties
+
+
+def rescue(
+    keys: Keys,
+    lease_ms: int,
+    limit: int = MOST_JOBS,
+    *,
+    keep_s: int = 604_800,
+    record: bytes = b"",
+    now_ms: int | None = None,
+) -> Call[Rescued]:
+    """Queue again what an expired lease still holds.
+
+    Args:
+        keep_s: Seconds to keep what is dead (poison) or cancelled by it.
+        record: JSON for the attempt history of each; empty: none.
+    """
+
+    def decode(reply: list[Any]) -> Rescued:
+        texts = _texts(reply[1:])
+        moved = list(zip(texts[::3], texts[1::3], texts[2::3], strict=True))
+        return Rescued(moved, reply[0] == 1)
+
+    names = (keys.leases, keys.pulse, keys.cancels, keys.quarantine, keys.queues, keys.after)
+    args = (*_head(keys, now_ms), lease_ms, min(limit, MOST_JOBS), iso(now_ms), keep_s, record)
+    return Call("rescue", names, args, decode)
+
+
+def promote(
+    keys: Keys, queues: Sequence[str], limit: int = MOST_JOBS, *, now_ms: int | None = None
+) -> Call[Promoted]:
+    """Queue what is due, at most ``limit`` jobs of each queue."""
+    args = (*_head(keys, now_ms), min(limit, MOST_JOBS), *queues)
+    return Call("promote", (keys.quarantine,), args, lambda r: Promoted(r[0], r[1] if r[1] >= 0 else None))
+
+
+def release(keys: Keys, limit: int = MOST_JOBS, *, now_ms: int | None = None) -> Call[int]:
+    """Queue children of ended jobs; how many were queued and parents done with. 0: nothing to do."""
+    args = (*_head(keys, now_ms), limit)
+    return Call("release", (keys.after, keys.quarantine), args, sum)
 
 
 def prune(
     keys: Keys,
     queue: str,
     *,
-    keep_succeeded: int,
-    keep_dead: int,
-    keep_cancelled_s: int,
-    limit: int = 100,
+    keep_succeeded: int = 1_000,
+    keep_dead: int = 5_000,
+    keep_cancelled_s: int = 86_400,
+    limit: int = MOST_JOBS,
     now_ms: int | None = None,
 ) -> Call[int]:
-    """Delete ended jobs that are too old or too many; returns how many."""
-    names = (keys.finished(queue), keys.failed(queue), keys.canceled(queue), keys.retrying(queue), keys.scheduled(queue))
-    args = (*_head(keys, now_ms), keep_succeeded, keep_dead, keep_cancelled_s, limit)
-    return Call("prune", names, args, _int)
-
-
-def unpark(keys: Keys, queue: str, bucket: str, *, now_ms: int | None = None) -> Call[int]:
-    """Queue up to 100 parked jobs of a bucket again; returns how many."""
+    """Delete ended jobs by age, and beyond these counts; how many went, at most ``limit``."""
+    now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    args = (*_head(keys, now_ms), limit, keep_succeeded, keep_dead, keep_cancelled_s, iso(now - 60_000))
     names = (
-        keys.bucket(queue, bucket), keys.parked(queue), keys.deferred(queue), keys.queue(queue), keys.queue_state(queue),
-    )  # fmt: skip
-    return Call("unpark", names, (*_head(keys, now_ms), bucket), _int)
+        keys.finished(queue),
+        keys.failed(queue),
+        keys.canceled(queue),
+        keys.retrying(queue),
+        keys.scheduled(queue),
+    )
+    return Call("prune", names, args, int)
+
+
+# --------------------------------------------------------------------------- what operators ask for
+
+
+def cancel(keys: Keys, job_id: str, *, keep_s: int = 86_400, now_ms: int | None = None) -> Call[str]:
+    """End a waiting job, or ask a running one to stop: ``cancelled requested finished gone``."""
+    names = (keys.job(job_id), keys.cancels, keys.after, keys.quarantine)
+    return Call("cancel", names, (*_head(keys, now_ms), job_id, iso(now_ms), keep_s), _text)
+
+
+def withdraw(keys: Keys, job_id: str, *, keep_s: int = 86_400, now_ms: int | None = None) -> Call[str]:
+    """See that a job will not run: ``withdrawn``, ``gone`` (never came); too late: ``started finished``."""
+    args = (*_head(keys, now_ms), job_id, iso(now_ms), keep_s)
+    return Call("withdraw", (keys.job(job_id), keys.leases), args, _text)
+
+
+def delete(keys: Keys, job_id: str) -> Call[str]:
+    """Remove a job that does not run: ``deleted running gone``."""
+    names = (keys.job(job_id), keys.quarantine, keys.after)
+    return Call("delete", names, (*_head(keys, None), job_id), _text)
+
+
+def replay(
+    keys: Keys, job_ids: Sequence[str], data: Mapping[str, bytes] | None = None, *, now_ms: int | None = None
+) -> Call[list[str]]:
+    """Queue dead or cancelled jobs again, at most 100.
+
+    Args:
+        data: New payloads by id, signed for that id.
+    Returns:
+        Per id: ``queued``, ``conflict:<holder>``, ``gone``, or the state that forbids it.
+    """
+    if len(job_ids) > MOST_JOBS:
+        raise ValueError(f"at most {MOST_JOBS} jobs in one replay, got {len(job_ids)}")
+    new = data or {}
+    pairs: list[Arg] = [value for job_id in job_ids for value in (job_id, new.get(job_id, b""))]
+    return Call("replay", (keys.quarantine,), (*_head(keys, now_ms), *pairs), _texts)
+
+
+def unpark(
+    keys: Keys, queue: str, bucket: str, limit: int = MOST_JOBS, *, now_ms: int | None = None
+) -> Call[int]:
+    """Queue the parked jobs of one bucket; how many."""
+    names = (
+        keys.bucket(queue, bucket),
+        keys.parked(queue),
+        keys.queue_state(queue),
+        keys.deferred(queue),
+        keys.queue(queue),
+        keys.quarantine,
+    )
+    return Call("unpark", names, (*_head(keys, now_ms), bucket, min(limit, MOST_JOBS)), int)
+
+
+def pause(keys: Keys, queue: str, until_ms: int = 0, by: str = "", reason: str = "") -> Call[bool]:
+    """Let no lease begin on a queue; ``until_ms`` 0: until it is resumed."""
+    args = (*_head(keys, None), queue, until_ms, by, reason)
+    return Call("pause", (keys.queue_state(queue),), args, bool)
+
+
+def resume(keys: Keys, queue: str) -> Call[bool]:
+    """End a pause; False when there was none."""
+    return Call("resume", (keys.queue_state(queue),), (*_head(keys, None), queue), bool)
+
+
+# --------------------------------------------------------------------------- workers
+
+WORKER_TTL_S = 60
 
 
 def register_worker(
@@ -412,34 +580,54 @@ def register_worker(
     *,
     name: str,
     queues: Sequence[str],
-    rq_fields: Mapping[str, str],
-    fields: Mapping[str, str],
-    ttl_s: int = 60,
-) -> Batch:
-    """Enter an executor into rq's and our lists, or renew it there."""
-    commands: list[tuple[Any, ...]] = [
-        ("SADD", keys.workers, keys.worker(name)),
-        ("HSET", keys.worker(name), *_flat(rq_fields)),
-        ("EXPIRE", keys.worker(name), ttl_s),
-        ("HSET", keys.live_worker(name), *_flat(fields)),
-        ("EXPIRE", keys.live_worker(name), ttl_s),
-    ]
-    for queue in queues:
-        commands.append(("SADD", keys.queue_workers(queue), keys.worker(name)))
-        commands.append(("SADD", keys.queues, keys.queue(queue)))
-        commands.append(("SET", keys.scheduler_lock(queue), "jobq", "EX", ttl_s))
-    return Batch(tuple(commands))
+    slots: int,
+    busy: int,
+    tasks: Sequence[str],
+    host: str,
+    pid: int,
+    state: str,
+    birth_ms: int,
+    now_ms: int,
+    version: str = "",
+    succeeded: int = 0,
+    failed: int = 0,
+    working_s: float = 0.0,
+) -> Call[bool]:
+    """Show a worker as alive for 60 s, in rq's lists and ours.
+
+    Args:
+        state: ``idle``, ``busy`` or ``draining``; rq's readers see the last as busy.
+        birth_ms: When it started, and ``now_ms``, now: ms since 1970.
+    """
+    theirs = worker_fields(
+        queues=queues,
+        pid=pid,
+        hostname=host,
+        birth_ms=birth_ms,
+        now_ms=now_ms,
+        state=state if state in ("idle", "busy", "suspended") else "busy",
+        succeeded=succeeded,
+        failed=failed,
+        working_s=working_s,
+    )
+    ours = {
+        "slots": str(slots),
+        "busy": str(busy),
+        "queues": ",".join(queues),
+        "tasks": ",".join(tasks),
+        "host": host,
+        "pid": str(pid),
+        "state": state,
+        "version": version,
+    }
+    args: list[Arg] = [*_head(keys, now_ms), WORKER_TTL_S, len(queues), *queues, 2 * len(theirs)]
+    for item in (*theirs.items(), *ours.items()):
+        args += item
+    names = (keys.worker(name), keys.live_worker(name), keys.workers, keys.queues)
+    return Call("register", names, tuple(args), bool)
 
 
-def unregister_worker(keys: Keys, name: str, queues: Sequence[str]) -> Batch:
-    """Take an executor out of the lists."""
-    commands: list[tuple[Any, ...]] = [
-        ("SREM", keys.workers, keys.worker(name)),
-        ("DEL", keys.worker(name), keys.live_worker(name)),
-    ]
-    commands += [("SREM", keys.queue_workers(queue), keys.worker(name)) for queue in queues]
-    return Batch(tuple(commands))
-
-
-def _flat(fields: Mapping[str, str]) -> list[str]:
-    return [word for pair in fields.items() for word in pair]
+def unregister_worker(keys: Keys, name: str, queues: Sequence[str]) -> Call[bool]:
+    """Take a worker out of the lists."""
+    names = (keys.worker(name), keys.live_worker(name), keys.workers)
+    return Call("unregister", names, (*_head(keys, None), *queues), bool)

@@ -21,15 +21,17 @@ from redis.exceptions import RedisError
 from jobq import codec as codec_module
 from jobq import tasks
 from jobq.async_client import AsyncClient
+from jobq.calls import Batch, Call, Plan
 from jobq.client_base import ClientBase
 from jobq.client_parts import DeadLetters, Queues, Since, Workers
 from jobq.codec import Codec
 from jobq.config import Settings
 from jobq.connection import check_client, connect
-from jobq.errors import StoreUnavailableError, UnknownTaskError
+from jobq.errors import JobqError, StoreUnavailableError, UnknownTaskError
 from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
+from jobq.kept import KeptStore
 from jobq.stats import Health, Stats, Thresholds, judge, stats_plan
-from jobq.store import Batch, Call, Plan, Store
+from jobq.store import Store
 from jobq.tasks import EnqueueRequest, Registry
 from jobq.views import Page, attempts_plan, outcome_plan
 from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan
@@ -72,7 +74,7 @@ class Client(ClientBase):
 
     # ------------------------------------------------------------------ running
 
-    def run(self, step: Call[T] | Batch | Plan[T]) -> T:
+    def run(self, step: Call[T] | Batch[T] | Plan[T]) -> T:
         """Run a step of ``jobq.calls`` or a plan.
 
         Raises:
@@ -83,11 +85,15 @@ class Client(ClientBase):
     def _store(self, role: Literal["command", "enqueue"]) -> Store:
         store = self._stores.get(role)
         if store is None:
-            # Only connections of our own know the deadline, and say whether a command may have reached the server.
-            bounded = role == "enqueue" and self._given is None
-            limit_s = self.settings.enqueue_timeout.total_seconds() if bounded else None
-            store = self._stores.setdefault(role, Store(self._client(role), deadline_s=limit_s))
+            store = self._stores.setdefault(role, self._make_store(role))
         return store
+
+    def _make_store(self, role: Literal["command", "enqueue"]) -> Store:
+        client = self._client(role)
+        if role == "enqueue" and self._given is None:
+            return KeptStore(client, deadline=self.settings.enqueue_timeout)
+        # Connections of a given client do not know the deadline, nor whether a command reached the server.
+        return Store(client)
 
     @property
     def _blocking(self) -> Any:
@@ -123,11 +129,26 @@ class Client(ClientBase):
         if not self.settings.enabled:
             return self._inline(requests, "JOBQ_ENABLED is false")
         try:
-            return self._store("enqueue").run(self._enqueuer.plan(requests))
+            return self._drive(self._enqueuer.plan(requests))
         except StoreUnavailableError as error:
             if not self._may_run_inline(error):
                 raise
             return self._inline(requests, "Redis is away")
+
+    def _drive(self, plan: Plan[list[Job]]) -> list[Job]:
+        """Run an enqueue plan, each step under a deadline of its own: a bulk may take longer than one job."""
+        store = self._store("enqueue")
+        try:
+            step = next(plan)
+            while True:
+                try:
+                    answer = store.run(step)
+                except JobqError as error:
+                    step = plan.throw(error)
+                else:
+                    step = plan.send(answer)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
 
     async def enqueue_async(self, requests: list[EnqueueRequest]) -> list[Job]:
         """Awaitable :meth:`enqueue`, over a connection of the running event loop."""
@@ -279,7 +300,11 @@ class Client(ClientBase):
     def close(self) -> None:
         """Give the connections back; a client that was passed in stays open."""
         with self._lock:
-            made, self._redis, self._stores = self._redis, {}, {}
+            made, stores = self._redis, self._stores
+            self._redis, self._stores = {}, {}
+        for store in stores.values():
+            if isinstance(store, KeptStore):
+                store.close()
         for client in made.values():
             client.close()
 

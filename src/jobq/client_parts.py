@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias, TypeVar
 
+from jobq.calls import Plan
 from jobq.dead_letters import DeadGroup, DeadLetter, ReplayReport, chunks, get_plan
 from jobq.fleet import QueueInfo, Worker, workers_plan
 from jobq.job import JobState
 from jobq.plans import Plans
-from jobq.store import Plan
 from jobq.views import JobFilter, Page
 
 T = TypeVar("T")

@@ -15,32 +15,24 @@ The protocol is never set: an explicit RESP3 changes the shapes of answers.
 
 from __future__ import annotations
 
-import asyncio
 import os
-import random
 import re
 import socket
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
-    MaxConnectionsError,
     RedisError,
     ResponseError,
 )
 from redis.retry import Retry
 
 from jobq.config import Settings
+from jobq.deadline import LOST, Bounded, Deadline, Noting, backoff_delays, mixed
 from jobq.errors import ConfigError, StoreUnavailableError
 from jobq.parsing import RedisUrl, parse_redis_url, redact_url
 
@@ -61,199 +53,12 @@ __all__ = [
     "require_usable",
 ]
 
-T = TypeVar("T")
 Role = Literal["command", "enqueue", "blocking", "pubsub"]
 Durability = Literal["none", "snapshot", "aof-everysec", "aof-always"]
 
 _COMMAND_TIMEOUT_S = 5.0
 _MARGIN_S = 5.0
 _SENTINEL_TIMEOUT_S = 0.5
-_LOST = (redis.ConnectionError, redis.TimeoutError)
-_HOPELESS = (AuthenticationError, AuthorizationError, MaxConnectionsError)
-
-
-# --- the deadline of an enqueue ------------------------------------------------------------------------------------
-
-_current: ContextVar[Deadline | None] = ContextVar("jobq_deadline", default=None)
-
-
-class Deadline:
-    """A bound on connecting, sending, reading and retrying together.
-
-    Connections of the role ``enqueue`` shorten each socket operation to what is left of the deadline they run
-    under. Only a name look-up is beyond it: ``getaddrinfo`` cannot be interrupted.
-
-    Args:
-        seconds: Time from now.
-        rand: Source of the jitter.
-
-    Attributes:
-        sent: A command may have reached the server. When False after an error, nothing was written for sure.
-    """
-
-    __slots__ = ("_ends", "_rand", "sent")
-
-    def __init__(self, seconds: float | timedelta, *, rand: random.Random | None = None) -> None:
-        total_s = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
-        self._ends = time.monotonic() + total_s
-        self._rand = rand or random.Random()
-        self.sent = False
-
-    def remaining(self) -> float:
-        """Seconds left; 0 when the deadline has passed."""
-        return max(0.0, self._ends - time.monotonic())
-
-    @property
-    def expired(self) -> bool:
-        """Whether the deadline has passed."""
-        return self.remaining() <= 0.0
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Make it the deadline of the connections used inside."""
-        token = _current.set(self)
-        try:
-            yield
-        finally:
-            _current.reset(token)
-
-    def run(self, call: Callable[[], T], *, idempotent: bool = True) -> T:
-        """What ``call`` returns, tried again after lost connections until the deadline.
-
-        Args:
-            call: One exchange with Redis over a client of the role ``enqueue``.
-            idempotent: Whether it may be sent again although the server may have run it. A call that is not is
-                tried again only while nothing was sent.
-
-        Raises:
-            redis.ConnectionError, redis.TimeoutError: The last error, when time is up.
-        """
-        delays = backoff_delays(base_s=0.01, cap_s=0.25, rand=self._rand)
-        while True:
-            try:
-                with self.active():
-                    return call()
-            except _LOST as error:
-                time.sleep(self._pause(error, delays, idempotent))
-
-    async def run_async(self, call: Callable[[], Awaitable[T]], *, idempotent: bool = True) -> T:
-        """Awaitable :meth:`run`, over a client of :func:`connect_async`."""
-        delays = backoff_delays(base_s=0.01, cap_s=0.25, rand=self._rand)
-        while True:
-            try:
-                with self.active():
-                    return await self._within(call)
-            except _LOST as error:
-                pause_s = self._pause(error, delays, idempotent)
-            await asyncio.sleep(pause_s)
-
-    async def _within(self, call: Callable[[], Awaitable[T]]) -> T:
-        try:
-            async with asyncio.timeout(self.remaining()) as bound:
-                return await call()
-        except TimeoutError:
-            if bound.expired():
-                raise redis.TimeoutError("the deadline passed before Redis answered") from None
-            raise
-
-    def _pause(self, error: Exception, delays: Iterator[float], idempotent: bool) -> float:
-        """How long to wait before the next try; raises ``error`` when there is to be none."""
-        if isinstance(error, _HOPELESS) or (self.sent and not idempotent):
-            raise error
-        pause_s = next(delays)
-        if pause_s >= self.remaining():
-            raise error
-        return pause_s
-
-
-def backoff_delays(
-    *, base_s: float = 0.05, cap_s: float = 1.0, rand: random.Random | None = None
-) -> Iterator[float]:
-    """Endless delays in seconds for a loop that reconnects: doubling to ``cap_s``, each jittered down by up to half."""
-    rand = rand or random.Random()
-    delay_s = base_s
-    while True:
-        yield delay_s * rand.uniform(0.5, 1.0)
-        delay_s = min(cap_s, delay_s * 2)
-
-
-def _left(limit_s: float | None) -> float | None:
-    """``limit_s``, or what the current deadline leaves of it."""
-    deadline = _current.get()
-    if deadline is None:
-        return limit_s
-    left_s = deadline.remaining()
-    if left_s <= 0:
-        raise redis.TimeoutError("the deadline passed before Redis answered")
-    return left_s if limit_s is None else min(limit_s, left_s)
-
-
-class _Bounded:
-    """Mixed into a redis-py connection class: every socket operation ends with the current deadline."""
-
-    _sock: socket.socket | None
-    _shaking_hands = False
-    socket_timeout: float | None
-    socket_connect_timeout: float | None
-
-    def _connect(self) -> Any:
-        if _current.get() is None:
-            return super()._connect()  # type: ignore[misc]
-        policy = self.socket_connect_timeout, self.socket_timeout
-        self.socket_connect_timeout, self.socket_timeout = _left(policy[0]), _left(policy[1])
-        try:
-            return super()._connect()  # type: ignore[misc]
-        finally:
-            self.socket_connect_timeout, self.socket_timeout = policy
-
-    def on_connect_check_health(self, *args: Any, **kwargs: Any) -> Any:
-        self._shaking_hands = True
-        try:
-            return super().on_connect_check_health(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            self._shaking_hands = False
-
-    def _bound(self) -> None:
-        if self._sock is not None:
-            self._sock.settimeout(_left(self.socket_timeout))
-
-    def send_packed_command(self, command: Any, check_health: bool = True) -> Any:
-        deadline = _current.get()
-        self._bound()
-        if deadline is not None and not self._shaking_hands:
-            deadline.sent = True
-        return super().send_packed_command(command, check_health)  # type: ignore[misc]
-
-    def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        self._bound()
-        return super().read_response(*args, **kwargs)  # type: ignore[misc]
-
-
-class _Noting:
-    """Mixed into an asyncio connection class: notes that a command was sent. The time is bounded from outside."""
-
-    _shaking_hands = False
-
-    async def on_connect_check_health(self, *args: Any, **kwargs: Any) -> Any:
-        self._shaking_hands = True
-        try:
-            return await super().on_connect_check_health(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            self._shaking_hands = False
-
-    async def send_packed_command(self, *args: Any, **kwargs: Any) -> Any:
-        deadline = _current.get()
-        if deadline is not None and not self._shaking_hands:
-            deadline.sent = True
-        return await super().send_packed_command(*args, **kwargs)  # type: ignore[misc]
-
-
-@cache
-def _mixed(mixin: type, base: type) -> type:
-    return type(f"{mixin.__name__.strip('_')}{base.__name__}", (mixin, base), {})
-
-
-# --- clients -------------------------------------------------------------------------------------------------------
 
 
 def _client_name(role: str) -> str:
@@ -329,7 +134,7 @@ def connect(
     except (ValueError, RedisError) as error:
         raise ConfigError(f"the Redis URL is wrong: {error}") from None
     if role == "enqueue":
-        pool.connection_class = _mixed(_Bounded, pool.connection_class)
+        pool.connection_class = mixed(Bounded, pool.connection_class)
     return redis.Redis.from_pool(pool)
 
 
@@ -361,9 +166,9 @@ def connect_async(
             pool = aio.ConnectionPool.from_url(target.url, **policy)
     except (ValueError, RedisError) as error:
         raise ConfigError(f"the Redis URL is wrong: {error}") from None
-    if role == "enqueue":
-        pool.connection_class = _mixed(_Noting, pool.connection_class)
-    return cast("AsyncRedis", aio.Redis.from_pool(pool))
+    if role != "blocking":
+        pool.connection_class = mixed(Noting, pool.connection_class)
+    return aio.Redis.from_pool(pool)
 
 
 def _async_sentinel_pool(target: RedisUrl, policy: dict[str, Any]) -> Any:
@@ -387,15 +192,13 @@ def check_client(client: Any) -> None:
     """
     if isinstance(client, redis.RedisCluster) or type(client).__name__ == "RedisCluster":
         raise ConfigError(
-            "a Redis Cluster client cannot be used: a job's keys live in one Redis. Use a single server, Sentinel "
-            "(redis+sentinel://host:26379/master-name), or a Redis per queue (JOBQ_QUEUES__BATCH__REDIS_URL)"
+            "a Redis Cluster client cannot be used: a job's keys live in one Redis. Use a single server, "
+            "Sentinel (redis+sentinel://host:26379/master-name), or a Redis per queue "
+            "(JOBQ_QUEUES__BATCH__REDIS_URL)"
         )
     pool = getattr(client, "connection_pool", None)
     if pool is not None and pool.connection_kwargs.get("decode_responses"):
         raise ConfigError("decode_responses must be off: payloads are bytes; make the client without it")
-
-
-# --- servers -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -405,8 +208,8 @@ class ServerInfo:
     Attributes:
         flavour: ``redis``, ``valkey``, or ``unknown`` when it does not say.
         version: Its version, ``7.0.15``; empty when it does not say.
-        durability: What a crash of the server costs: ``none`` everything, ``snapshot`` minutes, ``aof-everysec``
-            up to 2 s, ``aof-always`` nothing.
+        durability: What a crash of the server costs: ``none`` everything, ``snapshot`` minutes,
+            ``aof-everysec`` up to 2 s, ``aof-always`` nothing.
         maxmemory: Bytes; 0: no limit.
         maxmemory_policy: What it does when memory is full.
         role: ``primary`` or ``replica``.
@@ -475,7 +278,7 @@ def inspect_server(client: redis.Redis) -> ServerInfo:
             except ResponseError:
                 break
             config.update((_text(key), _text(value)) for key, value in found.items())
-    except _LOST as error:
+    except LOST as error:
         raise _unavailable(error) from error
     return _server_info(info, config)
 
@@ -494,7 +297,7 @@ async def inspect_server_async(client: AsyncRedis) -> ServerInfo:
             except ResponseError:
                 break
             config.update((_text(key), _text(value)) for key, value in found.items())
-    except _LOST as error:
+    except LOST as error:
         raise _unavailable(error) from error
     return _server_info(info, config)
 
@@ -506,14 +309,14 @@ def require_usable(info: ServerInfo) -> None:
     """Refuse a server on which jobs would be lost or scripts fail.
 
     Raises:
-        ConfigError: It evicts keys, is too old, is a replica, a cluster's node, or a sentinel. Says what to do.
+        ConfigError: It evicts keys, is too old, is a replica, a cluster's node, or a sentinel.
     """
     if info.mode == "sentinel":
         raise ConfigError("this is a Sentinel, not a Redis: use redis+sentinel://host:26379/master-name")
     if info.mode == "cluster":
         raise ConfigError(
-            "the server runs in cluster mode: a job's keys live in one Redis. Use a single server, Sentinel, or a "
-            "Redis per queue (JOBQ_QUEUES__BATCH__REDIS_URL)"
+            "the server runs in cluster mode: a job's keys live in one Redis. Use a single server, Sentinel, "
+            "or a Redis per queue (JOBQ_QUEUES__BATCH__REDIS_URL)"
         )
     if info.role == "replica":
         raise ConfigError(
@@ -521,7 +324,7 @@ def require_usable(info: ServerInfo) -> None:
         )
     if info.maxmemory_policy != "noeviction":
         raise ConfigError(
-            f"maxmemory-policy is {info.maxmemory_policy}, with which Redis deletes jobs when memory is short: "
+            f"maxmemory-policy is {info.maxmemory_policy}, with which Redis deletes jobs when it is full: "
             "set maxmemory-policy noeviction"
         )
     oldest = _OLDEST.get(info.flavour)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from jobq.calls import Batch, Plan
 from jobq.errors import ConflictError
 from jobq.job import Attempt, Job, JobOwner, JobState
 from jobq.keys import Keys
 from jobq.records import decode_attempt
 from jobq.rq_bridge import StreamResult
-from jobq.store import Batch, Plan
 from jobq.views import JobFilter, Page, job_plan, jobs_plan, moment_of, newest_result, state_ids_plan
 
 REPLAY_CHUNK = 100

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jobq import calls, dedup, events
-from jobq.calls import EnqueueAnswer, NewJob
+from jobq.calls import Batch, EnqueueAnswer, NewJob, Plan
 from jobq.codec import Codec
 from jobq.config import Settings, warn_secret_unprotected
 from jobq.errors import ConflictError, JobqError, QueueFullError, StoreUnavailableError
@@ -19,7 +19,6 @@ from jobq.keys import Keys
 from jobq.options import NO_OVERRIDES
 from jobq.records import encode_extra, encode_overrides
 from jobq.rq_bridge import iso, job_from_fields
-from jobq.store import Batch, Plan
 from jobq.tasks import EnqueueRequest, Task
 from jobq.views import hash_command
 
@@ -126,6 +125,8 @@ class Enqueuer:
             dedup_mode=mode,
             window_ms=window_ms,
             replace=on_duplicate == "replace",
+            # An unsigned payload fits any job, so a holder can take it as it is.
+            bound_id="" if self._codec.signs else "*",
         )
         return _Prepared(request, new, queue)
 

@@ -6,6 +6,7 @@ The command line calls :func:`configure_logging`, which writes JSON or console l
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -52,8 +53,8 @@ EVENTS: Mapping[str, int] = {
 """Every event, with the level of its log line. At info: one line an attempt, the rest at debug."""
 
 _NEVER = frozenset({
-    "params", "payload", "args", "kwargs", "data", "body", "result", "results", "traceback", "exc_info", "secret",
-    "secrets", "secret_key", "password", "code", "otp",
+    "params", "payload", "args", "kwargs", "data", "body", "result", "results", "traceback", "exc_info",
+    "secret", "secrets", "secret_key", "password", "code", "otp",
 })  # fmt: skip
 _RESERVED = frozenset({"event", "level", "timestamp", "logger"})
 
@@ -65,8 +66,8 @@ class Event:
     Attributes:
         name: ``<noun>.<past participle>``, a key of ``EVENTS``.
         fields: ``job_id task queue attempt max_attempts worker wait_ms run_ms error_type error_fingerprint
-            trace_id``, as far as they apply, and what belongs to this event alone. Never params, results, or a
-            URL with its password.
+            trace_id``, as far as they apply, and what belongs to this event alone. Never params, results, or
+            a URL with its password.
     """
 
     name: str
@@ -110,10 +111,8 @@ def emit(name: str, **fields: Any) -> None:
         except Exception:
             _logger.warning("a subscriber failed on %s", name, exc_info=True)
     if log:
-        try:
+        with contextlib.suppress(Exception):  # a full disk or a closed pipe does not break a job either
             _sink(event, level)
-        except Exception:
-            logging.lastResort and logging.lastResort.setLevel(_WARNING)
 
 
 def _wanted(name: str, key: str, value: Any) -> bool:
@@ -159,11 +158,11 @@ def configure_logging(
     level: str | int = "INFO",
     stream: TextIO | None = None,
 ) -> None:
-    """Write jobq's events, and the warnings of everything else, as lines to ``stream``. For the command line only.
+    """Write jobq's events, and all other loggers' warnings, as lines to ``stream``; for the command line.
 
     Args:
         format: None: ``console`` when the stream is a terminal, else ``json``.
-        level: Least level of jobq's own lines, as a name in any case or a number. All other loggers: warnings.
+        level: Least level of jobq's own lines, a name in any case or a number. Of all others: warning.
         stream: None: stderr.
     """
     import structlog  # late: an application that only enqueues needs none of it

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from jobq.calls import Batch, Plan
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.rq_bridge import parse_iso
-from jobq.store import Batch, Plan
 from jobq.views import queue_names_plan
 
 

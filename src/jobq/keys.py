@@ -12,8 +12,8 @@ class Keys:
     """Key names for one prefix.
 
     Args:
-        prefix: rq's key prefix. With another than ``rq`` our own keys start with ``jobq:<prefix>:``, so that two
-            prefixes in one Redis never meet.
+        prefix: rq's key prefix. With another than ``rq`` our own keys start with ``jobq:<prefix>:``, so that
+            two prefixes in one Redis never meet.
     """
 
     prefix: str = DEFAULT_PREFIX

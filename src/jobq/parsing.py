@@ -119,15 +119,15 @@ _SENTINEL = {
     "rediss+sentinel": True,
     "valkeys+sentinel": True,
 }
-_TLS_OPTIONS = frozenset(
-    "ssl_keyfile ssl_certfile ssl_password ssl_cert_reqs ssl_ca_certs ssl_ca_path ssl_check_hostname "
-    "ssl_min_version ssl_ciphers ssl_validate_ocsp ssl_validate_ocsp_stapled".split()
-)
+_TLS_OPTIONS = frozenset({
+    "ssl_keyfile", "ssl_certfile", "ssl_password", "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_path",
+    "ssl_check_hostname", "ssl_min_version", "ssl_ciphers", "ssl_validate_ocsp", "ssl_validate_ocsp_stapled",
+})  # fmt: skip
 # What jobq decides itself, by role: a URL shared with another application may carry them, to no effect.
-_OURS = frozenset(
-    "socket_timeout socket_connect_timeout socket_keepalive retry_on_timeout health_check_interval timeout "
-    "client_name encoding protocol legacy_responses".split()
-)
+_OURS = frozenset({
+    "socket_timeout", "socket_connect_timeout", "socket_keepalive", "retry_on_timeout", "timeout", "encoding",
+    "health_check_interval", "client_name", "protocol", "legacy_responses",
+})  # fmt: skip
 _ACCEPTED = _TLS_OPTIONS | {"db", "username", "password", "max_connections"}
 
 

@@ -9,13 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal, cast
 
 from jobq import calls, dead_letters, events
+from jobq.calls import Plan
 from jobq.dead_letters import DeadLetter, replay_conflict
 from jobq.errors import ConflictError, JobNotFoundError
 from jobq.fleet import QueueInfo, queues_plan
 from jobq.job import Job, JobOwner, JobState
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
-from jobq.store import Plan
 from jobq.views import (
     JobFilter,
     Page,

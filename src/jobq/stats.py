@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jobq import histogram
+from jobq.calls import Batch, Plan
 from jobq.fleet import Worker, as_int, as_map, as_text, queue_info, worker_commands, worker_names, worker_of
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.rq_bridge import iso
-from jobq.store import Batch, Plan
 
 WINDOW = timedelta(minutes=5)
 """What waits and throughput are taken over, unless the caller says otherwise; at most 24 h."""

@@ -1,280 +1,306 @@
-"""Runs the steps against Redis: a ``Call`` is one Lua script, a ``Batch`` is plain reads, a plan is several of them.
+"""Runs steps on Redis: :class:`Store`, :class:`AsyncStore`, and :class:`Link` for a worker's hot path.
 
-A step is planned once, as a value, and run by either :class:`Store` or :class:`AsyncStore`; the worker's hot path has
-:class:`Link`, which sends several scripts in one write. Errors of redis-py are translated here, once.
+Errors of redis-py are translated here and nowhere else.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+import re
+from collections.abc import Callable, Generator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import redis
-from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError, RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, NoScriptError, RedisError, ResponseError
 
-from jobq import lua
+from jobq.calls import (
+    Batch,
+    Beat,
+    Call,
+    Claim,
+    Claimed,
+    EnqueueAnswer,
+    NewJob,
+    Outcome,
+    Plan,
+    Promoted,
+    Rescued,
+    Step,
+)
 from jobq.connection import Deadline
-from jobq.errors import JobqError, QueueFullError, StoreError, StorePermissionError, StoreUnavailableError
+from jobq.errors import QueueFullError, StoreError, StorePermissionError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
 
+__all__ = [
+    "AsyncStore",
+    "Batch",
+    "Beat",
+    "Call",
+    "Claim",
+    "Claimed",
+    "EnqueueAnswer",
+    "Link",
+    "NewJob",
+    "Outcome",
+    "Plan",
+    "Promoted",
+    "Rescued",
+    "Step",
+    "Store",
+    "translate",
+]
+
 T = TypeVar("T")
-Value = str | bytes | int | float
 
-_TRIES = 3
-_PAUSE_S = 0.05
-_UNAVAILABLE = ("LOADING", "MASTERDOWN", "READONLY", "MISCONF", "BUSY", "NOREPLICAS", "UNBLOCKED")
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """One script with its keys and arguments, and how to read its answer.
-
-    Every script may be sent again after a lost reply: the first keeps what it did.
-    """
-
-    script: str
-    keys: tuple[str, ...]
-    args: tuple[Value, ...]
-    decode: Callable[[Any], T]
-
-    def command(self) -> tuple[Value, ...]:
-        """``EVALSHA …`` as words."""
-        return ("EVALSHA", self._checked().sha, len(self.keys), *self.keys, *self.args)
-
-    def full_command(self) -> tuple[Value, ...]:
-        """``EVAL …`` as words: for a server that does not have the script yet."""
-        return ("EVAL", self._checked().text, len(self.keys), *self.keys, *self.args)
-
-    def _checked(self) -> lua.Script:
-        script = lua.script(self.script)
-        script.check(len(self.keys))
-        return script
+_LOST = (redis.ConnectionError, redis.TimeoutError, OSError)
+_NOT_SENT = re.compile(r"connecting to|Too many connections|No master found", re.IGNORECASE)
+_AWAY = re.compile(r"\b(READONLY|MASTERDOWN|LOADING|NOREPLICAS|TRYAGAIN|CLUSTERDOWN)\b")
+_REFUSED = re.compile(r"\b(NOPERM|NOAUTH|WRONGPASS)\b|can't run this command|no permissions", re.IGNORECASE)
 
 
-def _as_is(replies: list[Any]) -> Any:
-    return replies
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Plain commands in one pipeline, without a transaction. A command's own error stands in its reply's place."""
-
-    commands: tuple[tuple[Any, ...], ...]
-    decode: Callable[[list[Any]], Any] = _as_is
-
-
-Step = Call[Any] | Batch
-Plan = Generator[Step, Any, T]
-
-
-def translate(error: BaseException, *, sent: bool = True) -> JobqError:
+def translate(
+    error: BaseException, *, script: str = "", sent: bool | None = None
+) -> StoreError | QueueFullError:
     """Our error for one of redis-py's.
 
     Args:
-        sent: The command may have reached the server.
+        script: The script that was run; only an enqueue finds a queue full.
+        sent: Whether the command may have reached the server; None: judge by the message.
     """
-    text = str(error)
-    if isinstance(error, redis.AuthenticationError | NoPermissionError):
-        return StorePermissionError(f"Redis refuses this user: {text}. Check the URL's login and its ACL")
-    if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
-        what = "Redis did not answer in time" if sent else "Redis cannot be reached"
-        return StoreUnavailableError(f"{what}: {text or type(error).__name__}", ambiguous=sent)
-    if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
-        return QueueFullError(f"Redis is out of memory (maxmemory): {text}")
-    if text.startswith(_UNAVAILABLE) or isinstance(error, redis.ReadOnlyError | redis.BusyLoadingError):
-        return StoreUnavailableError(f"Redis cannot write now: {text}", ambiguous=False)
-    return StoreError(f"Redis answered with an error: {text}")
+    text = str(error) or type(error).__name__
+    if isinstance(error, AuthenticationError | AuthorizationError) or _REFUSED.search(text):
+        return StorePermissionError(f"the Redis user may not do this: {text}. Check its password and ACL")
+    if isinstance(error, ResponseError):
+        if "OOM" in text:
+            message = "Redis is out of memory (maxmemory): raise it, or prune jobs"
+            return QueueFullError(message) if script == "enqueue" else StoreError(message)
+        if "MISCONF" in text:
+            return StoreUnavailableError(
+                "Redis takes no writes because it cannot save to disk (MISCONF): free its disk or mend its "
+                "permissions; it then goes on by itself"
+            )
+        if _AWAY.search(text):
+            return StoreUnavailableError(f"Redis takes no writes for now: {text}")
+        return StoreError(f"Redis answered with an error{f' to {script}.lua' if script else ''}: {text}")
+    if isinstance(error, redis.BusyLoadingError):
+        return StoreUnavailableError("Redis is loading its data")
+    if isinstance(error, _LOST):
+        ambiguous = not _NOT_SENT.search(text) if sent is None else sent
+        return StoreUnavailableError(f"Redis cannot be reached: {text}", ambiguous=ambiguous)
+    return StoreError(f"redis-py: {text}")
+
+
+def _is_away(reply: Any, script: str = "") -> bool:
+    return isinstance(reply, Exception) and isinstance(translate(reply, script=script), StoreUnavailableError)
+
+
+def _seconds(deadline: float | timedelta | None) -> float | None:
+    return deadline.total_seconds() if isinstance(deadline, timedelta) else deadline
 
 
 class Store:
-    """Runs steps with a synchronous client.
+    """Runs calls and plans over a redis-py client.
 
     Args:
-        client: A client made by ``connection.connect``.
-        deadline_s: Bounds connecting, sending and retrying together, for a client of the role ``enqueue``. None: the
-            client's own timeouts, up to three tries.
+        client: What :func:`jobq.connection.connect` made; its pool is shared between threads.
+        deadline: Seconds or a timedelta for one ``run``, connecting and repeats included. None: the client's
+            own timeouts and retries. Give a client of the role ``enqueue`` with it.
     """
 
-    def __init__(self, client: redis.Redis, *, deadline_s: float | None = None) -> None:
+    def __init__(self, client: redis.Redis, *, deadline: float | timedelta | None = None) -> None:
         self.client = client
-        self._deadline_s = deadline_s
+        self._execute: Callable[..., Any] = client.execute_command
+        self._deadline_s = _seconds(deadline)
 
-    def run(self, step: Call[T] | Batch | Plan[T]) -> T:
-        """Run a step, or a plan of several, and return its decoded answer.
+    @overload
+    def run(self, step: Call[T]) -> T: ...
+    @overload
+    def run(self, step: Batch[T]) -> T: ...
+    @overload
+    def run(self, step: Call[T] | Batch[T] | Generator[Step, Any, T]) -> T: ...
+    def run(self, step: Any) -> Any:
+        """The answer to a call or a batch, or what a plan returns.
 
         Raises:
-            StoreUnavailableError: Redis could not be reached in time.
-            StoreError: Redis answered with an error.
-            QueueFullError: Redis is out of memory.
+            StoreUnavailableError: Redis could not be reached in time, or takes no writes.
+            StorePermissionError: The Redis user may not do this.
+            QueueFullError: Memory is short, so an enqueue was refused; nothing was written.
+            StoreError: Redis answered with another error.
         """
-        if isinstance(step, Call):
-            return step.decode(self._guard(lambda: self._script(step)))
-        if isinstance(step, Batch):
-            return cast("T", step.decode(self._guard(lambda: self._reads(step))))
+        deadline = None if self._deadline_s is None else Deadline(self._deadline_s)
+        if isinstance(step, Call | Batch):
+            return self._one(step, deadline)
         try:
-            todo = next(step)
+            wanted = next(step)
             while True:
                 try:
-                    answer = self.run(todo)
-                except JobqError as error:
-                    todo = step.throw(error)
+                    reply = self._one(wanted, deadline)
+                except Exception as error:
+                    wanted = step.throw(error)
                 else:
-                    todo = step.send(answer)
-        except StopIteration as stop:
-            return cast("T", stop.value)
+                    wanted = step.send(reply)
+        except StopIteration as end:
+            return end.value
+
+    def _one(self, step: Step, deadline: Deadline | None) -> Any:
+        name = step.script if isinstance(step, Call) else ""
+        try:
+            if deadline is None:
+                reply = self._send(step)
+            else:
+                reply = deadline.run(
+                    lambda: self._send(step), idempotent=not isinstance(step, Call) or step.idempotent
+                )
+        except (RedisError, OSError) as error:
+            raise translate(error, script=name, sent=None if deadline is None else deadline.sent) from error
+        return step.decode(reply)
+
+    def _send(self, step: Step) -> Any:
+        if isinstance(step, Batch):
+            with self.client.pipeline(transaction=False) as pipe:
+                for command in step.commands:
+                    pipe.execute_command(*command)
+                return _checked(pipe.execute(raise_on_error=False))
+        return self._script(step)
+
+    def _script(self, call: Call[Any]) -> Any:
+        try:
+            return self._execute(*call.command())
+        except NoScriptError:
+            return self._execute(*call.full_command())
 
     def close(self) -> None:
         """Close the client's connections."""
         self.client.close()
 
-    def _guard(self, once: Callable[[], T]) -> T:
-        if self._deadline_s is not None:
-            deadline = Deadline(self._deadline_s)
-            try:
-                return deadline.run(once)
-            except (RedisError, OSError) as error:
-                raise translate(error, sent=deadline.sent) from error
-        for left in range(_TRIES - 1, -1, -1):
-            try:
-                return once()
-            except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-                if not left:
-                    raise translate(error) from error
-                time.sleep(_PAUSE_S)
-            except RedisError as error:
-                raise translate(error) from error
-        raise AssertionError("unreachable")
-
-    def _script(self, call: Call[Any]) -> Any:
-        pool = self.client.connection_pool
-        connection = pool.get_connection()
-        try:
-            connection.send_command(*call.command())
-            try:
-                return connection.read_response()
-            except NoScriptError:
-                connection.send_command(*call.full_command())
-                return connection.read_response()
-        except redis.ResponseError:
-            raise
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
-
-    def _reads(self, batch: Batch) -> list[Any]:
-        if not batch.commands:
-            return []
-        with self.client.pipeline(transaction=False) as pipe:
-            for command in batch.commands:
-                pipe.execute_command(*command)
-            return pipe.execute(raise_on_error=False)
-
 
 class AsyncStore:
-    """Runs the same steps with an asyncio client; arguments as for :class:`Store`."""
+    """Runs calls and plans over a ``redis.asyncio`` client; see :class:`Store`."""
 
-    def __init__(self, client: AsyncRedis, *, deadline_s: float | None = None) -> None:
+    def __init__(self, client: AsyncRedis, *, deadline: float | timedelta | None = None) -> None:
         self.client = client
-        self._deadline_s = deadline_s
+        self._execute: Callable[..., Any] = client.execute_command
+        self._deadline_s = _seconds(deadline)
 
-    async def run(self, step: Call[T] | Batch | Plan[T]) -> T:
+    @overload
+    async def run(self, step: Call[T]) -> T: ...
+    @overload
+    async def run(self, step: Batch[T]) -> T: ...
+    @overload
+    async def run(self, step: Call[T] | Batch[T] | Generator[Step, Any, T]) -> T: ...
+    async def run(self, step: Any) -> Any:
         """Awaitable :meth:`Store.run`."""
-        if isinstance(step, Call):
-            return step.decode(await self._guard(lambda: self._script(step)))
-        if isinstance(step, Batch):
-            return cast("T", step.decode(await self._guard(lambda: self._reads(step))))
+        deadline = None if self._deadline_s is None else Deadline(self._deadline_s)
+        if isinstance(step, Call | Batch):
+            return await self._one(step, deadline)
         try:
-            todo = next(step)
+            wanted = next(step)
             while True:
                 try:
-                    answer = await self.run(todo)
-                except JobqError as error:
-                    todo = step.throw(error)
+                    reply = await self._one(wanted, deadline)
+                except Exception as error:
+                    wanted = step.throw(error)
                 else:
-                    todo = step.send(answer)
-        except StopIteration as stop:
-            return cast("T", stop.value)
+                    wanted = step.send(reply)
+        except StopIteration as end:
+            return end.value
+
+    async def _one(self, step: Step, deadline: Deadline | None) -> Any:
+        name = step.script if isinstance(step, Call) else ""
+        try:
+            if deadline is None:
+                reply = await self._send(step)
+            else:
+                reply = await deadline.run_async(
+                    lambda: self._send(step), idempotent=not isinstance(step, Call) or step.idempotent
+                )
+        except (RedisError, OSError) as error:
+            raise translate(error, script=name, sent=None if deadline is None else deadline.sent) from error
+        return step.decode(reply)
+
+    async def _send(self, step: Step) -> Any:
+        if isinstance(step, Batch):
+            async with self.client.pipeline(transaction=False) as pipe:
+                for command in step.commands:
+                    pipe.execute_command(*command)
+                return _checked(await pipe.execute(raise_on_error=False))
+        try:
+            return await self._execute(*step.command())
+        except NoScriptError:
+            return await self._execute(*step.full_command())
 
     async def close(self) -> None:
         """Close the client's connections."""
         await self.client.aclose()
 
-    async def _guard(self, once: Callable[[], Awaitable[T]]) -> T:
-        deadline = Deadline(self._deadline_s if self._deadline_s is not None else 15.0)
-        try:
-            return await deadline.run_async(once)
-        except (RedisError, OSError) as error:
-            raise translate(error, sent=deadline.sent) from error
 
-    async def _script(self, call: Call[Any]) -> Any:
-        try:
-            return await self.client.execute_command(*call.command())
-        except NoScriptError:
-            return await self.client.execute_command(*call.full_command())
-
-    async def _reads(self, batch: Batch) -> list[Any]:
-        if not batch.commands:
-            return []
-        async with self.client.pipeline(transaction=False) as pipe:
-            for command in batch.commands:
-                pipe.execute_command(*command)
-            return list(await pipe.execute(raise_on_error=False))
+def _checked(replies: list[Any]) -> list[Any]:
+    """Single refused commands are the reader's to judge; a server that is away is not."""
+    for reply in replies:
+        if isinstance(reply, Exception) and _is_away(reply):
+            raise reply
+    return replies
 
 
 class Link:
-    """One raw connection for the worker's loop: several scripts in one write, their replies in one go.
+    """One connection for a worker's hot path: any number of calls in one write, all replies in one read.
 
-    It never retries by itself: the loop does, which knows what is still worth sending.
+    Nothing is retried but what a flushed script cache refused. After :class:`StoreUnavailableError` the
+    caller sends the same calls again: each is idempotent. Not for several threads at once.
+
+    Args:
+        client: The client whose connection policy is used; the connection is the link's own.
     """
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._pool = client.connection_pool
-        self._connection: Any = None
+    def __init__(self, client: redis.Redis | Any) -> None:
+        pool = getattr(client, "connection_pool", None)
+        self._connection: Any = client if pool is None else pool.make_connection()
 
     def exchange(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        """The decoded answers, in order.
+        """Send the calls and return their answers in order.
 
         Raises:
-            StoreUnavailableError: The connection broke, or nothing came in time. All calls may be sent again.
-            StoreError: One of them was answered with an error.
+            StoreUnavailableError: The connection failed; ``ambiguous`` tells whether the calls may have run.
+            StoreError: Redis refused a call; those after it have run, too.
         """
-        try:
-            replies = self._send([call.command() for call in calls])
-            missing = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if missing:
-                again = self._send([calls[place].full_command() for place in missing])
-                for place, reply in zip(missing, again, strict=True):
-                    replies[place] = reply
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            self.close()
-            raise translate(error) from error
-        for reply in replies:
+        replies = self._round([call.command() for call in calls])
+        missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if missing:
+            # In their order again: a claim that comes after a settle may count on its free slots.
+            again = self._round([calls[i].full_command() for i in missing])
+            for i, reply in zip(missing, again, strict=True):
+                replies[i] = reply
+        answers = []
+        for call, reply in zip(calls, replies, strict=True):
             if isinstance(reply, Exception):
-                raise translate(reply) from reply
-        return [call.decode(reply) for call, reply in zip(calls, replies, strict=True)]
+                raise translate(reply, script=call.script) from reply
+            answers.append(call.decode(reply))
+        return answers
 
     def close(self) -> None:
-        """Close the connection; the next exchange makes a new one."""
-        if self._connection is not None:
-            self._connection.disconnect()
-            self._connection = None
+        """Close the connection; the next exchange opens it again."""
+        self._connection.disconnect()
 
-    def _send(self, commands: list[tuple[Value, ...]]) -> list[Any]:
-        if self._connection is None:
-            self._connection = self._pool.make_connection()
-            self._connection.connect()
-        connection = self._connection
-        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        replies: list[Any] = []
-        for _ in commands:
-            try:
-                replies.append(connection.read_response())
-            except redis.ResponseError as error:
-                replies.append(error)
-        return replies
+    def _round(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        connection, sent = self._connection, False
+        try:
+            connection.connect()
+            packed = connection.pack_commands(commands)
+            sent = True
+            connection.send_packed_command(packed, check_health=False)
+            return [self._read() for _ in commands]
+        except (RedisError, OSError) as error:
+            connection.disconnect()
+            raise translate(error, sent=sent) from error
+        except BaseException:
+            # A reply may be on its way: on this connection it would be taken for the next call's.
+            connection.disconnect()
+            raise
+
+    def _read(self) -> Any:
+        try:
+            return self._connection.read_response()
+        except ResponseError as error:
+            return error

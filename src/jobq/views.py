@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
+from jobq.calls import Batch, Plan
 from jobq.errors import JobNotFoundError, PayloadUnreadableError
 from jobq.job import ID_PATTERN, Attempt, Job, JobOwner, JobState
 from jobq.keys import Keys
 from jobq.records import decode_attempt
 from jobq.rq_bridge import JOB_FIELDS, StreamResult, job_from_fields, read_result
-from jobq.store import Batch, Plan
 
 SCAN_LIMIT = 10_000
 """Jobs that one page looks at, at most; a page that found fewer than asked for then carries a cursor."""

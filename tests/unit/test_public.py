@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_type_checker_sees_the_same_names() -> None:
     }
     assert {*seen, "__version__"} == set(jobq.__all__)
     for name, module in seen.items():
-        assert getattr(sys.modules[module or ""], name) is getattr(jobq, name)
+        assert getattr(import_module(module or ""), name) is getattr(jobq, name)
 
 
 def test_every_error_is_public_and_has_the_one_root() -> None:

@@ -1,7 +1,7 @@
 """The command line: parse, call, print.
 
-Nothing here does a job's work: each command turns its options into one or two calls of the library and prints the
-answer. Commands are loaded when they are used, so that ``jobq --help`` costs no more than click.
+Nothing here does a job's work: each command turns its options into one or two calls of the library and prints
+the answer. Commands are loaded when they are used, so that ``jobq --help`` costs no more than click.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 class LazyGroup(Group):
     """Loads a command's module when the command is used."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Every command, in the order of the table."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """The command, imported now; None when there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
@@ -65,7 +65,7 @@ class LazyGroup(Group):
             raise click.exceptions.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """The list of commands, from the table."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, words) for name, (_, words) in COMMANDS.items()])
@@ -73,7 +73,7 @@ class LazyGroup(Group):
 
 @click.group(cls=LazyGroup, name="jobq", context_settings={"help_option_names": ["-h", "--help"]})
 def root() -> None:
-    """Typed jobs on Redis that are neither lost nor late.
+    r"""Typed jobs on Redis that are neither lost nor late.
 
     \b
     jobq worker                  serve every queue
@@ -84,7 +84,7 @@ def root() -> None:
 
 @contextmanager
 def _sigterm_ends() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that children and clients are closed; a worker installs its own handler."""
+    """Turn SIGTERM into an exception, so that children and clients are closed. A worker sets its own handler."""
 
     def end(_signum: int, _frame: FrameType | None) -> None:
         raise Terminated

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -32,6 +32,7 @@ from jobq.errors import (
 if TYPE_CHECKING:
     from jobq.client import Client
     from jobq.config import Settings
+    from jobq.tasks import Registry
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -102,7 +103,7 @@ def is_terminal(stream: Any) -> bool:
 class State:
     """The global options as given so far, and what is built from them on demand.
 
-    One per run of the command line; each global option may come before or after the command, the last one wins.
+    One per run of the command line. Each global option may come before or after the command; the last one wins.
     """
 
     app: str | None = None
@@ -187,13 +188,14 @@ def pass_state(command: F) -> F:
     return click.make_pass_decorator(State)(command)  # type: ignore[return-value]
 
 
-# --- asking ------------------------------------------------------------------------------------------------------
+# --- asking ------------------------------------------------------------
 
 
 def confirm(state: State, question: str, *, yes: bool) -> None:
     """Ask before something is destroyed or sent.
 
     Args:
+        state: The run.
         question: A yes-or-no question that says how much of what is concerned.
         yes: ``--yes`` was given: do not ask.
     Raises:
@@ -217,7 +219,7 @@ def yes_options(command: F) -> F:
     return click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")(command)
 
 
-# --- lookups and bulk --------------------------------------------------------------------------------------------
+# --- lookups and bulk ------------------------------------------------------------
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -226,17 +228,18 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(other) for other in near)}?" if near else ""
 
 
-def check_queue(settings: Settings, name: str, known: Iterable[str] = ()) -> str:
-    """The queue's name when it is configured or in ``known``.
+def check_queue(client: Client, name: str | None) -> str | None:
+    """The name, when the settings or Redis know such a queue; None stays None.
 
     Raises:
         CliError: No such queue (3); the message names near ones.
     """
-    names = {*settings.queue_specs(), *known}
-    if name not in names:
-        raise CliError(
-            Exit.NOT_FOUND, f"no queue {name!r}{suggest(name, names) or '; see `jobq queues list`'}"
-        )
+    if name is None or name in client.specs:
+        return name
+    known = [queue.name for queue in client.queues.list()]
+    if name not in known:
+        near = suggest(name, known) or f"; there are {', '.join(known)}"
+        raise CliError(Exit.NOT_FOUND, f"no queue {name!r}{near}")
     return name
 
 
@@ -290,6 +293,7 @@ def read_json_object(text: str, what: str) -> dict[str, Any]:
     """A JSON object from the user.
 
     Args:
+        text: What the user wrote.
         what: How to call it in the error, such as ``params`` or ``jobs.jsonl line 3``.
     Raises:
         CliError: Not JSON, or not an object (2). The text itself is not repeated: it may hold secrets.
@@ -305,29 +309,24 @@ def read_json_object(text: str, what: str) -> dict[str, Any]:
     return value
 
 
-def load_tasks(settings: Settings) -> Any:
-    """The registry, with the application's tasks and our helpers in it.
+def load_tasks(settings: Settings) -> Registry:
+    """The registry, with our helpers and the application's tasks in it.
 
     Raises:
         ConfigError: A module of ``JOBQ_APP`` cannot be imported.
     """
-    from jobq.tasks import load_app, registry  # late: pydantic, and the application's own imports
+    # Late: pydantic, and whatever the application imports. Importing the helpers registers them.
+    import jobq.helpers  # noqa: F401
+    from jobq.tasks import load_app, registry
 
-    if "" not in sys.path:  # a console script has its own directory there; the application is in this one
-        sys.path.insert(0, "")
     load_app(settings.app, registry)
     return registry
 
 
 @contextmanager
-def translated(message: str, code: Exit, *kinds: type[BaseException]) -> Iterator[None]:
-    """End with this code and message when one of these exceptions comes out of the block."""
+def refused_as_usage() -> Iterator[None]:
+    """A value that the library refuses with ``ValueError`` is a wrong option (2)."""
     try:
         yield
-    except kinds as error:
-        raise CliError(code, f"{message}: {error}") from error
-
-
-def only_set(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the options that were not given."""
-    return {name: value for name, value in values.items() if value is not None}
+    except ValueError as error:
+        raise CliError(Exit.USAGE, str(error)) from error

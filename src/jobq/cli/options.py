@@ -10,11 +10,10 @@ import click
 
 from jobq.cli.common import state_of
 from jobq.cli.output import FORMATS
-from jobq.errors import ConfigError
 
 PRIORITIES = ("critical", "high", "medium", "low", "batch")
 
-# --- global options ----------------------------------------------------------------------------------------------
+# --- global options ------------------------------------------------------------
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
@@ -78,9 +77,11 @@ class _WithGlobals(click.Command):
     """A command that accepts the global options too, and lists them apart in its help."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own parameters, then the global options."""
         return [*super().get_params(ctx), *GLOBAL_OPTIONS]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Own options, commands, global options."""
         own: list[tuple[str, str]] = []
         shared: list[tuple[str, str]] = []
         for param in self.get_params(ctx):
@@ -111,7 +112,7 @@ class Group(_WithGlobals, click.Group):
         super().__init__(*args, **kwargs)
 
 
-# --- parameter types ---------------------------------------------------------------------------------------------
+# --- parameter types ------------------------------------------------------------
 
 
 class DurationType(click.ParamType[timedelta]):
@@ -120,13 +121,14 @@ class DurationType(click.ParamType[timedelta]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """The value, or a usage error that says what to write."""
         if isinstance(value, timedelta):
             return value
-        from jobq.config import parse_duration  # late: pydantic
+        from jobq.parsing import parse_duration  # late: only commands with durations
 
         try:
             duration = parse_duration(value)
-        except (ValueError, ConfigError):
+        except ValueError:
             self.fail(f"{value!r} is not a duration; write 500ms, 30s, 5m, 24h or 7d.", param, ctx)
         if duration < timedelta(0):
             self.fail(f"{value!r} is negative.", param, ctx)
@@ -139,6 +141,7 @@ class TimeType(click.ParamType[datetime]):
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """The value, or a usage error that says what to write."""
         if isinstance(value, datetime):
             return value
         try:
@@ -160,6 +163,7 @@ class RateType(click.ParamType[float]):
     name = "rate"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The value, or a usage error that says what to write."""
         if isinstance(value, float):
             return value
         match = _RATE.fullmatch(value)

@@ -1,4 +1,4 @@
-"""How results are printed: tables for people, tab-separated when piped, JSON, JSON Lines and CSV for programs.
+"""How results are printed: tables for people, tab-separated when piped, and JSON, JSON Lines, CSV for programs.
 
 Results go to stdout; words, errors and progress bars go to stderr.
 """
@@ -177,7 +177,7 @@ _ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
 def clean(text: str) -> str:
-    """One line: control characters are written out, so that no stored text can move the cursor or set colours."""
+    """One line, control characters written out: no stored text can move the cursor or set colours."""
     return _CONTROL.sub(lambda match: _ESCAPES.get(match[0]) or f"\\x{ord(match[0]):02x}", text)
 
 
@@ -216,6 +216,8 @@ class Output:
         """Print many rows.
 
         Args:
+            rows: What to print, one a line.
+            columns: How to print them.
             document: What ``json`` prints. None: the list of records.
             records: What ``jsonl`` prints, one a line. None: each row by its column titles.
             title: Heading over the table, on a terminal only.
@@ -293,13 +295,6 @@ class Output:
                     progress.advance(task, count)
 
             yield Shown()
-
-    @contextmanager
-    def screen(self) -> Iterator[Output]:
-        """For a view that is drawn again and again: each drawing starts with an empty screen, on a terminal."""
-        if self.style.stdout_terminal and not self.structured:
-            click.clear()
-        yield self
 
     def _console(self, stream: Any) -> Console:
         from rich.console import Console  # late: rich is only for terminals

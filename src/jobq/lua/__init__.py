@@ -1,8 +1,9 @@
 """Loads the Lua scripts beside this file: one atomic step each.
 
-A script's header names its keys and arguments line by line, ``-- KEYS[1]  …``; the loader reads the count of keys
-from it, so that a caller with a wrong one is found at the first call. ``-- KEYS[5+]`` means four, and any number after them.
-Every script takes ``now_ms`` as ``ARGV[1]`` (empty: Redis' own ``TIME``), and the two key prefixes after it.
+A script's header names its keys and arguments line by line, ``-- KEYS[1]  …``; the loader reads the count of
+keys from it, so that a caller with a wrong one is found at the first call. ``-- KEYS[5+]`` means four and any
+number after them. Every script takes ``now_ms`` as ``ARGV[1]`` (empty: Redis' own ``TIME``), and the two key
+prefixes after it.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ class Script:
 
 
 def parse(name: str, text: bytes) -> Script:
-    """The script that ``text`` is; the keys named in its header must be numbered 1, 2, 3 …"""
+    """The script that ``text`` is; the keys named in its header must be numbered from 1."""
     found = _KEY_LINE.findall(text.decode())
     numbers = [int(number) for number, _ in found]
     if numbers != list(range(1, len(numbers) + 1)) or any(plus for _, plus in found[:-1]):
-        raise ValueError(f"{name}.lua: the header's KEYS must be numbered from 1, the last alone may be variadic")
+        raise ValueError(f"{name}.lua: the header's KEYS are numbered from 1, only the last may be variadic")
     variadic = bool(found) and found[-1][1] == "+"
     # A variadic last key may be absent: KEYS[5+] means four fixed keys and any number after them.
     count = len(numbers) - 1 if variadic else len(numbers)

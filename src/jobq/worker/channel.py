@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _CHUNK = 65_536
-_MAX_FDS = 16
+_FDS_ROOM = socket.CMSG_LEN(16 * array.array("i").itemsize)
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # descriptors must not leak into what tasks start
 
 
@@ -102,12 +102,17 @@ class Channel:
         while True:
             flags = _CLOEXEC if block else _CLOEXEC | socket.MSG_DONTWAIT
             try:
-                data, fds, _, _ = socket.recv_fds(self._sock, _CHUNK, _MAX_FDS, flags)
+                # Not socket.recv_fds: it drops its flags (CPython 3.11), and would block here.
+                data, ancillary, _, _ = self._sock.recvmsg(_CHUNK, _FDS_ROOM, flags)
             except BlockingIOError:
                 return
             except OSError as error:
                 raise ChannelClosed from error
-            self._fds.extend(fds)
+            for level, kind, payload in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    fds = array.array("i")
+                    fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+                    self._fds.extend(fds)
             if not data:
                 if b"\n" in self._buffer:
                     return

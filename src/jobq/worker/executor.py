@@ -7,10 +7,8 @@ the same round trip.
 
 from __future__ import annotations
 
-import os
 import select
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,15 +18,15 @@ from redis.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from jobq import calls, events
-from jobq.calls import Claim, Claimed
+from jobq.calls import Call, Claim, Claimed
 from jobq.config import Settings
 from jobq.connection import connect
-from jobq.errors import StoreError
+from jobq.errors import StoreError, UnknownTaskError
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.rq_bridge import iso, task_of
-from jobq.store import Call, Link
-from jobq.tasks import Registry, registry
+from jobq.store import Link
+from jobq.tasks import Registry, Task, registry
 from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.children import ChildExecutor
 from jobq.worker.executors import Executor, LoopExecutor, ThreadExecutor
@@ -128,7 +126,9 @@ class LaneExecutor:
         self._held = 0  # claimed and not settled
         self._claimed = 0
         self._number = 0
-        self._pending: Call[Claim] | None = None  # a claim whose reply has not come: the same number goes again
+        self._pending: Call[Claim] | None = (
+            None  # a claim whose reply has not come: the same number goes again
+        )
         self._hungry = True  # the queue may hold more
         self._ask_parked = False
         self._pause_until = 0.0
@@ -231,7 +231,11 @@ class LaneExecutor:
             name = "job.rescued" if word == "lost" else "job.removed"
         if events.enabled(name):
             events.emit(
-                name, job_id=report.outcome.job_id, queue=self._lane.queue, worker=self._lane.worker, **report.fields
+                name,
+                job_id=report.outcome.job_id,
+                queue=self._lane.queue,
+                worker=self._lane.worker,
+                **report.fields,
             )
 
     def _take(self, claim: Claim) -> None:
@@ -279,7 +283,7 @@ class LaneExecutor:
     def _executor_for(self, job: Claimed) -> Executor:
         """By the job's label, which is not signed: the runner checks, and copes with a wrong one."""
         name = task_of(job.description)
-        task = self._tasks.find(name)
+        task = self._task(name)
         isolation = (task.spec.isolation if task is not None else None) or self._spec.isolation
         if isolation == "process":
             if self._children is None:
@@ -296,6 +300,12 @@ class LaneExecutor:
         if self._threads is None:
             self._threads = ThreadExecutor(self._lane.slots, self._runner, self._inbox)
         return self._threads
+
+    def _task(self, name: str) -> Task[..., Any] | None:
+        try:
+            return self._tasks.resolve(name)
+        except UnknownTaskError:
+            return None
 
     def _make_children(self, prefix: str, limit: int, *, eager: bool) -> ChildExecutor:
         return ChildExecutor(
@@ -340,7 +350,9 @@ class LaneExecutor:
             return False
         if self._lane.max_jobs is not None and self._claimed >= self._lane.max_jobs:
             return True
-        return self._draining or (self._lane.burst and not self._hungry and self._number > 0 and not self._pause_until)
+        return self._draining or (
+            self._lane.burst and not self._hungry and self._number > 0 and not self._pause_until
+        )
 
     def _drain(self) -> None:
         self._draining = True

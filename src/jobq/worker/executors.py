@@ -64,7 +64,9 @@ class ThreadExecutor:
         self._running: dict[int, _Running] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._threads = [threading.Thread(target=self._work, name=f"slot-{n}", daemon=True) for n in range(slots)]
+        self._threads = [
+            threading.Thread(target=self._work, name=f"slot-{n}", daemon=True) for n in range(slots)
+        ]
         self._threads.append(threading.Thread(target=self._watch, name="clock", daemon=True))
         for thread in self._threads:
             thread.start()
@@ -77,7 +79,7 @@ class ThreadExecutor:
 
     def take_back(self) -> list[Assignment]:
         """What no thread has taken yet."""
-        taken = []
+        taken: list[Assignment] = []
         while True:
             try:
                 work = self._backlog.get_nowait()
@@ -202,4 +204,3 @@ class LoopExecutor:
 def _expire(work: Assignment, inner: asyncio.Task[Report]) -> None:
     work.expired = True
     inner.cancel()
-

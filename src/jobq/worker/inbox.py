@@ -82,7 +82,9 @@ class Inbox:
         if not self._progress:
             return {}
         with self._lock:
-            due = {i: p for i, p in self._progress.items() if now - self._sent.get(i, 0.0) >= PROGRESS_EVERY_S}
+            due = {
+                i: p for i, p in self._progress.items() if now - self._sent.get(i, 0.0) >= PROGRESS_EVERY_S
+            }
             for job_id in due:
                 del self._progress[job_id]
                 self._sent[job_id] = now

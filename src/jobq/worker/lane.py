@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from jobq.calls import Outcome
 from jobq.worker.channel import Channel, ChannelClosed
@@ -49,7 +50,7 @@ class Lane:
         """When its loop last turned."""
         return self.table.last_beat
 
-    def send(self, op: str, **body: object) -> None:
+    def send(self, op: str, **body: Any) -> None:
         """Tell it something; it may have gone already."""
         try:
             self.control.send(op, **body)
@@ -119,7 +120,9 @@ class Lane:
 def _interrupted(slots: Iterable[Slot], *, crash: bool) -> list[Outcome]:
     found = list(slots)
     return [
-        Outcome(job_id=s.job_id, token=s.token, kind="interrupted", crash=crash, alone=crash and len(found) == 1)
+        Outcome(
+            job_id=s.job_id, token=s.token, kind="interrupted", crash=crash, alone=crash and len(found) == 1
+        )
         for s in found
     ]
 

@@ -6,6 +6,7 @@ step, so two workers at once do no harm, and none has to be the leader.
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -16,15 +17,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from jobq import calls, events, rq_bridge
-from jobq.calls import Outcome
+from jobq.calls import Batch, Outcome
 from jobq.errors import SoftTimeout, StoreError
-from jobq.keys import Keys
 from jobq.job import Attempt
+from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.records import encode_attempt
 from jobq.retry import Dead, RetryPolicy
-from jobq.store import Batch, Store
+from jobq.store import Store
 from jobq.worker.runner import describe_error, override_policy
+
+_log = logging.getLogger("jobq")
 
 PROMOTE_S = 0.2
 RESCUE_S = 0.5
@@ -116,7 +119,12 @@ class Rescue:
         for _ in range(_MOST_ROUNDS):
             rescued = store.run(calls.rescue(fleet.keys, fleet.lease_ms))
             for job_id, queue, word in rescued.moved:
-                events.emit("job.rescued" if word == "queued" else "job.dead", job_id=job_id, queue=queue, outcome=word)
+                events.emit(
+                    "job.rescued" if word == "queued" else "job.dead",
+                    job_id=job_id,
+                    queue=queue,
+                    outcome=word,
+                )
             if len(rescued.moved) < 100:
                 return
 
@@ -128,7 +136,7 @@ class Release:
 
     def tick(self, store: Store, fleet: Fleet) -> None:
         for _ in range(_MOST_ROUNDS):
-            if store.run(calls.release(fleet.keys)) < 1:
+            if not store.run(calls.release(fleet.keys)):
                 return
 
 
@@ -233,7 +241,12 @@ class Keeper:
             if now < self._due[place]:
                 continue
             self._due[place] = now + duty.period_s
-            duty.tick(self._store, self._fleet)
+            try:
+                duty.tick(self._store, self._fleet)
+            except StoreError:
+                raise
+            except Exception:  # one duty's bug must not cost the others, the heartbeat above all
+                _log.exception("maintenance: %s failed", type(duty).__name__)
 
     def _settle_posted(self) -> None:
         while self._posted:

@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jobq import histogram, rq_bridge
+from jobq.calls import Claimed, Outcome, OutcomeKind
 from jobq.codec import Codec, Envelope
 from jobq.context import ContextSink, JobContext, running_job
 from jobq.errors import (
@@ -41,7 +42,6 @@ from jobq.queues import QueueSpec
 from jobq.records import encode_attempt
 from jobq.retry import Dead, RetryPolicy, delays_from_dict
 from jobq.rq_bridge import ForeignOptions
-from jobq.calls import Claimed, Outcome
 from jobq.tasks import Registry, Task
 
 PARK_NO_KEY = "~key"
@@ -152,7 +152,9 @@ class Runner:
         try:
             with running_job(ready.context):
                 value = ready.task.invoke(ready.params)
-                if inspect.iscoroutine(value):  # an async task in a thread or a child: a loop for this one run
+                if inspect.iscoroutine(
+                    value
+                ):  # an async task in a thread or a child: a loop for this one run
                     value = asyncio.run(value)
         except BaseException as error:
             return self._failed(work, ready, error)
@@ -231,7 +233,9 @@ class Runner:
         except NoKeyError:
             return self.parked(work, PARK_NO_KEY, "no_key")
         except NewerPayloadError as error:
-            return self.parked(work, PARK_NEWER if name == job.description else name, f"newer_payload: {error}")
+            return self.parked(
+                work, PARK_NEWER if name == job.description else name, f"newer_payload: {error}"
+            )
         except SignatureError as error:
             return self.dead(work, "rejected", error)
         except (CodecError, PayloadError) as error:
@@ -241,7 +245,12 @@ class Runner:
         return self._ready(work, envelope, task, params, foreign)
 
     def _ready(
-        self, work: Assignment, envelope: Envelope, task: Task[..., Any], params: dict[str, Any], foreign: ForeignOptions
+        self,
+        work: Assignment,
+        envelope: Envelope,
+        task: Task[..., Any],
+        params: dict[str, Any],
+        foreign: ForeignOptions,
     ) -> _Ready:
         policy = self._policy(task, work.job.overrides, foreign)
         context = JobContext(
@@ -293,13 +302,23 @@ class Runner:
         task = ready.task.name
         if isinstance(error, Snooze):
             return self.report(
-                work, "snooze", "job.snoozed", delay_ms=_ms(error.for_), task=task, mark="o", retry_in_s=_seconds(error.for_)
+                work,
+                "snooze",
+                "job.snoozed",
+                delay_ms=_ms(error.for_),
+                task=task,
+                mark="o",
+                retry_in_s=_seconds(error.for_),
             )
         if isinstance(error, Cancel):
-            return self.report(work, "cancelled", "job.cancelled", spends=True, reason=error.reason, task=task, mark="c")
+            return self.report(
+                work, "cancelled", "job.cancelled", spends=True, reason=error.reason, task=task, mark="c"
+            )
         if isinstance(error, Discard):
             reason = f"discarded: {error.reason}"
-            return self.report(work, "cancelled", "job.cancelled", spends=True, reason=reason, task=task, mark="c")
+            return self.report(
+                work, "cancelled", "job.cancelled", spends=True, reason=reason, task=task, mark="c"
+            )
         if isinstance(error, NoHandlerError):
             return self.dead(work, "no_handler", error, task=task, secrets=ready.secrets)
         if isinstance(error, Retry):
@@ -375,7 +394,7 @@ class Runner:
     def report(
         self,
         work: Assignment,
-        kind: str,
+        kind: OutcomeKind,
         event: str,
         *,
         spends: bool = False,
@@ -395,7 +414,11 @@ class Runner:
         job = work.job
         now = time.monotonic()
         run_ms = (now - work.started_at) * 1000
-        wait_ms = work.claimed_ms - job.queued_ms + (work.started_at - work.claimed_at) * 1000 if job.queued_ms else 0.0
+        wait_ms = (
+            work.claimed_ms - job.queued_ms + (work.started_at - work.claimed_at) * 1000
+            if job.queued_ms
+            else 0.0
+        )
         label = task or rq_bridge.task_of(job.description)
         counters = [f"{mark}:{label}", f"w:{histogram.bucket(wait_ms)}"]
         if spends:
@@ -418,7 +441,12 @@ class Runner:
             keep_s=self._keep_dead if keep_s is None else keep_s,
             counters=tuple(counters),
         )
-        fields |= {"task": label, "attempt": work.attempt, "wait_ms": round(wait_ms, 1), "run_ms": round(run_ms, 1)}
+        fields |= {
+            "task": label,
+            "attempt": work.attempt,
+            "wait_ms": round(wait_ms, 1),
+            "run_ms": round(run_ms, 1),
+        }
         if reason:
             fields["reason"] = reason
         return Report(work, outcome, event, fields)

@@ -19,7 +19,9 @@ _HEADER = 64
 _RECORD = 256
 _ID_MAX = 180
 _TOKEN_MAX = 44
-_FILL = struct.Struct(f"<BHHxxxdd{_ID_MAX}s{_TOKEN_MAX}s")  # flags, id length, token length, start, deadline, id, token
+_FILL = struct.Struct(
+    f"<BHHxxxdd{_ID_MAX}s{_TOKEN_MAX}s"
+)  # flags, id length, token length, start, deadline, id, token
 _TIMES = struct.Struct("<dd")
 _DOUBLE = struct.Struct("<d")
 _OFF_TIMES = 1 + struct.calcsize("<BHHxxx")
@@ -97,7 +99,15 @@ class SlotTable:
         at = _HEADER + index * _RECORD
         raw_id, raw_token = job_id.encode(), token.encode()
         _FILL.pack_into(
-            self._mem, at + 1, ISOLATED if isolated else 0, len(raw_id), len(raw_token), 0.0, 0.0, raw_id, raw_token
+            self._mem,
+            at + 1,
+            ISOLATED if isolated else 0,
+            len(raw_id),
+            len(raw_token),
+            0.0,
+            0.0,
+            raw_id,
+            raw_token,
         )
         self._mem[at] = SlotState.CLAIMED
         return index

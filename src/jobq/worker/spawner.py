@@ -20,14 +20,16 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from jobq.config import Settings
 from jobq.errors import JobqError
 from jobq.tasks import Registry, load_app, registry
 from jobq.worker.channel import Channel, ChannelClosed, Message
+
+Entry: TypeAlias = Callable[[Settings, dict[str, Any], list[int]], int]
 
 CHANNEL_ENV = "JOBQ_SPAWNER_FD"
 FRESH_ENV = "JOBQ_FRESH_FD"
@@ -68,9 +70,7 @@ class Spawner:
         entries: What a process of each kind runs after the fork: ``entry(settings, body, fds)``.
     """
 
-    def __init__(
-        self, channel: Channel, settings: Settings, entries: dict[str, Callable[[Settings, dict[str, Any], list[int]], int]]
-    ) -> None:
+    def __init__(self, channel: Channel, settings: Settings, entries: Mapping[str, Entry]) -> None:
         self._supervisor = channel
         self._settings = settings
         self._entries = entries
@@ -140,7 +140,9 @@ class Spawner:
         if kind == "executor":
             ours, theirs = Channel.pair()
             fds.append(theirs.detach())
-        pid = self._fork_fresh(kind, message.body, fds) if self._fresh else self._fork(kind, message.body, fds)
+        pid = (
+            self._fork_fresh(kind, message.body, fds) if self._fresh else self._fork(kind, message.body, fds)
+        )
         for number in fds:
             os.close(number)
         self._children[pid] = _Child(pid, kind, ref, line, ours)

@@ -26,7 +26,6 @@ from jobq.errors import ConfigError
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.retry import RetryPolicy
-from jobq.rq_bridge import worker_fields
 from jobq.store import Store
 from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.executor import LaneSpec
@@ -134,7 +133,7 @@ class Supervisor:
         )
         theirs.close()
         self._line = line
-        ready, _, _ = select.select([line], [], [], _START_TIMEOUT_S)
+        ready, _, _ = select.select([line.fileno()], [], [], _START_TIMEOUT_S)
         try:
             messages = line.receive(block=bool(ready))
         except ChannelClosed:
@@ -145,7 +144,9 @@ class Supervisor:
             said = messages[0].body["error"] if messages else f"no answer within {_START_TIMEOUT_S:.0f} s"
             raise ConfigError(f"the application cannot be loaded: {said}")
         first = messages[0]
-        self._policies.update({name: RetryPolicy.from_dict(policy) for name, policy in first.body["tasks"].items()})
+        self._policies.update(
+            {name: RetryPolicy.from_dict(policy) for name, policy in first.body["tasks"].items()}
+        )
         if first.body["threads"]:
             _log.warning(
                 "importing the application starts threads, so nothing can be forked from it; "
@@ -199,12 +200,12 @@ class Supervisor:
 
     def _turn(self) -> None:
         assert self._line is not None
-        ready, _, _ = select.select([self._line, self._wake_r], [], [], _TURN_S)
+        ready, _, _ = select.select([self._line.fileno(), self._wake_r], [], [], _TURN_S)
         if self._wake_r in ready:
             os.read(self._wake_r, 512)
         while self._signals:
             self._on_signal(self._signals.pop(0))
-        if self._line in ready:
+        if self._line.fileno() in ready:
             try:
                 for message in self._line.receive():
                     self._on_message(message)
@@ -302,7 +303,9 @@ class Supervisor:
     def _members(self, queues: frozenset[str]) -> list[str]:
         now = time.monotonic()
         with self._tables:
-            return [m for lane in self._lanes.values() if lane.spec.queue in queues for m in lane.members(now)]
+            return [
+                m for lane in self._lanes.values() if lane.spec.queue in queues for m in lane.members(now)
+            ]
 
     def _tell_all(self, job_ids: list[str]) -> None:
         with self._tables:
@@ -320,24 +323,15 @@ class Supervisor:
         return {
             "name": lane.spec.worker,
             "queues": (lane.spec.queue,),
-            "rq_fields": worker_fields(
-                queues=(lane.spec.queue,),
-                pid=lane.pid,
-                hostname=socket.gethostname(),
-                birth_ms=self._birth_ms,
-                now_ms=now_ms,
-                state="busy" if busy else "idle",
-            ),
-            "fields": {
-                "slots": str(lane.spec.slots),
-                "busy": str(busy),
-                "queues": lane.spec.queue,
-                "tasks": ",".join(self._policies),
-                "host": socket.gethostname(),
-                "pid": str(lane.pid),
-                "version": __version__,
-                "state": "draining" if self._ending else ("busy" if busy else "idle"),
-            },
+            "slots": lane.spec.slots,
+            "busy": busy,
+            "tasks": tuple(self._policies),
+            "host": socket.gethostname(),
+            "pid": lane.pid,
+            "state": "draining" if self._ending else ("busy" if busy else "idle"),
+            "birth_ms": self._birth_ms,
+            "now_ms": now_ms,
+            "version": __version__,
         }
 
     # -- ending -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from redis.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
@@ -45,8 +46,10 @@ class Waiter:
         try:
             if self._connection is None:
                 self._connection = self._connect()
-                self._connection.connect()
-            self._connection.send_command("BLMOVE", self._key, self._key, "LEFT", "LEFT", BLOCK_S)
+                self._connection.connect()  # type: ignore[no-untyped-call]
+            self._connection.send_command(  # type: ignore[no-untyped-call]
+                "BLMOVE", self._key, self._key, "LEFT", "LEFT", BLOCK_S
+            )
         except (RedisError, OSError):
             self.drop()
             return False
@@ -56,7 +59,8 @@ class Waiter:
     def fileno(self) -> int:
         """The socket to watch while armed."""
         assert self._connection is not None
-        return int(self._connection._sock.fileno())  # noqa: SLF001 - redis-py has no public way to its socket
+        sock: Any = self._connection._sock  # noqa: SLF001 - redis-py has no public way to its socket
+        return int(sock.fileno())
 
     def fire(self) -> bool:
         """Read the reply. True: look for jobs. Raises OSError or RedisError when the connection broke."""
@@ -76,5 +80,5 @@ class Waiter:
         """Close the connection; the next wait makes a new one."""
         self._armed_at = None
         if self._connection is not None:
-            self._connection.disconnect()
+            self._connection.disconnect()  # type: ignore[no-untyped-call]
             self._connection = None
