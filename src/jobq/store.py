@@ -159,6 +159,7 @@ class Store:
 
     def _send(self, step: Step) -> Any:
         if isinstance(step, Batch):
+            pipe: Any
             with self.client.pipeline(transaction=False) as pipe:
                 for command in step.commands:
                     pipe.execute_command(*command)

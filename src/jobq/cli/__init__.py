@@ -44,11 +44,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 class LazyGroup(Group):
     """Loads a command's module when the command is used."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command, in the order of the table."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, imported now; None when there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
@@ -65,7 +65,7 @@ class LazyGroup(Group):
             raise click.exceptions.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands, from the table."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, words) for name, (_, words) in COMMANDS.items()])
@@ -84,7 +84,7 @@ def root() -> None:
 
 @contextmanager
 def _sigterm_ends() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that children and clients are closed. A worker sets its own handler."""
+    """Turn SIGTERM into an exception, so that children and clients are closed; the worker does otherwise."""
 
     def end(_signum: int, _frame: FrameType | None) -> None:
         raise Terminated
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader went away, as `head` does. What is still buffered must not fail again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.DONE
-    except Exception as error:  # noqa: BLE001 - the one place where every error becomes a line and a code
+    except Exception as error:
         return _report(error, state)
 
 

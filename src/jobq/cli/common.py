@@ -103,7 +103,7 @@ def is_terminal(stream: Any) -> bool:
 class State:
     """The global options as given so far, and what is built from them on demand.
 
-    One per run of the command line. Each global option may come before or after the command; the last one wins.
+    One per run. Each global option may come before or after the command; the last one wins.
     """
 
     app: str | None = None

@@ -1,4 +1,4 @@
-"""How results are printed: tables for people, tab-separated when piped, and JSON, JSON Lines, CSV for programs.
+"""How results are printed: tables for people, tab-separated when piped; JSON, JSON Lines, CSV for programs.
 
 Results go to stdout; words, errors and progress bars go to stderr.
 """
@@ -267,6 +267,11 @@ class Output:
     def text(self, line: str) -> None:
         """Print a line of the result that has no structured form."""
         click.echo(line, color=self.style.color)
+
+    def block(self, text: str) -> None:
+        """Lines of the result, such as a traceback; control characters in them are written out."""
+        for line in text.splitlines():
+            click.echo(clean(line), color=self.style.color)
 
     def say(self, words: str) -> None:
         """Words for people, on stderr; silent with ``-q``."""

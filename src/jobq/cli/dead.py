@@ -1,0 +1,312 @@
+"""``jobq dead`` and ``jobq retry-failed``: look at dead letters, and put them back in their queues."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobq.cli.common import (
+    Exit,
+    State,
+    check_queue,
+    confirm,
+    one_queue,
+    pass_state,
+    refused_as_usage,
+    yes_options,
+)
+from jobq.cli.jobs import attempt_fields, job_fields, show_attempts
+from jobq.cli.options import DURATION, PRIORITY, RATE, Command, Group
+from jobq.cli.output import Column, ago
+
+if TYPE_CHECKING:
+    from jobq.client import Client
+    from jobq.dead_letters import DeadGroup, DeadLetter
+
+_PAGE = 200
+
+
+def _letter_fields(letter: DeadLetter) -> dict[str, Any]:
+    return job_fields(letter.job) | {
+        "reason": letter.reason,
+        "error_type": letter.error_type,
+        "error": letter.error,
+        "attempts": letter.attempts,
+        "died_at": letter.died_at,
+    }
+
+
+def _group_fields(group: DeadGroup) -> dict[str, Any]:
+    return {
+        "fingerprint": group.fingerprint,
+        "task": group.task,
+        "reason": group.reason,
+        "count": group.count,
+        "first_seen": group.first_seen,
+        "last_seen": group.last_seen,
+        "error_type": group.error_type,
+        "error": group.error,
+        "example_id": group.example_id,
+    }
+
+
+_GROUP_COLUMNS = [
+    Column("count", lambda group: group.count, right=True),
+    Column("task", lambda group: group.task),
+    Column("reason", lambda group: group.reason),
+    Column("fingerprint", lambda group: group.fingerprint),
+    Column("error", _error, grow=True),
+    Column("last seen", lambda group: group.last_seen, wide=True),
+    Column("example", lambda group: group.example_id, wide=True),
+]
+
+
+def _error(item: DeadGroup | DeadLetter) -> str | None:
+    return ": ".join(part for part in (item.error_type, item.error) if part) or None
+
+
+def filter_options(command: Any) -> Any:
+    """Decorator: the options that choose dead letters."""
+    for option in (
+        click.option("--since", type=DURATION, metavar="D", help="Only those that died within this time."),
+        click.option(
+            "--error", metavar="FINGERPRINT", help="Only this kind of error; see `jobq dead groups`."
+        ),
+        click.option("--task", metavar="T", help="Only this task."),
+        click.option("--queue", metavar="Q", help="Only this queue."),
+        click.option("--priority", "-p", type=PRIORITY, help="Only this lane."),
+    ):
+        command = option(command)
+    return command
+
+
+def _wanted(
+    client: Client,
+    priority: str | None,
+    queue: str | None,
+    task: str | None,
+    error: str | None,
+    since: timedelta | None,
+) -> dict[str, Any]:
+    chosen = check_queue(client, one_queue(priority and priority.lower(), queue))
+    return {"queue": chosen, "task": task, "error": error, "since": since}
+
+
+def _matching(client: Client, wanted: dict[str, Any], limit: int | None) -> list[DeadLetter]:
+    letters: list[DeadLetter] = []
+    cursor = None
+    while limit is None or len(letters) < limit:
+        page = client.dead_letters.list(**wanted, limit=_PAGE, cursor=cursor)
+        letters += page.items
+        cursor = page.cursor
+        if cursor is None:
+            break
+    return letters[:limit]
+
+
+def _replay(
+    state: State, ids: Sequence[str], summary: str, *, rate: float | None, dry_run: bool, yes: bool
+) -> int:
+    """Replay these, after asking; the same for ``retry-failed`` and ``dead replay``."""
+    client, out = state.client(), state.out
+    failed: list[dict[str, str]] = []
+    replayed = 0
+    if dry_run or not ids:
+        out.say(
+            f"would retry {summary}; nothing was changed" if ids else "nothing to retry: no dead job matches"
+        )
+    else:
+        from jobq.dead_letters import chunks  # late: redis
+
+        confirm(state, f"Retry {summary}?", yes=yes)
+        with out.progress("retrying", len(ids)) as bar:
+            for chunk, pause in chunks(ids, rate):
+                report = client.dead_letters.replay(list(chunk))
+                replayed += report.replayed
+                failed += [{"id": job_id, "reason": reason} for job_id, reason in report.failed]
+                bar.advance(len(chunk))
+                if pause:
+                    time.sleep(pause)
+    result = {"matched": len(ids), "replayed": replayed, "failed": failed, "dry_run": dry_run}
+    if out.structured:
+        flat = result | {"failed": len(failed)}
+        out.record(flat, document=result)
+    else:
+        out.record({"matched": len(ids), "replayed": replayed, "failed": len(failed)})
+    for item in failed[:20]:
+        out.error(f"job {item['id']} was not retried: {_why(item['reason'])}")
+    if len(failed) > 20:
+        out.error(f"and {len(failed) - 20:,} more; --json lists them")
+    return Exit.PARTIAL if failed else Exit.DONE
+
+
+def _why(word: str) -> str:
+    if word.startswith("conflict:"):
+        return f"job {word.partition(':')[2]} holds its dedup key"
+    return "it is gone" if word == "gone" else f"it is {word}"
+
+
+def _summary(letters: Sequence[DeadLetter]) -> str:
+    """How many, and of which tasks: ``12 dead jobs (orders.confirm 10, mail.send 2)``."""
+    counts: dict[str, int] = {}
+    for letter in letters:
+        counts[letter.task] = counts.get(letter.task, 0) + 1
+    first = sorted(counts.items(), key=lambda item: -item[1])
+    names = ", ".join(f"{task} {count:,}" for task, count in first[:3])
+    more = f", {len(first) - 3} more tasks" if len(first) > 3 else ""
+    return f"{len(letters):,} dead job{'' if len(letters) == 1 else 's'} ({names}{more})"
+
+
+@click.command("retry-failed", cls=Command)
+@filter_options
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most this many, newest first.")
+@click.option("--rate", type=RATE, metavar="50/s", help="Not faster than this.")
+@yes_options
+@pass_state
+def retry_failed(
+    state: State,
+    priority: str | None,
+    queue: str | None,
+    task: str | None,
+    error: str | None,
+    since: timedelta | None,
+    limit: int | None,
+    rate: float | None,
+    dry_run: bool,
+    yes: bool,
+) -> int:
+    """Put dead jobs back in their queues: all of them, or those chosen by the options."""
+    client = state.client()
+    letters = _matching(client, _wanted(client, priority, queue, task, error, since), limit)
+    ids = [letter.id for letter in letters]
+    return _replay(state, ids, _summary(letters), rate=rate, dry_run=dry_run, yes=yes)
+
+
+@click.group(cls=Group)
+def dead() -> None:
+    """Look at dead letters and replay them."""
+
+
+@dead.command("list")
+@filter_options
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="At most.")
+@click.option("--cursor", metavar="C", help="Go on where a listing ended.")
+@pass_state
+def list_dead(
+    state: State,
+    priority: str | None,
+    queue: str | None,
+    task: str | None,
+    error: str | None,
+    since: timedelta | None,
+    limit: int,
+    cursor: str | None,
+) -> None:
+    """Dead letters, newest first."""
+    client = state.client()
+    wanted = _wanted(client, priority, queue, task, error, since)
+    with refused_as_usage():
+        page = client.dead_letters.list(**wanted, limit=limit, cursor=cursor)
+    people = state.out.style.stdout_terminal
+    records = [_letter_fields(letter) for letter in page.items]
+    state.out.table(
+        page.items,
+        [
+            Column("id", lambda letter: letter.id),
+            Column("queue", lambda letter: letter.queue),
+            Column("task", lambda letter: letter.task),
+            Column("reason", lambda letter: letter.reason),
+            Column("attempts", lambda letter: letter.attempts, right=True),
+            Column("died", lambda letter: ago(letter.died_at) if people else letter.died_at),
+            Column("fingerprint", lambda letter: letter.fingerprint, wide=True),
+            Column("error", _error, grow=True),
+        ],
+        document={"dead": records, "cursor": page.cursor},
+        records=records,
+        empty="no dead letters",
+    )
+    if page.cursor:
+        state.out.say(f"more: --cursor {page.cursor}")
+
+
+@dead.command("groups")
+@filter_options
+@pass_state
+def groups(
+    state: State,
+    priority: str | None,
+    queue: str | None,
+    task: str | None,
+    error: str | None,
+    since: timedelta | None,
+) -> None:
+    """Dead letters by what went wrong, the largest group first."""
+    client = state.client()
+    found = client.dead_letters.groups(**_wanted(client, priority, queue, task, error, since))
+    records = [_group_fields(group) for group in found]
+    state.out.table(
+        found, _GROUP_COLUMNS, document={"groups": records}, records=records, empty="no dead letters"
+    )
+
+
+@dead.command("show")
+@click.argument("job_id", metavar="ID")
+@pass_state
+def show(state: State, job_id: str) -> None:
+    """One dead letter: why it died, and each of its attempts."""
+    letter = state.client().dead_letters.get(job_id)
+    fields = _letter_fields(letter)
+    document = fields | {
+        "history": [attempt_fields(attempt) for attempt in letter.history],
+        "traceback": letter.traceback,
+    }
+    state.out.record(
+        {name: value for name, value in fields.items() if value not in (None, (), False)}, document=document
+    )
+    if not state.out.structured:
+        show_attempts(state, letter.history)
+        if letter.traceback:
+            state.out.text("")
+            state.out.block(letter.traceback)
+
+
+@dead.command("replay")
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@filter_options
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most this many, newest first.")
+@click.option("--rate", type=RATE, metavar="50/s", help="Not faster than this.")
+@yes_options
+@pass_state
+def replay(
+    state: State,
+    ids: tuple[str, ...],
+    priority: str | None,
+    queue: str | None,
+    task: str | None,
+    error: str | None,
+    since: timedelta | None,
+    limit: int | None,
+    rate: float | None,
+    dry_run: bool,
+    yes: bool,
+) -> int:
+    """Replay the dead letters named, or those chosen by the options."""
+    filters = (priority, queue, task, error, since)
+    if ids and any(each is not None for each in filters):
+        raise click.UsageError("Give ids or options that choose, not both.")
+    if not ids and all(each is None for each in filters):
+        raise click.UsageError(
+            "Name ids, or choose with --queue, --task, --error or --since; all: jobq retry-failed."
+        )
+    client = state.client()
+    if ids:
+        # Asked for by name: each must be there, and dead.
+        letters = [client.dead_letters.get(job_id) for job_id in dict.fromkeys(ids)][:limit]
+    else:
+        letters = _matching(client, _wanted(client, priority, queue, task, error, since), limit)
+    chosen = [letter.id for letter in letters]
+    return _replay(state, chosen, _summary(letters), rate=rate, dry_run=dry_run, yes=yes)

@@ -1,0 +1,94 @@
+"""``jobq health``: whether all is well, by exit code: 0 yes, 6 no, 69 Redis cannot be reached."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import click
+
+from jobq.cli.common import Exit, State, pass_state
+from jobq.cli.options import Group
+from jobq.cli.workers import worker_fields
+
+
+@click.group(cls=Group, invoke_without_command=True, no_args_is_help=False)
+@click.pass_context
+def health(ctx: click.Context) -> int:
+    """Say whether all is well, by exit code: 0 yes, 6 no, 69 Redis cannot be reached.
+
+    Without a part: dead letters, waiting jobs, targets, queues nobody serves. Warnings pass.
+    """
+    if ctx.invoked_subcommand is not None:
+        return Exit.DONE
+    state = ctx.find_object(State)
+    assert state is not None
+    verdict = state.client().health()
+    state.out.record({"status": verdict.status, "issues": list(verdict.issues)}, document=verdict.to_dict())
+    for issue in verdict.issues:
+        state.out.say(issue)
+    return Exit.DONE if verdict.ok else Exit.BAD
+
+
+def _verdict(state: State, issues: list[str], **more: Any) -> int:
+    status = "unhealthy" if issues else "ok"
+    state.out.record({"status": status, "issues": issues, **more})
+    for issue in issues:
+        state.out.error(issue)
+    return Exit.BAD if issues else Exit.DONE
+
+
+@health.command("live")
+@pass_state
+def live(state: State) -> int:
+    """Redis answers."""
+    client = state.client()
+    client.run(_ping())
+    return _verdict(state, [])
+
+
+@health.command("ready")
+@pass_state
+def ready(state: State) -> int:
+    """Redis answers, and is one that jobs can be entrusted to."""
+    # Late: redis.
+    from jobq.connection import connect, inspect_server, require_usable
+    from jobq.errors import ConfigError
+
+    settings = state.settings()
+    with connect(settings) as redis:
+        info = inspect_server(redis)
+    try:
+        require_usable(info)
+    except ConfigError as error:
+        return _verdict(state, [str(error)])
+    return _verdict(state, [], server=f"{info.flavour} {info.version}", durability=info.durability)
+
+
+@health.command("worker")
+@click.option("--name", metavar="NAME", help="This worker; default: any of this host.")
+@pass_state
+def worker(state: State, name: str | None) -> int:
+    """A worker of this host is alive; made for container probes. A busy one is alive."""
+    here = socket.gethostname()
+    found = [
+        each
+        for each in state.client().workers.list()
+        if each.kind == "jobq"
+        and (_is_named(each.name, name) if name else (each.host or "").split(".")[0] == here.split(".")[0])
+    ]
+    issues = [] if found else [f"no live worker {name!r}" if name else f"no live worker on host {here}"]
+    if state.out.structured:
+        return _verdict(state, issues, workers=[worker_fields(each) for each in found])
+    return _verdict(state, issues, workers=len(found))
+
+
+def _is_named(executor: str, name: str) -> bool:
+    """A worker has one executor per queue, called after it: ``<worker>.<queue>...``."""
+    return executor == name or executor.startswith((f"{name}.", f"{name}:", f"{name}-"))
+
+
+def _ping() -> Any:
+    from jobq.store import Batch  # late: redis
+
+    return Batch((("PING",),))
