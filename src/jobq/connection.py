@@ -145,9 +145,10 @@ def _sentinel_pool(target: RedisUrl, policy: dict[str, Any]) -> redis.Connection
     sentinel = Sentinel(
         list(target.sentinels), sentinel_kwargs={**sentinel_kwargs, "retry": Retry(NoBackoff(), 0)}
     )  # type: ignore[no-untyped-call]
-    return SentinelConnectionPool(
+    pool: redis.ConnectionPool = mixed(_Closing, SentinelConnectionPool)(
         target.service, sentinel, is_master=True, ssl=target.tls, **target.options, **policy
-    )  # type: ignore[no-untyped-call]
+    )
+    return pool
 
 
 def connect_async(
@@ -171,6 +172,26 @@ def connect_async(
     return aio.Redis.from_pool(pool)
 
 
+class _Closing:
+    """Mixed into a Sentinel pool: closes the connections to the sentinels too, which redis-py leaves open."""
+
+    sentinel_manager: Any
+
+    def close(self) -> None:
+        super().close()  # type: ignore[misc]
+        self.sentinel_manager.close()
+
+
+class _ClosingAsync:
+    """The asyncio twin of :class:`_Closing`."""
+
+    sentinel_manager: Any
+
+    async def aclose(self) -> None:
+        await super().aclose()  # type: ignore[misc]
+        await self.sentinel_manager.aclose()
+
+
 def _async_sentinel_pool(target: RedisUrl, policy: dict[str, Any]) -> Any:
     from redis.asyncio.retry import Retry as AsyncRetry
     from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool  # late: few have one
@@ -179,9 +200,9 @@ def _async_sentinel_pool(target: RedisUrl, policy: dict[str, Any]) -> Any:
     sentinel = Sentinel(
         list(target.sentinels), sentinel_kwargs={**sentinel_kwargs, "retry": AsyncRetry(NoBackoff(), 0)}
     )  # type: ignore[no-untyped-call]
-    return SentinelConnectionPool(
+    return mixed(_ClosingAsync, SentinelConnectionPool)(
         target.service, sentinel, is_master=True, ssl=target.tls, **target.options, **policy
-    )  # type: ignore[no-untyped-call]
+    )
 
 
 def check_client(client: Any) -> None:

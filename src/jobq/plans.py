@@ -65,7 +65,11 @@ class Plans:
         return word
 
     def retry(self, job_id: str) -> Plan[Job]:
-        word = (yield calls.replay(self.keys, [valid_id(job_id)]))[0]
+        state = (yield from self.get(job_id)).state
+        if state not in (JobState.DEAD, JobState.CANCELLED):
+            # The script answers "queued" for a queued job too: it may be what its own lost reply left behind.
+            raise replay_conflict(job_id, state)
+        word = (yield calls.replay(self.keys, [job_id]))[0]
         if word == "gone":
             raise not_found(job_id)
         if word != "queued":

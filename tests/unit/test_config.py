@@ -5,7 +5,6 @@ import pickle
 import subprocess
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -21,7 +20,9 @@ KEY = "k" * 32
 
 @pytest.fixture
 def load(tmp_path):
-    def call(environ: dict[str, str] | None = None, dotenv: str = "", toml: str = "", pyproject: str = "", **flags):
+    def call(
+        environ: dict[str, str] | None = None, dotenv: str = "", toml: str = "", pyproject: str = "", **flags
+    ):
         for name, text in ((".env", dotenv), ("jobq.toml", toml), ("pyproject.toml", pyproject)):
             if text:
                 (tmp_path / name).write_text(text)
@@ -51,27 +52,19 @@ def test_the_defaults_are_those_of_the_contract(load):
     assert set(settings.origins().values()) == {"default"}
 
 
-def test_every_source_beats_the_ones_after_it(load):
-    sources = {
-        "environ": {"JOBQ_LEASE": "2s"},
-        "dotenv": "JOBQ_LEASE=3s\n",
-        "toml": 'lease = "4s"',
-    }
-    want = ["1s", "2s", "3s", "4s", "12s"]
-    origins = ["argument", "environment JOBQ_LEASE", ".env JOBQ_LEASE", "jobq.toml", "default"]
-    settings = load(lease="1s", **sources)
-    for lease, origin in zip(want, origins, strict=True):
-        assert (settings.shown()["lease"], settings.origins()["lease"]) == (lease, origin)
-        if origin == "argument":
-            settings = load(sources["environ"])
-        elif origin.startswith("environment"):
-            settings = load()
-        elif origin.startswith(".env"):
-            (Path(load.__closure__[0].cell_contents) / ".env").unlink()
-            settings = load()
-        elif origin == "jobq.toml":
-            (Path(load.__closure__[0].cell_contents) / "jobq.toml").unlink()
-            settings = load()
+def test_every_source_beats_the_ones_after_it(load, tmp_path):
+    def lease(settings: Settings) -> tuple[str, str]:
+        return settings.shown()["lease"], settings.origins()["lease"]
+
+    environ = {"JOBQ_LEASE": "2s"}
+    settings = load(environ, dotenv="JOBQ_LEASE=3s", toml='lease = "4s"', lease="1s")
+    assert lease(settings) == ("1s", "argument")
+    assert lease(load(environ)) == ("2s", "environment JOBQ_LEASE")
+    assert lease(load()) == ("3s", ".env JOBQ_LEASE")
+    (tmp_path / ".env").unlink()
+    assert lease(load()) == ("4s", "jobq.toml")
+    (tmp_path / "jobq.toml").unlink()
+    assert lease(load()) == ("12s", "default")
 
 
 def test_pyproject_is_read_where_there_is_no_jobq_toml(load):
@@ -103,7 +96,11 @@ def test_a_flag_of_none_and_an_empty_variable_count_as_not_set(load):
 @pytest.mark.parametrize(
     ("environ", "url", "origin"),
     [
-        ({"JOBQ_REDIS_URL": "redis://a", "REDIS_URL": "redis://b", "REDIS_HOST": "c"}, "redis://a", "JOBQ_REDIS_URL"),
+        (
+            {"JOBQ_REDIS_URL": "redis://a", "REDIS_URL": "redis://b", "REDIS_HOST": "c"},
+            "redis://a",
+            "JOBQ_REDIS_URL",
+        ),
         ({"REDIS_URL": "redis://b", "REDIS_HOST": "c"}, "redis://b", "REDIS_URL"),
         (
             {"REDIS_HOST": "c", "REDIS_PORT": "1", "REDIS_PASSWORD": "p@/:w", "REDIS_DB": "4"},
@@ -293,7 +290,13 @@ def test_no_message_and_no_text_form_holds_a_secret(load, tmp_path):
         "JOBQ_PAYMENT_TOKEN": secret,
         "JOBQ_QUEUES__BATCH__REDIS_URL": f"redis://:{secret}@h",
     })  # fmt: skip
-    for text in (repr(settings), str(settings), f"{settings}", repr(settings.shown()), repr(settings.origins())):
+    for text in (
+        repr(settings),
+        str(settings),
+        f"{settings}",
+        repr(settings.shown()),
+        repr(settings.origins()),
+    ):
         assert secret not in text
 
 

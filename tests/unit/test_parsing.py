@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobq.parsing import format_duration, parse_duration, parse_redis_url, parse_size, parse_switch, redact_url
+from jobq.parsing import (
+    format_duration,
+    parse_duration,
+    parse_redis_url,
+    parse_size,
+    parse_switch,
+    redact_url,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,7 +26,8 @@ def test_durations(text, seconds):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "s", "5 parsecs", "-1s", "-1", "nan", "inf", "1e300", "999999999d", "1s x", None, True, [], b"1s"]
+    "text",
+    ["", "s", "5 parsecs", "-1s", "-1", "nan", "inf", "1e300", "999999999d", "1s x", None, True, [], b"1s"],
 )
 def test_what_is_no_duration(text):
     with pytest.raises(ValueError, match="500ms, 30s, 5m, 24h or 7d"):
@@ -33,7 +41,8 @@ def test_a_formatted_duration_reads_back(ms):
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("256kB", 262_144), ("1MB", 1_048_576), ("10", 10), (7, 7), ("1.5k", 1536), ("2 MiB", 2_097_152)]
+    ("text", "size"),
+    [("256kB", 262_144), ("1MB", 1_048_576), ("10", 10), (7, 7), ("1.5k", 1536), ("2 MiB", 2_097_152)],
 )
 def test_sizes(text, size):
     assert parse_size(text) == size
@@ -72,7 +81,10 @@ def test_urls_lose_their_passwords(url, shown):
     assert redact_url(url) == shown
 
 
-@given(st.text(st.characters(blacklist_categories=("Cs", "Z", "Cc")), min_size=6), st.sampled_from(["redis", "unix"]))
+@given(
+    st.text(st.characters(blacklist_categories=("Cs", "Z", "Cc")), min_size=6),
+    st.sampled_from(["redis", "unix"]),
+)
 def test_no_password_survives_however_it_is_written(password, scheme):
     secret = f"pw{password}wp"
     assert secret not in redact_url(f"{scheme}://user:{secret}@host/0")

@@ -151,8 +151,8 @@ class State:
         flags = {"app": self.app, "redis_url": self.redis_url, "config_file": self.config} | more
         return Settings.load(**{name: value for name, value in flags.items() if value is not None})
 
-    def configure_logging(self, settings: Settings, *, default: str = "WARNING") -> None:
-        """Send events to stderr: ``-q`` shows errors only, ``-v`` one level more than ``default``."""
+    def configure_logging(self, settings: Settings, *, default: str = "ERROR") -> None:
+        """Send events to stderr: ``-q`` shows errors only, ``-v`` one level more."""
         from jobq.events import configure_logging  # late: structlog
 
         levels = ["ERROR", "WARNING", "INFO", "DEBUG"]

@@ -54,6 +54,10 @@ def _group_fields(group: DeadGroup) -> dict[str, Any]:
     }
 
 
+def _error(item: DeadGroup | DeadLetter) -> str | None:
+    return ": ".join(part for part in (item.error_type, item.error) if part) or None
+
+
 _GROUP_COLUMNS = [
     Column("count", lambda group: group.count, right=True),
     Column("task", lambda group: group.task),
@@ -63,10 +67,6 @@ _GROUP_COLUMNS = [
     Column("last seen", lambda group: group.last_seen, wide=True),
     Column("example", lambda group: group.example_id, wide=True),
 ]
-
-
-def _error(item: DeadGroup | DeadLetter) -> str | None:
-    return ": ".join(part for part in (item.error_type, item.error) if part) or None
 
 
 def filter_options(command: Any) -> Any:

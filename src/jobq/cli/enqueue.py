@@ -79,7 +79,7 @@ def enqueue(
     file: TextIO | None,
     dry_run: bool,
 ) -> int:
-    """Enqueue one job of TASK, with params as a JSON object (- reads stdin), or a file of jobs with --file."""
+    """Enqueue one job of TASK, with params as a JSON object (- reads stdin), or a file with --file."""
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait.")
     if delay is not None and at is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class Condition:
             places = [(f"queue {name}: ", queue.get(self.field)) for name, queue in queues.items()]
         for where, value in places:
             if value is not None and _COMPARE[self.compare](float(value), self.limit):
-                yield f"{where}{self.field} is {value:g}, and {self.text!r} was to be reported"
+                yield f"{where}{self.field} is {value:g}, as in {self.text!r}"
 
 
 def _conditions(_ctx: click.Context, _param: click.Parameter, values: Sequence[str]) -> tuple[Condition, ...]:
@@ -170,7 +171,7 @@ def stats(
             return Exit.BAD
         if watch is None:
             return Exit.DONE
-        click.get_text_stream("stdout").flush()
+        sys.stdout.flush()
         time.sleep(max(watch.total_seconds(), 0.1))
 
 

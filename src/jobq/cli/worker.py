@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import click
@@ -53,6 +54,8 @@ def worker(
     from jobq.worker.spec import WorkerSpec
     from jobq.worker.supervisor import run
 
+    if state.config:
+        os.environ["JOBQ_CONFIG"] = str(state.config)  # the worker's processes read it, too
     return run(
         settings,
         WorkerSpec(

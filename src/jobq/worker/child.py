@@ -98,6 +98,7 @@ def child_entry(settings: Settings, body: dict[str, Any], fds: list[int]) -> int
         worker=body["worker"],
         sink=line,
         default_attempts=settings.max_attempts,
+        result_limit=settings.result_limit,
     )
     alarm = _Alarm()
     try:

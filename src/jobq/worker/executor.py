@@ -112,6 +112,7 @@ class LaneExecutor:
             worker=lane.worker,
             sink=self._inbox,
             default_attempts=settings.max_attempts,
+            result_limit=settings.result_limit,
         )
         self._known = [*tasks.names(), *((PARK_NO_KEY,) if settings.secret_key else ())]
         commands = connect(settings, "command", url=spec.redis_url)

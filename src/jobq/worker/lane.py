@@ -46,7 +46,7 @@ class Lane:
     oom_before: int = field(default_factory=oom_kills)
 
     @property
-    def alive_at(self) -> float:
+    def last_turn(self) -> float:
         """When its loop last turned."""
         return self.table.last_beat
 

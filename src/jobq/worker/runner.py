@@ -117,6 +117,8 @@ class Runner:
         spec: The queue: its retention, target and defaults.
         worker: Name of the worker, for the history.
         sink: Where progress and log lines go.
+        default_attempts: For tasks and queues that do not say.
+        result_limit: Bytes of an encoded result; a larger one is not kept.
         rand: Source of jitter; a test passes a seeded one.
     """
 
@@ -129,6 +131,7 @@ class Runner:
         worker: str,
         sink: ContextSink,
         default_attempts: int = 3,
+        result_limit: int = 262_144,
         rand: random.Random | None = None,
     ) -> None:
         self._codec = codec
@@ -137,6 +140,7 @@ class Runner:
         self._worker = worker
         self._sink = sink
         self._default_attempts = default_attempts
+        self._result_limit = result_limit
         self._rand = rand or random.Random()
         self._target_ms = None if spec.target is None else spec.target.total_seconds() * 1000
         self._keep_succeeded = _seconds(spec.keep_succeeded.age)
@@ -280,7 +284,7 @@ class Runner:
         note = ""
         if value is not None:
             try:
-                result = rq_bridge.encode_result(self._codec.encode_result(value))
+                result = rq_bridge.encode_result(self._codec.encode_result(value, limit=self._result_limit))
             except Exception as error:  # the effect has happened: losing the result must not repeat it
                 note = f"result not kept: {_first_line(error, ready.secrets)}"
         keep = ready.foreign.keep_succeeded_s

@@ -16,8 +16,11 @@ import sys
 import threading
 import time
 from collections import deque
+from datetime import timedelta
 from types import FrameType
 from typing import Any
+
+from pydantic import SecretStr
 
 from jobq import __version__, events
 from jobq.config import Settings
@@ -29,9 +32,11 @@ from jobq.retry import RetryPolicy
 from jobq.store import Store
 from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.executor import LaneSpec
+from jobq.worker.health import HealthServer
 from jobq.worker.lane import Lane, new_exec_id
 from jobq.worker.maintenance import Fleet, Keeper
 from jobq.worker.slots import SlotState, SlotTable
+from jobq.worker.reload import run_with_reload
 from jobq.worker.spawner import CHANNEL_ENV
 from jobq.worker.spec import WorkerSpec
 
@@ -43,6 +48,7 @@ _FAST_DEATHS = 5
 _FAST_DEATH_S = 2.0
 _RESPAWN_PAUSE_S = 1.0
 _FORCED_STOP_S = 2.0
+_READY_WITHIN_S = 5.0
 
 
 class Supervisor:
@@ -77,6 +83,7 @@ class Supervisor:
         self._ending = False
         self._deadline = 0.0
         self._forced = 0
+        self._health: HealthServer | None = None
 
     @staticmethod
     def _served(settings: Settings, worker: WorkerSpec) -> dict[str, QueueSpec]:
@@ -98,6 +105,8 @@ class Supervisor:
         self._start_keepers()
         for name in self._specs:
             self._start_lane(name)
+        if self._worker.health_port is not None:
+            self._health = HealthServer(self._worker.health_port, self.problems)
         events.emit(
             "worker.started",
             worker=self._name,
@@ -126,7 +135,7 @@ class Supervisor:
         line, theirs = Channel.pair()
         self._spawner = subprocess.Popen(
             [sys.executable, "-m", "jobq.worker.spawner"],
-            env={**os.environ, CHANNEL_ENV: str(theirs.fileno())},
+            env={**os.environ, **self._flags(), CHANNEL_ENV: str(theirs.fileno())},
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
@@ -152,6 +161,24 @@ class Supervisor:
                 "importing the application starts threads, so nothing can be forked from it; "
                 "start them on first use to save memory and start-up time"
             )
+
+    def _flags(self) -> dict[str, str]:
+        """What came by argument, as variables: the spawner reads all other sources itself."""
+        found = {}
+        for name, origin in self._settings.origins().items():
+            value = getattr(self._settings, name, None)
+            if origin != "argument" or value is None:
+                continue
+            if isinstance(value, SecretStr):
+                text = value.get_secret_value()
+            elif isinstance(value, timedelta):
+                text = f"{value / timedelta(milliseconds=1):.0f}ms"
+            elif isinstance(value, tuple):
+                text = ",".join(value)
+            else:
+                text = str(value)
+            found[f"JOBQ_{name.upper()}"] = text
+        return found
 
     def _start_keepers(self) -> None:
         for url in {spec.redis_url for spec in self._specs.values()}:
@@ -359,7 +386,23 @@ class Supervisor:
             lane.draining = True
             lane.send("drain")
 
+    def problems(self) -> list[str]:
+        """Why this worker is not ready to take jobs; empty when it is. For the readiness probe."""
+        now = time.monotonic()
+        found = ["it is draining"] if self._ending else []
+        if any(now - keeper.last_success > _READY_WITHIN_S for keeper in self._keepers.values()):
+            found.append(f"Redis has not answered for {_READY_WITHIN_S:.0f} s")
+        with self._tables:
+            serving = {
+                lane.spec.queue
+                for lane in self._lanes.values()
+                if not lane.retired and now - lane.last_turn < _READY_WITHIN_S
+            }
+        return found + [f"queue {name} is not served" for name in self._specs if name not in serving]
+
     def _stop(self) -> None:
+        if self._health is not None:
+            self._health.close()
         for keeper in self._keepers.values():
             keeper.stop(_FORCED_STOP_S)
         if self._line is not None:
@@ -380,4 +423,6 @@ def run(settings: Settings, worker: WorkerSpec) -> int:
         ConfigError: The application, a queue or the server cannot be used.
         StoreUnavailableError: Redis cannot be reached at start.
     """
+    if worker.reload:
+        return run_with_reload()
     return Supervisor(settings, worker).run()

@@ -1,0 +1,55 @@
+"""``/livez`` and ``/readyz`` of a worker, on the loopback interface."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class HealthServer:
+    """Answers probes: 200, or 503 with the reasons.
+
+    Args:
+        port: 0 lets the system choose; see :attr:`port`.
+        problems: Why the worker is not ready; empty when it is.
+    """
+
+    def __init__(self, port: int, problems: Callable[[], list[str]]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = self.path.partition("?")[0]
+                if path == "/livez":
+                    self._answer(200, [])
+                elif path in ("/readyz", "/startupz", "/healthz"):
+                    found = problems()
+                    self._answer(503 if found else 200, found)
+                else:
+                    self._answer(404, ["try /livez or /readyz"])
+
+            def _answer(self, status: int, found: list[str]) -> None:
+                body = json.dumps({"status": "ok" if status == 200 else "bad", "problems": found}).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Cache-Control", "no-store")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args: object) -> None:
+                """Probes come every few seconds: they are not logged."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return int(self._server.server_address[1])
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
