@@ -127,10 +127,11 @@ def connect(
     target = _parsed(settings, url)
     policy = {**_policy(settings, role, block_s), "retry": _retry(Retry, role)}
     try:
-        if target.service:
-            pool = _sentinel_pool(target, policy)
-        else:
-            pool = redis.ConnectionPool.from_url(target.url, **policy)
+        pool = (
+            _sentinel_pool(target, policy)
+            if target.service
+            else redis.ConnectionPool.from_url(target.url, **policy)
+        )
     except (ValueError, RedisError) as error:
         raise ConfigError(f"the Redis URL is wrong: {error}") from None
     if role == "enqueue":

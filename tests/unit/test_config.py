@@ -68,7 +68,8 @@ def test_every_source_beats_the_ones_after_it(load, tmp_path):
 
 
 def test_pyproject_is_read_where_there_is_no_jobq_toml(load):
-    text = '[project]\nname="x"\n[tool.jobq]\nkey-prefix = "p"\napp = ["a.b", "c"]\n[tool.jobq.queues.email]\nslots = 5\n'
+    text = '[project]\nname="x"\n[tool.jobq]\nkey-prefix = "p"\napp = ["a.b", "c"]\n'
+    text += "[tool.jobq.queues.email]\nslots = 5\n"
     settings = load(pyproject=text)
     assert (settings.key_prefix, settings.app) == ("p", ("a.b", "c"))
     assert settings.queue_specs()["email"].slots == 5

@@ -160,11 +160,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Terminated:
         return Exit.TERMINATED
     except BrokenPipeError:
-        # The reader went away, as `head` does. What is still buffered must not fail again when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader went away, as `head` does
         return Exit.DONE
+    except OSError as error:
+        _drop_output()  # such as a full disk below stdout
+        return _report(error, state)
     except Exception as error:
         return _report(error, state)
+
+
+def _drop_output() -> None:
+    """What stdout still buffers must not fail again, with a code of its own, when Python exits."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _report(error: Exception, state: State) -> int:
@@ -175,6 +184,10 @@ def _report(error: Exception, state: State) -> int:
         traceback.print_exception(error)
     elif code is Exit.UNEXPECTED:
         state.out.error(f"{type(error).__name__}: {error} (--debug shows where)")
+    elif code is Exit.UNAVAILABLE:
+        state.out.error(
+            f"{error}; start Redis, or name another one with JOBQ_REDIS_URL or -u (see jobq doctor)"
+        )
     else:
         state.out.error(str(error))
     return code

@@ -7,6 +7,7 @@ the same round trip.
 
 from __future__ import annotations
 
+import logging
 import select
 import signal
 import time
@@ -21,7 +22,7 @@ from jobq import calls, events
 from jobq.calls import Call, Claim, Claimed
 from jobq.config import Settings
 from jobq.connection import connect
-from jobq.errors import StoreError, UnknownTaskError
+from jobq.errors import StoreError, StoreUnavailableError, UnknownTaskError
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.rq_bridge import iso, task_of
@@ -34,6 +35,8 @@ from jobq.worker.inbox import Inbox
 from jobq.worker.runner import PARK_NO_KEY, Assignment, Report, Runner
 from jobq.worker.slots import SlotTable
 from jobq.worker.waiter import Waiter
+
+_log = logging.getLogger("jobq")
 
 BATCH = 100
 """Jobs per script call at most."""
@@ -189,8 +192,10 @@ class LaneExecutor:
     def _exchange(self, plan: list[Call[Any]], reports: list[Report]) -> None:
         try:
             replies = self._link.exchange(plan)
-        except StoreError:
+        except StoreError as error:
             # Nothing is lost: the outcomes wait here, and the claim keeps its number until it is answered.
+            if not isinstance(error, StoreUnavailableError) and self._failures % 10 == 0:
+                _log.error("queue %s: %s", self._lane.queue, error)  # of an outage the supervisor tells
             self._inbox.put_back(reports)
             self._failures += 1
             self._nap(min(1.0, 0.02 * 2 ** min(self._failures, 6)))
@@ -240,9 +245,11 @@ class LaneExecutor:
             )
 
     def _take(self, claim: Claim) -> None:
+        # The first hint of parked jobs: ask again at once, naming what this worker can run.
+        hinted = claim.parked and not self._ask_parked
         self._ask_parked = claim.parked
         self._pause_until = 0.0
-        self._hungry = claim.more or bool(claim.jobs and self._ask_parked)
+        self._hungry = claim.more or hinted or bool(claim.jobs and claim.parked)
         if claim.status in ("paused", "suspended"):
             self._hungry = False
             self._pause_until = time.monotonic() + _RECHECK_S
@@ -351,9 +358,7 @@ class LaneExecutor:
             return False
         if self._lane.max_jobs is not None and self._claimed >= self._lane.max_jobs:
             return True
-        return self._draining or (
-            self._lane.burst and not self._hungry and self._number > 0 and not self._pause_until
-        )
+        return self._draining or (self._lane.burst and not self._hungry and self._number > 0)
 
     def _drain(self) -> None:
         self._draining = True
@@ -429,9 +434,10 @@ class LaneExecutor:
 
     def _read_waiter(self) -> None:
         try:
-            self._hungry = self._waiter.fire() or self._hungry
+            self._waiter.fire()
         except (RedisError, OSError):
-            self._hungry = True
+            pass
+        self._hungry = True  # also when nothing came for the whole block: a look now and then finds parked jobs
 
     def _read_control(self) -> None:
         for message in self._control.receive():

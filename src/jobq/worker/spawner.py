@@ -198,7 +198,7 @@ class Spawner:
             child = self._children.pop(pid, None)
             if child is None:
                 continue
-            _kill_group(pid)  # whatever the process itself had started in its group
+            _kill_group(pid, leader=False)  # what it had started in its group
             if child.requests is not None:
                 self._forget_line(child.requests)
             try:
@@ -221,9 +221,13 @@ class Spawner:
             _kill_group(pid)
 
 
-def _kill_group(pid: int) -> None:
-    """SIGKILL to a process and all that it started in its group."""
-    for kill in (os.killpg, os.kill):
+def _kill_group(pid: int, *, leader: bool = True) -> None:
+    """SIGKILL to all in a process' group, and to the process itself, which may not have made its group yet.
+
+    Args:
+        leader: False once it has been waited for: its number may be somebody else's.
+    """
+    for kill in (os.killpg, os.kill) if leader else (os.killpg,):
         try:
             kill(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):

@@ -1,0 +1,526 @@
+"""The installed ``jobq``: exit codes, output for people and for programs, questions, start-up cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+
+import jobq
+from jobq.cli import COMMANDS, root
+from jobq.cli.common import Exit
+from jobq.private_server import free_port
+
+pytestmark = pytest.mark.process
+
+JOBQ = str(Path(sys.executable).parent / "jobq")
+HERE = str(Path(__file__).parent)
+HEAVY = ("rq", "redis", "pydantic", "pydantic_settings", "rich", "structlog", "cryptography", "asyncio")
+
+
+@dataclass
+class Cli:
+    """Runs the console script as a shell would, piped or on a terminal."""
+
+    env: dict[str, str]
+    cwd: Path
+
+    def __call__(
+        self, *args: str, code: int = 0, text: str = "", **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [JOBQ, *args],
+            env=self.env | env,
+            cwd=self.cwd,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
+        assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def json(self, *args: str, code: int = 0) -> dict:
+        found = json.loads(self(*args, "--json", code=code).stdout)
+        assert isinstance(found, dict)
+        return found
+
+    def start(self, *args: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [JOBQ, *args],
+            env=self.env,
+            cwd=self.cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def on_terminal(self, *args: str, answer: str | int = "", **env: str) -> tuple[int, str]:
+        """Exit code and all that the terminal showed; ``answer`` is typed, or sent as a signal, at a question."""
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [JOBQ, *args], env=self.env | {"TERM": "xterm", "COLUMNS": "160"} | env, cwd=self.cwd,
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        )  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        deadline = time.monotonic() + 40
+        try:
+            while time.monotonic() < deadline:
+                if not select.select([ours], [], [], 1)[0]:
+                    continue
+                try:
+                    part = os.read(ours, 65_536)
+                except OSError:  # EIO: the last holder of the other end has closed it
+                    break
+                if not part:
+                    break
+                shown += part
+                if b"[y/N]" in shown and answer != "":
+                    if isinstance(answer, int):
+                        process.send_signal(answer)
+                    else:
+                        os.write(ours, answer.encode() + b"\n")
+                    answer = ""
+            return process.wait(10), shown.decode()
+        finally:
+            os.close(ours)
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture
+def cli(redis_url: str, tmp_path: Path) -> Cli:
+    env = {
+        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "TERM")
+    }
+    return Cli(env | {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": HERE}, tmp_path)
+
+
+@pytest.fixture
+def dead_job(cli: Cli) -> str:
+    """A job that a real worker ran and buried."""
+    found = cli.json("enqueue", "shop.fail", '{"order_id": "1", "code": "s3cret-otp"}')
+    cli("worker", "--priority", "high", "--burst", "-q")
+    return str(found["id"])
+
+
+def one_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    assert len(lines) == 1, text
+    assert lines[0].startswith("jobq: "), text
+    assert "Traceback" not in text
+    return lines[0]
+
+
+# --- start-up and help ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_loads_nothing_heavy(args: Sequence[str]) -> None:
+    script = (
+        "import sys; from jobq.cli import main; code = main(sys.argv[1:]); "
+        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert not set(HEAVY) & set(done.stderr.split())
+
+
+def test_the_table_of_commands_says_what_each_command_says() -> None:
+    context = root.make_context("jobq", ["stats"], resilient_parsing=True)
+    for name, (_, words) in COMMANDS.items():
+        command = root.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        assert words
+        assert command.help
+
+
+def test_help_names_every_command_and_the_global_options(cli: Cli) -> None:
+    shown = cli("-h").stdout
+    for word in (*COMMANDS, "--redis-url", "--json", "--color", "--debug"):
+        assert word in shown
+
+
+def test_without_a_command_help_goes_to_stderr(cli: Cli) -> None:
+    done = cli(code=Exit.USAGE)
+    assert "Commands:" in done.stderr
+    assert not done.stdout
+
+
+# --- exit codes ----------------------------------------------------------------------
+
+
+def test_0_also_when_there_is_nothing_to_do(cli: Cli) -> None:
+    assert "nothing to retry" in cli("retry-failed", "--yes").stderr
+
+
+def test_1_unexpected(cli: Cli) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([JOBQ, "stats"], env=cli.env, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == Exit.UNEXPECTED
+    assert "No space left" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["stat"], "Did you mean 'stats'"),
+        (["stats", "--nope"], "No such option"),
+        (["stats", "--since", "90h"], "at most 24 h"),
+        (["stats", "--since", "soon"], "not a duration"),
+        (["stats", "--fail-on", "faild>1"], "did you mean 'failed'"),
+        (["stats", "--fail-on", "failed"], "write 'failed>10'"),
+        (["enqueue", "shop.confirm", "{"], "not JSON"),
+        (["enqueue", "shop.confirm", "[1]"], "JSON object"),
+        (["enqueue", "shop.confirm", '{"order_id": 5}'], "order_id"),
+        (["enqueue", "shop.confirm", "{}", "--at", "2030-01-01T00:00:00"], "no time zone"),
+        (["enqueue", "shop.confirm", "{}", "--delay", "5s", "--at", "2030-01-01T00:00:00Z"], "not both"),
+        (["retry-failed", "--rate", "fast"], "not a rate"),
+        (["dead", "replay"], "Name ids"),
+        (["jobs", "list", "--cursor", "abc"], "cursor"),
+        (["queues", "pause", "high", "--for", "0s"], "longer than 0"),
+    ],
+)
+def test_2_usage(cli: Cli, args: Sequence[str], words: str) -> None:
+    assert words in one_line(cli(*args, code=Exit.USAGE).stderr)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["jobs", "show", "nope-1"], "nope-1"),
+        (["jobs", "show", "../../x"], "ids have letters"),
+        (["dead", "show", "nope-1"], "nope-1"),
+        (["jobs", "retry", "nope-1", "--yes"], "nope-1"),
+        (["enqueue", "shop.confrim", "{}"], "did you mean 'shop.confirm'"),
+        (["stats", "--queue", "hihg"], "did you mean 'high'"),
+        (["queues", "pause", "hihg"], "did you mean 'high'"),
+    ],
+)
+def test_3_not_found(cli: Cli, args: Sequence[str], words: str) -> None:
+    assert words in one_line(cli(*args, code=Exit.NOT_FOUND).stderr)
+
+
+def test_5_conflict(cli: Cli) -> None:
+    job = cli.json("enqueue", "shop.confirm", '{"order_id": "1"}')
+    assert "only dead or cancelled" in one_line(
+        cli("jobs", "retry", job["id"], "--yes", code=Exit.CONFLICT).stderr
+    )
+
+
+def test_6_threshold_and_health(cli: Cli) -> None:
+    assert cli("stats", "--fail-on", "failed>0").returncode == 0
+    assert cli("health").returncode == 0
+    cli("enqueue", "shop.confirm", '{"order_id": "1"}')
+    hit = cli("stats", "--fail-on", "failed>0", "--fail-on", "high.queued>=1", code=Exit.BAD)
+    assert "queued is 1" in one_line(hit.stderr)
+    assert hit.stdout
+    verdict = cli.json("health", code=Exit.BAD)
+    assert verdict["status"] == "unhealthy"
+    assert "no worker serves it" in verdict["issues"][0]
+    assert cli.json("doctor", code=Exit.BAD)["ok"] is False
+    assert cli.json("health", "worker", code=Exit.BAD)["workers"] == []
+
+
+def test_6_waiting_for_a_job_that_failed_and_0_for_one_that_did_not(cli: Cli, dead_job: str) -> None:
+    done = cli("jobs", "wait", dead_job, "--timeout", "5", code=Exit.BAD)
+    assert f"job {dead_job} is dead" in done.stderr
+    with cli.start("worker", "--priority", "high", "-q") as worker:
+        try:
+            cli("enqueue", "shop.confirm", '{"order_id": "2"}', "--wait", "--timeout", "30s")
+        finally:
+            worker.terminate()
+            worker.communicate(timeout=20)
+
+
+def test_7_part_of_a_bulk_failed(cli: Cli) -> None:
+    job = cli.json("enqueue", "shop.confirm", '{"order_id": "1"}')
+    done = cli("jobs", "cancel", job["id"], "nope-1", code=Exit.PARTIAL)
+    assert job["id"] in done.stdout
+    assert "nope-1" in one_line(done.stderr)
+
+
+def test_69_redis_away(cli: Cli) -> None:
+    url = f"redis://:hunter2@127.0.0.1:{free_port()}/0"
+    for args in (
+        ["stats"],
+        ["health"],
+        ["health", "live"],
+        ["jobs", "list"],
+        ["enqueue", "shop.confirm", '{"order_id":"1"}'],
+    ):
+        done = cli(*args, "-u", url, code=Exit.UNAVAILABLE)
+        assert "JOBQ_REDIS_URL" in one_line(done.stderr)
+        assert "hunter2" not in done.stderr + done.stdout
+    found = cli.json("doctor", "-u", url, code=Exit.UNAVAILABLE)
+    assert found["checks"][-1]["status"] == "bad"
+
+
+def test_75_timed_out(cli: Cli) -> None:
+    job = cli.json("enqueue", "shop.confirm", '{"order_id": "1"}')
+    done = cli("jobs", "wait", job["id"], "--timeout", "100ms", code=Exit.TIMEOUT)
+    assert "timed out after 100 ms" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "words"),
+    [
+        (["stats"], {"JOBQ_LEASE": "soon"}, "JOBQ_LEASE"),
+        (["stats", "-u", "http://x"], {}, "redis"),
+        (["enqueue", "x", "{}", "-A", "no_such_module"], {}, "no_such_module"),
+        (["worker", "--queue", "nope"], {}, "JOBQ_QUEUES__NOPE__SLOTS"),
+        (["stats", "-c", "missing.toml"], {}, "missing.toml"),
+        (["stats"], {"JOBQ_ENV": "production"}, "JOBQ_SECRET_KEY"),
+    ],
+)
+def test_78_configuration(cli: Cli, args: Sequence[str], env: dict[str, str], words: str) -> None:
+    assert words in one_line(cli(*args, code=Exit.CONFIG, **env).stderr)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_130_and_143_interrupted(cli: Cli, number: signal.Signals, code: int) -> None:
+    with cli.start("stats", "--watch", "30s") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert errors == ""
+
+
+def test_debug_shows_where(cli: Cli) -> None:
+    done = cli("jobs", "show", "nope-1", "--debug", code=Exit.NOT_FOUND)
+    assert "Traceback" in done.stderr
+    assert "JobNotFoundError" in done.stderr
+
+
+def test_a_closed_pipe_is_no_news(cli: Cli) -> None:
+    with cli.start("stats", "--watch", "50ms") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait(20) == 0
+
+
+# --- output --------------------------------------------------------------------------
+
+QUEUE_FIELDS = {
+    "queued", "scheduled", "retrying", "deferred", "running", "succeeded", "dead", "cancelled", "paused", "workers",
+    "slots", "busy", "oldest_queued_s", "wait_p50_s", "wait_p95_s", "wait_p99_s", "target_s", "sla_met",
+    "throughput_per_s", "failed_attempts",
+}  # fmt: skip
+
+
+def test_stats_json_has_the_promised_shape(cli: Cli) -> None:
+    cli("enqueue", "shop.confirm", '{"order_id": "1"}')
+    found = cli.json("stats")
+    assert set(found) == {"generated_at", "queues", "totals", "redis"}
+    assert found["generated_at"].endswith("Z")
+    assert list(found["queues"]) == ["critical", "high", "medium", "low", "batch"]
+    assert set(found["queues"]["high"]) >= QUEUE_FIELDS
+    assert found["queues"]["high"]["queued"] == found["totals"]["queued"] == 1
+    assert set(found["redis"]) == {"used_memory", "maxmemory", "durability"}
+    assert list(cli.json("stats", "--queue", "high")["queues"]) == ["high"]
+
+
+def test_global_options_come_before_or_after_the_command(cli: Cli) -> None:
+    before = cli("--json", "queues", "list").stdout
+    between = cli("queues", "--json", "list").stdout
+    after = cli("queues", "list", "-o", "json").stdout
+    assert json.loads(before) == json.loads(between) == json.loads(after)
+
+
+def test_piped_is_tab_separated_and_whole(cli: Cli, dead_job: str) -> None:
+    lines = cli("dead", "list").stdout.splitlines()
+    header, row = (line.split("\t") for line in lines)
+    assert len(header) == len(row)
+    assert dict(zip(header, row, strict=True))["id"] == dead_job
+    assert "the [red]shop\\x1b[31m is closed" in lines[1]  # markup is text, an escape is written out
+    rows = list(csv.DictReader(io.StringIO(cli("dead", "list", "-o", "csv").stdout)))
+    assert rows[0]["id"] == dead_job
+    records = [json.loads(line) for line in cli("dead", "list", "-o", "jsonl").stdout.splitlines()]
+    assert [record["reason"] for record in records] == ["exhausted"]
+    assert cli.json("dead", "groups")["groups"][0]["count"] == 1
+
+
+def test_a_terminal_shows_a_table_in_colour_unless_told_otherwise(cli: Cli, dead_job: str) -> None:
+    code, shown = cli.on_terminal("jobs", "list")
+    assert code == 0
+    assert "\t" not in shown
+    assert dead_job in shown
+    assert "\x1b[31m" in shown  # dead is red
+    for args, env in (
+        (["jobs", "list"], {"NO_COLOR": "1"}),
+        (["jobs", "list"], {"TERM": "dumb"}),
+        (["jobs", "list", "--color", "never"], {"FORCE_COLOR": "1"}),
+        (["--color", "never", "jobs", "list"], {}),
+    ):
+        code, shown = cli.on_terminal(*args, **env)
+        assert code == 0
+        assert "\x1b[3" not in shown, (args, env)
+    assert "\x1b[3" in cli.on_terminal("jobs", "list", "--color", "always", NO_COLOR="1")[1]
+
+
+def test_errors_are_coloured_only_when_asked_for(cli: Cli) -> None:
+    assert "\x1b[" not in cli("jobs", "show", "nope-1", code=3).stderr
+    assert "\x1b[" in cli("jobs", "show", "nope-1", code=3, FORCE_COLOR="1").stderr
+    assert "\x1b[" not in cli("jobs", "show", "nope-1", code=3, FORCE_COLOR="1", NO_COLOR="1").stderr
+
+
+def test_jobs_show_tells_the_story_without_params(cli: Cli, dead_job: str) -> None:
+    found = cli.json("jobs", "show", dead_job)
+    assert found["state"] == "dead"
+    assert [attempt["error_type"] for attempt in found["attempts"]] == ["ValueError"]
+    for args in (
+        ["jobs", "show", dead_job],
+        ["jobs", "show", dead_job, "-v", "--json"],
+        ["dead", "show", dead_job],
+    ):
+        done = cli(*args)
+        assert "ValueError" in done.stdout
+        assert "s3cret-otp" not in done.stdout + done.stderr
+
+
+def test_config_show_names_origins_and_hides_secrets(cli: Cli) -> None:
+    done = cli("config", "show", "--origin", "--json", JOBQ_SECRET_KEY="k" * 40, JOBQ_LEASE="9s")
+    found = json.loads(done.stdout)
+    assert found["lease"] == {"value": "9s", "origin": "environment JOBQ_LEASE"}
+    assert found["max_attempts"]["origin"] == "default"
+    assert "k" * 40 not in done.stdout
+
+
+# --- asking --------------------------------------------------------------------------
+
+
+def test_without_a_terminal_nothing_is_done_unasked(cli: Cli, dead_job: str) -> None:
+    for args in (
+        ["retry-failed"], ["dead", "replay", dead_job], ["jobs", "retry", dead_job], ["jobs", "delete", dead_job],
+    ):  # fmt: skip
+        assert "--yes" in one_line(cli(*args, code=Exit.USAGE).stderr)
+    for args in (["retry-failed", "--dry-run"], ["jobs", "delete", dead_job, "--dry-run"]):
+        cli(*args)
+    assert cli.json("jobs", "show", dead_job)["state"] == "dead"
+
+
+def test_8_declined_130_interrupted_and_agreed(cli: Cli, dead_job: str) -> None:
+    code, shown = cli.on_terminal("retry-failed", answer="n")
+    assert code == Exit.DECLINED
+    assert "Retry 1 dead job (shop.fail 1)? [y/N]" in shown
+    assert "declined" in shown
+    assert cli.on_terminal("retry-failed", answer=signal.SIGINT)[0] == Exit.INTERRUPTED
+    assert cli.json("jobs", "show", dead_job)["state"] == "dead"
+    assert cli.on_terminal("retry-failed", answer="y")[0] == 0
+    assert cli.json("jobs", "show", dead_job)["state"] == "queued"
+
+
+def test_retry_failed_filters_and_reports_what_it_could_not_do(cli: Cli, dead_job: str) -> None:
+    assert cli.json("retry-failed", "--task", "shop.other", "--yes")["matched"] == 0
+    assert cli.json("retry-failed", "--queue", "low", "--yes")["matched"] == 0
+    assert cli.json("retry-failed", "--priority", "HIGH", "--since", "1h", "--dry-run")["matched"] == 1
+    holder = cli.json("enqueue", "shop.fail", '{"order_id": "1"}')["id"]
+    report = cli.json("retry-failed", "--yes", "--rate", "50/s", code=Exit.PARTIAL)
+    assert report["failed"] == [{"id": dead_job, "reason": f"conflict:{holder}"}]
+    assert report["replayed"] == 0
+
+
+# --- enqueue -------------------------------------------------------------------------
+
+
+def test_enqueue_options(cli: Cli) -> None:
+    done = cli(
+        "enqueue",
+        "shop.confirm",
+        "-",
+        "--delay",
+        "1h",
+        "-p",
+        "low",
+        "--tag",
+        "a",
+        "--json",
+        text='{"order_id": "7"}',
+    )
+    job = json.loads(done.stdout)
+    assert (job["state"], job["queue"], job["deduplicated"]) == ("scheduled", "low", False)
+    again = cli.json("enqueue", "shop.confirm", '{"order_id": "7"}')
+    assert (again["id"], again["deduplicated"]) == (job["id"], True)
+    assert cli.json("jobs", "list", "--tag", "a")["jobs"][0]["id"] == job["id"]
+    assert "would enqueue" in cli("enqueue", "shop.confirm", '{"order_id": "8"}', "--dry-run").stderr
+    assert cli.json("stats")["totals"]["queued"] == 0
+
+
+def test_enqueue_a_file_names_the_bad_lines(cli: Cli, redis_client: redis.Redis) -> None:
+    lines = [
+        {"task": "shop.confirm", "params": {"order_id": "1"}},
+        {"task": "shop.confrim", "params": {}},
+        {"task": "shop.confirm", "params": {"order_id": ["s3cret"]}},
+        {"task": "shop.confirm", "params": {"order_id": "2"}, "priority": "critical", "delay": "5m"},
+        {"task": "shop.confirm", "params": {"order_id": "3"}, "prio": 1},
+    ]
+    path = cli.cwd / "jobs.jsonl"
+    path.write_text("\n".join([*map(json.dumps, lines), "", "{oops"]))
+    done = cli("enqueue", "--file", str(path), "--json", code=Exit.PARTIAL)
+    found = json.loads(done.stdout)
+    assert (found["enqueued"], found["failed"]) == (2, 4)
+    assert [failure["line"] for failure in found["failures"]] == [2, 3, 5, 7]
+    assert "line 2: no task 'shop.confrim' is registered; did you mean 'shop.confirm'" in done.stderr
+    assert "s3cret" not in done.stderr
+    assert redis_client.llen("rq:queue:high") == 1
+    assert redis_client.zcard("rq:scheduled:critical") == 1
+
+
+def test_enqueue_a_file_of_params_for_one_task(cli: Cli, client: jobq.Client) -> None:
+    path = cli.cwd / "params.jsonl"
+    path.write_text("".join(json.dumps({"order_id": str(number)}) + "\n" for number in range(250)))
+    assert cli.json("enqueue", "shop.confirm", "--file", str(path))["enqueued"] == 250
+    assert client.stats().totals.queued == 250
+
+
+# --- queues, workers -----------------------------------------------------------------
+
+
+def test_pause_and_resume(cli: Cli) -> None:
+    paused = cli.json("queues", "pause", "high", "--for", "10m", "--reason", "deploy")
+    assert (paused["paused"], paused["paused_reason"]) == (True, "deploy")
+    assert cli.json("stats")["queues"]["high"]["paused"] is True
+    assert cli.json("queues", "resume", "high")["paused"] is False
+    assert cli.json("queues", "show", "high")["slots"] == 10
+
+
+def wait_until(fact: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not fact():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def test_a_worker_shows_up_is_healthy_and_drains(cli: Cli, client: jobq.Client) -> None:
+    with cli.start("worker", "--priority", "high", "--name", "w1", "-q") as worker:
+        try:
+            wait_until(lambda: bool(client.workers.list()))
+            assert cli.json("workers", "list")["workers"][0]["queues"] == ["high"]
+            assert cli.json("health", "worker")["status"] == "ok"
+            assert cli.json("health", "worker", "--name", "w1")["status"] == "ok"
+            cli("health", "worker", "--name", "w2", code=Exit.BAD)
+        finally:
+            worker.terminate()
+            _, errors = worker.communicate(timeout=20)
+    assert worker.returncode in (0, Exit.TERMINATED), errors
