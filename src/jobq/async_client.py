@@ -16,8 +16,9 @@ from jobq.client_parts import AsyncDeadLetters, AsyncQueues, AsyncWorkers, Since
 from jobq.config import Settings
 from jobq.connection import check_client, connect_async
 from jobq.errors import JobqError, StoreUnavailableError
+from jobq.health import Health, Thresholds, judge
 from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
-from jobq.stats import Health, Stats, Thresholds, judge, stats_plan
+from jobq.stats import Stats, stats_plan
 from jobq.store import AsyncStore
 from jobq.tasks import EnqueueRequest, Registry
 from jobq.views import Page, attempts_plan, outcome_plan
@@ -70,7 +71,7 @@ class AsyncClient(ClientBase):
     def _store(self, role: Role) -> AsyncStore:
         store = self._stores.get(role)
         if store is None:
-            # Only connections of our own know the deadline, and say whether a command may have reached the server.
+            # Only connections of our own know the deadline, and whether a command reached the server.
             bounded = role == "enqueue" and self._given is None
             limit = self.settings.enqueue_timeout if bounded else None
             store = self._stores[role] = AsyncStore(self._client(role), deadline=limit)
@@ -173,7 +174,7 @@ class AsyncClient(ClientBase):
                 command = block_command(self.keys, job_id, block)
                 woken = await self._blocking.execute_command(*command) is not None
             except RedisError:
-                # Connection lost, or memory full, when Redis refuses a move: the next look says what is wrong.
+                # Connection lost, or memory full (a move is refused then): the next look says what is wrong.
                 woken = False
                 await asyncio.sleep(min(block, 1.0))
 

@@ -1,7 +1,7 @@
-"""The client: enqueue jobs, look at them, wait for them; and the default client behind the module-level helpers.
+"""The client: enqueue jobs, look at them, wait for them.
 
-One explicit :class:`Client` or :class:`AsyncClient`, plus one default client, built from the environment when it is
-first needed, behind ``task.enqueue`` and the helpers.
+One explicit :class:`Client` or :class:`AsyncClient`, plus one default client, built from the environment when
+it is first needed, behind ``task.enqueue`` and the helpers.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from jobq.codec import Codec
 from jobq.config import Settings
 from jobq.connection import check_client, connect
 from jobq.errors import JobqError, StoreUnavailableError, UnknownTaskError
+from jobq.health import Health, Thresholds, judge
 from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
 from jobq.kept import KeptStore
-from jobq.stats import Health, Stats, Thresholds, judge, stats_plan
+from jobq.stats import Stats, stats_plan
 from jobq.store import Store
 from jobq.tasks import EnqueueRequest, Registry
 from jobq.views import Page, attempts_plan, outcome_plan
@@ -239,7 +240,7 @@ class Client(ClientBase):
                 command = block_command(self.keys, job_id, block)
                 woken = self._blocking.execute_command(*command) is not None
             except RedisError:
-                # Connection lost, or memory full, when Redis refuses a move: the next look says what is wrong.
+                # Connection lost, or memory full (a move is refused then): the next look says what is wrong.
                 woken = False
                 time.sleep(min(block, 1.0))
 
@@ -275,8 +276,8 @@ class Client(ClientBase):
         Args:
             error: An error fingerprint, or the beginning of one.
             since: A moment, or how long ago.
-            cursor: From the page before, with the same filter. A page looks at 10,000 jobs at most: it may hold
-                fewer than ``limit`` and still have a cursor.
+            cursor: From the page before, with the same filter. A page looks at 10,000 jobs at most: it may
+                hold fewer than ``limit`` and still have a cursor.
         Raises:
             ValueError: The cursor belongs to another filter, or a word is no state.
         """

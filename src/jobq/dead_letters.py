@@ -105,8 +105,8 @@ class ReplayReport:
     Attributes:
         matched: Dead letters that the ids or the filter chose.
         replayed: Those that are queued again; 0 for a dry run.
-        failed: Those that could not be, with the reason: ``conflict:<holder>``, ``gone`` or the state that it is in
-            now. At most 1,000 are listed; ``failed_count`` counts all.
+        failed: Those that could not be, with the reason: ``conflict:<holder>``, ``gone`` or their state. At most
+            1,000 are listed; ``failed_count`` counts all.
     """
 
     matched: int = 0
@@ -203,7 +203,7 @@ def count_plan(keys: Keys, queues: Sequence[str]) -> Plan[dict[str, int]]:
 def matching_plan(keys: Keys, wanted: JobFilter, *, limit: int | None) -> Plan[list[str]]:
     """Ids of the dead letters that a filter chooses, newest first; all of them, unless ``limit`` says less.
 
-    They are all collected before the first is replayed: a replay takes them out of the very list that is read.
+    All are collected before the first is replayed: a replay takes them out of the very list that is read.
     """
     dead = replace(wanted, states=(JobState.DEAD,))
     if dead.by_id_alone:

@@ -66,7 +66,7 @@ class Enqueuer:
         self._registered: dict[str, float] = {}
 
     def plan(self, requests: Sequence[EnqueueRequest]) -> Plan[list[Job]]:
-        """Send the requests, each queue's in chunks of 100, and return their jobs in the order of the requests.
+        """Send the requests, each queue's in chunks of 100; their jobs, in the order of the requests.
 
         Raises:
             PayloadTooLargeError: A payload is over the limit; nothing was sent.
@@ -210,7 +210,7 @@ class Enqueuer:
                     again.append(place)
             if not again:
                 break
-            # The holder waits and may be replaced, but a payload is signed for its job: sign it for the holder.
+            # The holder may be replaced, but a payload is signed for its job: sign it for the holder.
             places = again
             sending = [self._rebound(chunk[place], answers[place].id) for place in again]
         if register:

@@ -1,4 +1,4 @@
-"""Fixed time buckets: a worker counts a duration as one bucket, a reader gets quantiles back from the counts."""
+"""Fixed time buckets: a worker counts a duration as one bucket, a reader gets quantiles back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _edges() -> tuple[float, ...]:
 EDGES_MS: tuple[float, ...] = _edges()
 """Upper edges in milliseconds, each inclusive: 0.1 ms to one hour. One more bucket holds what is longer.
 
-Counters under ``jobq:n:`` name a bucket by its index here, so an edge may be added only with a new counter name.
+Counters under ``jobq:n:`` name a bucket by its index here: change an edge only with a new counter name.
 """
 
 OVERFLOW = len(EDGES_MS)
@@ -29,7 +29,7 @@ OVERFLOW = len(EDGES_MS)
 
 
 def bucket(ms: float) -> int:
-    """Index of the bucket that holds a duration of ``ms`` milliseconds; negative ones count as the shortest."""
+    """Index of the bucket that holds ``ms`` milliseconds; negative durations count as the shortest."""
     return bisect_left(EDGES_MS, ms)
 
 

@@ -18,8 +18,8 @@ from jobq.tasks import EnqueueRequest
 def run_inline(request: EnqueueRequest, job_id: str | None = None) -> Job:
     """Run one request in this thread, once, and return its job as it ended.
 
-    Delays, retries, limits and deduplication do not apply. A failure is the job's, not the caller's: it shows in
-    the job's state, and ``result()`` raises it.
+    Delays, retries, limits and deduplication do not apply. A failure is the job's, not the caller's: it shows
+    in the job's state, and ``result()`` raises it.
 
     Raises:
         PayloadUnreadableError: The params do not fit the function.

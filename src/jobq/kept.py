@@ -1,6 +1,6 @@
 """A store for the path of every enqueue: connections kept ready, commands packed at once.
 
-redis-py's pool costs 45 µs for each command (events, metrics, a health check); an enqueue costs 100 µs in all.
+redis-py's pool costs 45 us for each command (events, metrics, a health check), half of a whole enqueue.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _FRESH_S = 1.0
 
 
 class KeptStore(Store):
-    """A :class:`Store` whose scripts go over connections of its own, one per thread that sends at the same time.
+    """A :class:`Store` whose scripts go over connections of its own, one per thread that sends at a time.
 
-    Safe between threads, since taking from and giving to a deque is atomic; a child process leaves its parent's
-    connections alone.
+    Safe between threads, since taking from and giving to a deque is atomic; a child process leaves its
+    parent's connections alone.
 
     Args:
         client: A client of the role ``enqueue``; its pool makes the connections.

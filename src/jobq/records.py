@@ -1,4 +1,4 @@
-"""The small JSON records that jobq keeps beside a job: overrides, progress, tags, one attempt of its history."""
+"""The small JSON records that jobq keeps beside a job: overrides, progress, tags, attempts."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def decode_progress(data: bytes | str | None) -> tuple[float | None, str | None]
 
 
 def encode_extra(*, tags: Sequence[str] = (), **more: str) -> bytes:
-    """The hash field ``jk``: tags, and correlation or trace ids by name. Empty when there is nothing to keep."""
+    """The hash field ``jk``: tags, and correlation or trace ids by name; empty when there are none."""
     kept: dict[str, Any] = {name: value for name, value in more.items() if value}
     if tags:
         kept["tags"] = list(tags)

@@ -1,4 +1,4 @@
-"""The one module that knows rq's formats: statuses, dates, results, worker hashes, and how a stock worker runs us.
+"""The one module that knows rq's formats: statuses, dates, results, workers, and how a stock worker runs us.
 
 Nothing here talks to Redis, except :func:`perform`, which runs inside a stock ``rq worker``.
 """
@@ -135,8 +135,8 @@ def job_from_fields(
     """
     if not any(value is not None for value in values):
         return None
-    (status, description, origin, created, enqueued, started, ended, worker, timeout, _q, attempts_raw, why, fp,
-     park, cx, dk, o, jk, pr) = values  # fmt: skip
+    (status, description, origin, created, enqueued, started, ended, worker, timeout, _q, attempts_raw, why,
+     fp, park, cx, dk, o, jk, pr) = values  # fmt: skip
     attempts = _int(attempts_raw) or 0
     state = state_of(status, attempts=attempts, parked=bool(park))
     dead = state is JobState.DEAD
@@ -261,7 +261,7 @@ def worker_fields(
     """The hash ``P:worker:<name>`` of one executor, as ``rq info`` reads it.
 
     Args:
-        birth_ms: When the executor started, and ``now_ms`` the time of this heartbeat: milliseconds since 1970.
+        birth_ms: When the executor started, and ``now_ms``, this heartbeat: milliseconds since 1970.
         state: rq's word: ``idle``, ``busy`` or ``suspended``.
         working_s: Seconds spent in tasks so far.
     """
@@ -406,7 +406,7 @@ def perform(envelope: str) -> Any:
     except (Retry, Snooze) as signal:
         asked = "a retry" if isinstance(signal, Retry) else "a snooze"
         raise JobFailedError(
-            f"the task asked for {asked} ({signal}), which a stock rq worker cannot give: run it with jobq worker",
+            f"the task asked for {asked} ({signal}), which a stock rq worker cannot give: use jobq worker",
             job_id=job_id,
             task=decoded.task,
         ) from signal

@@ -11,9 +11,21 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import redis
-from redis.exceptions import AuthenticationError, AuthorizationError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ClusterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
-from jobq.calls import (
+from jobq.connection import Deadline
+from jobq.errors import QueueFullError, StoreError, StorePermissionError, StoreUnavailableError
+from jobq.steps import (
     Batch,
     Beat,
     Call,
@@ -27,8 +39,6 @@ from jobq.calls import (
     Rescued,
     Step,
 )
-from jobq.connection import Deadline
-from jobq.errors import QueueFullError, StoreError, StorePermissionError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
@@ -55,6 +65,7 @@ __all__ = [
 T = TypeVar("T")
 
 _LOST = (redis.ConnectionError, redis.TimeoutError, OSError)
+_DENIED = (AuthenticationError, AuthorizationError, NoPermissionError)
 _NOT_SENT = re.compile(r"connecting to|Too many connections|No master found", re.IGNORECASE)
 _AWAY = re.compile(r"\b(READONLY|MASTERDOWN|LOADING|NOREPLICAS|TRYAGAIN|CLUSTERDOWN)\b")
 _REFUSED = re.compile(r"\b(NOPERM|NOAUTH|WRONGPASS)\b|can't run this command|no permissions", re.IGNORECASE)
@@ -70,10 +81,12 @@ def translate(
         sent: Whether the command may have reached the server; None: judge by the message.
     """
     text = str(error) or type(error).__name__
-    if isinstance(error, AuthenticationError | AuthorizationError) or _REFUSED.search(text):
+    # redis-py cuts the code off the words of errors that it has a class for; Redis 6.2 puts the code in the
+    # middle of an error of a script. So both are looked at.
+    if isinstance(error, _DENIED) or _REFUSED.search(text):
         return StorePermissionError(f"the Redis user may not do this: {text}. Check its password and ACL")
     if isinstance(error, ResponseError):
-        if "OOM" in text:
+        if isinstance(error, OutOfMemoryError) or "OOM command" in text:
             message = "Redis is out of memory (maxmemory): raise it, or prune jobs"
             return QueueFullError(message) if script == "enqueue" else StoreError(message)
         if "MISCONF" in text:
@@ -81,7 +94,7 @@ def translate(
                 "Redis takes no writes because it cannot save to disk (MISCONF): free its disk or mend its "
                 "permissions; it then goes on by itself"
             )
-        if _AWAY.search(text):
+        if isinstance(error, ReadOnlyError | ClusterDownError) or _AWAY.search(text):
             return StoreUnavailableError(f"Redis takes no writes for now: {text}")
         return StoreError(f"Redis answered with an error{f' to {script}.lua' if script else ''}: {text}")
     if isinstance(error, redis.BusyLoadingError):

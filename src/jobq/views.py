@@ -1,7 +1,7 @@
 """Reading jobs: one, its history, its outcome, and pages of them, as plans that run on either kind of store.
 
-Everything is read raw and in pipelines: rq's own objects clean up while they read, and cost a round trip each.
-A key of the wrong type is reported as unreadable and never stops a listing.
+Everything is read raw and in pipelines: rq's own objects clean up while they read, and cost a round trip
+each. A key of the wrong type is reported as unreadable and never stops a listing.
 """
 
 from __future__ import annotations
@@ -311,8 +311,8 @@ def jobs_plan(
 ) -> Plan[Page[Job]]:
     """A page of jobs.
 
-    Each container is read in its own order, and the containers are merged by age. Jobs that move while a listing
-    goes on may be shown twice or missed; nothing is locked.
+    Each container is read in its own order, and the containers are merged by age. Jobs that move while a
+    listing goes on may be shown twice or missed; nothing is locked.
 
     Raises:
         ValueError: The cursor is damaged, or belongs to another filter; or ``limit`` is below 1.

@@ -1,8 +1,8 @@
-"""Waiting for a job to end: a flag that settle sees, a list to block on, and a look at the state now and then.
+"""Waiting for a job to end: a flag that settle sees, a list to block on, and a look at the state.
 
-``jobq:wait:<id>`` tells settle that somebody waits; settle then pushes to ``jobq:done:<id>``. A waiter moves that
-list's head onto its own list: it wakes without consuming, so any number of waiters wake. A stock rq worker pushes
-nothing, hence the look at the state every few seconds.
+``jobq:wait:<id>`` tells settle that somebody waits; settle then pushes to ``jobq:done:<id>``. A waiter moves
+that list's head onto the same list: it wakes without consuming, so any number of waiters wake. A stock rq
+worker pushes nothing, hence the look at the state every few seconds.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def look_plan(keys: Keys, job_id: str, owner: JobOwner | None, *, woken: bool) -
     """The job's state, after saying that somebody waits.
 
     Args:
-        woken: The list was not empty. If the job has not ended, what it held is of an earlier end, before a replay:
-            it goes, or it would wake at once for a minute.
+        woken: The list was not empty. If the job has not ended, what it held is of an earlier end, before a
+            replay: it goes, or it would wake every waiter for a minute.
     """
     flag = ("SET", keys.wait(valid_id(job_id)), "1", "EX", FLAG_S)
     values = (yield Batch((flag, hash_command(keys, job_id))))[1]

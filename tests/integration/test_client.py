@@ -112,7 +112,12 @@ def test_overrides_reach_the_hash(client: Client, redis_client: redis.Redis) -> 
         client=client, queue="email", max_attempts=7, timeout=1.5, tags=["x"], backoff=jobq.Fixed(3)
     ).enqueue(a=1)
     read = client.get(job.id)
-    assert (read.queue, read.max_attempts, read.timeout, read.tags) == ("email", 7, timedelta(seconds=1.5), ("x",))
+    assert (read.queue, read.max_attempts, read.timeout, read.tags) == (
+        "email",
+        7,
+        timedelta(seconds=1.5),
+        ("x",),
+    )
     assert redis_client.hget(f"rq:job:{job.id}", "timeout") == b"2"
 
 
@@ -146,9 +151,9 @@ def test_bulk_keeps_the_order_over_queues_and_chunks(client: Client, redis_clien
         add.options(client=client, queue="even" if n % 2 == 0 else "odd").request(a=n) for n in range(450)
     ]
     jobs = client.enqueue(requests)
-    assert [client.codec.decode(_data(redis_client, job.id), job_id=job.id).params["a"] for job in jobs] == list(
-        range(450)
-    )
+    assert [
+        client.codec.decode(_data(redis_client, job.id), job_id=job.id).params["a"] for job in jobs
+    ] == list(range(450))
     assert redis_client.llen("rq:queue:even") == redis_client.llen("rq:queue:odd") == 225
 
 
@@ -170,7 +175,9 @@ def test_a_plain_enqueue_costs_six_commands(client: Client, redis_client: redis.
     redis_client.config_resetstat()
     _enqueue(client, a=1)
     stats = redis_client.info("commandstats")
-    counted = {name: row["calls"] for name, row in stats.items() if "config" not in name and "info" not in name}
+    counted = {
+        name: row["calls"] for name, row in stats.items() if "config" not in name and "info" not in name
+    }
     assert sum(counted.values()) <= 6, counted
 
 
@@ -379,7 +386,9 @@ def test_a_cancel_wakes_a_waiter(client: Client, redis_client: redis.Redis) -> N
         assert waiter.result(5).state is JobState.CANCELLED
 
 
-def test_an_end_before_a_replay_does_not_wake_again(client: Client, hand: Hand, redis_client: redis.Redis) -> None:
+def test_an_end_before_a_replay_does_not_wake_again(
+    client: Client, hand: Hand, redis_client: redis.Redis
+) -> None:
     job = _enqueue(client, a=1)
     redis_client.rpush(f"jobq:done:{job.id}", "dead")
     redis_client.config_resetstat()
@@ -472,7 +481,14 @@ def test_pause_and_resume(client: Client, hand: Hand) -> None:
 
 def test_queues_are_those_of_the_settings_and_of_redis(client: Client) -> None:
     add.options(client=client, queue="email").enqueue(a=1)
-    assert [info.name for info in client.queues.list()] == ["critical", "high", "medium", "low", "batch", "email"]
+    assert [info.name for info in client.queues.list()] == [
+        "critical",
+        "high",
+        "medium",
+        "low",
+        "batch",
+        "email",
+    ]
     assert client.queues.get("email").spec is None
 
 
@@ -539,7 +555,10 @@ def test_what_is_not_built_is_said_to_be(redis_url: str) -> None:
 
 
 def test_clients_that_cannot_work_are_refused(settings: jobq.Settings, redis_url: str) -> None:
-    with redis.Redis.from_url(redis_url, decode_responses=True) as texts, pytest.raises(ConfigError, match="bytes"):
+    with (
+        redis.Redis.from_url(redis_url, decode_responses=True) as texts,
+        pytest.raises(ConfigError, match="bytes"),
+    ):
         Client(settings, redis=texts)
 
 
@@ -582,7 +601,9 @@ def test_configure_takes_the_place_of_the_default(redis_url: str) -> None:
 
 
 @pytest.mark.usefixtures("default_client")
-def test_plain_rq_enqueues_with_our_serializer(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_rq_enqueues_with_our_serializer(
+    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rq import Queue
 
     from jobq.codec import Serializer
@@ -599,7 +620,7 @@ def test_plain_rq_enqueues_with_our_serializer(redis_client: redis.Redis, monkey
 
 
 def test_tasks_find_the_default_client() -> None:
-    assert tasks._provider is get_client  # noqa: SLF001 - the hook between the layers
+    assert tasks._provider is get_client
 
 
 def test_a_step_can_be_run_directly(client: Client) -> None:

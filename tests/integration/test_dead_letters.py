@@ -65,12 +65,20 @@ def test_only_the_dead_are_dead_letters(client: Client) -> None:
 
 def test_what_plain_rq_left_dead_is_readable(client: Client, redis_client: redis.Redis) -> None:
     redis_client.hset(
-        "rq:job:theirs", mapping={"status": "failed", "origin": "medium", "description": "app.add(1)", "data": "x"}
+        "rq:job:theirs",
+        mapping={"status": "failed", "origin": "medium", "description": "app.add(1)", "data": "x"},
     )
     redis_client.zadd("rq:failed:medium", {"theirs": 4_000_000_000})
-    redis_client.xadd("rq:results:theirs", {"type": "2", "exc_string": encode_exc("Traceback:\n\napp.Bad: odd: 7")})
+    redis_client.xadd(
+        "rq:results:theirs", {"type": "2", "exc_string": encode_exc("Traceback:\n\napp.Bad: odd: 7")}
+    )
     (letter,) = client.dead_letters.list().items
-    assert (letter.task, letter.reason, letter.error_type, letter.error) == ("app.add", "exhausted", "app.Bad", "odd: 7")
+    assert (letter.task, letter.reason, letter.error_type, letter.error) == (
+        "app.add",
+        "exhausted",
+        "app.Bad",
+        "odd: 7",
+    )
     assert client.dead_letters.get("theirs").traceback == "Traceback:\n\napp.Bad: odd: 7"
     (group,) = client.dead_letters.groups()
     assert (group.fingerprint, group.count, group.error) == (None, 1, "odd: 7")

@@ -11,7 +11,8 @@ import redis
 
 from jobq import calls, histogram
 from jobq.client import Client
-from jobq.stats import Counters, QueueStats, RedisStats, Stats, Thresholds, judge
+from jobq.health import Thresholds, judge
+from jobq.stats import Counters, QueueStats, RedisStats, Stats
 from jobq.tasks import Registry, task
 from tests.support.hand import Hand
 
@@ -101,7 +102,9 @@ def test_the_oldest_is_as_old_as_it_has_been_due(client: Client, redis_client: r
 
 def test_older_minutes_count_in_a_longer_window(client: Client, redis_client: redis.Redis) -> None:
     minute = redis_client.time()[0] // 60
-    redis_client.hset(f"jobq:n:medium:{minute - 30}", mapping={"s:s.add": 60, f"w:{histogram.bucket(10)}": 60})
+    redis_client.hset(
+        f"jobq:n:medium:{minute - 30}", mapping={"s:s.add": 60, f"w:{histogram.bucket(10)}": 60}
+    )
     assert client.stats().queues["medium"].throughput_per_s == 0
     hour = client.stats(since=timedelta(hours=1)).queues["medium"]
     assert hour.counters.total("s") == 60
@@ -115,8 +118,8 @@ def test_two_pipelines_however_many_queues(client: Client, redis_client: redis.R
         add.options(client=client, queue=f"q{n}").enqueue(a=1)
     _register(client)
     sent: list[object] = []
-    plan_run = client._store("command")  # noqa: SLF001 - counts what goes out
-    original = plan_run._send  # noqa: SLF001
+    plan_run = client._store("command")
+    original = plan_run._send
     plan_run._send = lambda step: (sent.append(step), original(step))[1]  # type: ignore[method-assign]
     stats = client.stats()
     assert len(stats.queues) == 35
@@ -127,8 +130,12 @@ def test_workers(client: Client, redis_client: redis.Redis) -> None:
     _register(client)
     _register(client, "w2", queues=["medium", "high"], slots=10, busy=0, state="idle")
     redis_client.sadd("rq:workers", "rq:worker:stock", "rq:worker:dead")
-    redis_client.hset("rq:worker:stock", mapping={"queues": "medium", "state": "busy", "hostname": "h2", "pid": "9"})
-    ours, second, stock = sorted(client.workers.list(), key=lambda worker: ("w1", "w2", "stock").index(worker.name))
+    redis_client.hset(
+        "rq:worker:stock", mapping={"queues": "medium", "state": "busy", "hostname": "h2", "pid": "9"}
+    )
+    ours, second, stock = sorted(
+        client.workers.list(), key=lambda worker: ("w1", "w2", "stock").index(worker.name)
+    )
     assert (ours.kind, ours.slots, ours.busy, ours.tasks, ours.pid) == ("jobq", 5, 2, ("s.add",), 7)
     assert second.queues == ("medium", "high")
     assert (stock.kind, stock.slots, stock.busy, stock.host) == ("rq", 1, 1, "h2")
@@ -183,7 +190,11 @@ def test_a_quiet_system_is_healthy(client: Client) -> None:
         ({"running": 1, "workers": 0}, "unhealthy", "no live worker"),
         ({"queued": 1, "paused": True}, "warning", "paused"),
         ({"queued": 1, "oldest_queued_s": 3.0, "target_s": 1.0}, "warning", "has waited 3.0 s, target 1 s"),
-        ({"counters": Counters(met=9, missed=1), "target_s": 1.0}, "warning", "90.0% of jobs started within 1 s"),
+        (
+            {"counters": Counters(met=9, missed=1), "target_s": 1.0},
+            "warning",
+            "90.0% of jobs started within 1 s",
+        ),
         ({"parked": 2}, "warning", "2 jobs parked"),
     ],
 )

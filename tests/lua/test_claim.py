@@ -12,7 +12,13 @@ def test_a_job_under_a_lease(bench: Bench) -> None:
     bench.enqueue("a", fields={"o": "{}", "jk": '{"tags":["x"]}'})
     claim = bench.claim(1)
     (job,) = claim.jobs
-    assert (claim.status, claim.now_ms, claim.until_ms, claim.parked, claim.more) == ("ok", T0, T0 + 12_000, False, True)
+    assert (claim.status, claim.now_ms, claim.until_ms, claim.parked, claim.more) == (
+        "ok",
+        T0,
+        T0 + 12_000,
+        False,
+        True,
+    )
     assert (job.id, job.token, job.data, job.queued_ms) == ("a", "ex.1", b'{"v":1,"of":"a"}', T0)
     assert (job.attempts, job.crashes, job.lost, job.timeout, job.description) == (0, 0, 0, 180, "t.x")
     assert (job.overrides, job.extra, job.rq) == (b"{}", b'{"tags":["x"]}', None)
@@ -90,7 +96,14 @@ def test_unreadable_hashes_are_set_aside(bench: Bench, request: pytest.FixtureRe
 def test_a_job_of_plain_rq(bench: Bench) -> None:
     bench.redis.hset(
         "rq:job:r 1",
-        mapping={"status": "queued", "data": b"x\x9c", "origin": "q", "retries_left": 3, "result_ttl": 500, "ttl": 60},
+        mapping={
+            "status": "queued",
+            "data": b"x\x9c",
+            "origin": "q",
+            "retries_left": 3,
+            "result_ttl": 500,
+            "ttl": 60,
+        },
     )
     bench.redis.expire("rq:job:r 1", 60)
     bench.redis.rpush("rq:queue:q", "r 1")

@@ -94,7 +94,7 @@ def test_cancel_a_waiting_job(bench: Bench, where: str) -> None:
     assert cancel(bench, "a", repeats=2) == "cancelled"
     assert bench.status("a") == "canceled"
     assert bench.redis.lrange("jobq:done:a", 0, -1) == [b"cancelled"]
-    assert 0 < bench.redis.ttl("rq:job:a")
+    assert bench.redis.ttl("rq:job:a") > 0
     assert not bench.redis.exists("rq:queue:q", "rq:scheduled:q", "rq:deferred:q", "jobq:retrying:q")
     assert not bench.redis.exists("jobq:dedup:t.x:k", "jobq:parked:q", "jobq:parked:q:t.new", "jobq:q:q")
     bench.now += 100
@@ -179,7 +179,12 @@ def test_replay_as_if_it_had_never_run(bench: Bench) -> None:
     assert (found["status"], found["q"]) == ("queued", str(bench.now))
     assert not {"attempts", "why", "fp", "st", "ended_at", "lost", "crashes"} & set(found)
     assert bench.waiting() == ["z", "a"]
-    assert bench.redis.ttl("rq:job:a") == bench.redis.ttl("jobq:attempts:a") == bench.redis.ttl("rq:results:a") == -1
+    assert (
+        bench.redis.ttl("rq:job:a")
+        == bench.redis.ttl("jobq:attempts:a")
+        == bench.redis.ttl("rq:results:a")
+        == -1
+    )
     _, job = bench.claim().jobs
     bench.settle(job, kind="succeeded", keep_s=99)
     assert bench.status("a") == "finished"
@@ -217,7 +222,14 @@ def test_replay_of_what_it_cannot(bench: Bench) -> None:
     bench.enqueue("d")
     cancel(bench, "d")
     bench.redis.set("rq:job:e", "x")
-    assert replay(bench, "a", "b", "c", "d", "e", "f") == ["succeeded", "running", "scheduled", "queued", "gone", "gone"]
+    assert replay(bench, "a", "b", "c", "d", "e", "f") == [
+        "succeeded",
+        "running",
+        "scheduled",
+        "queued",
+        "gone",
+        "gone",
+    ]
     assert "cx" not in bench.hash("d")
 
 
@@ -236,7 +248,9 @@ def test_unpark(bench: Bench) -> None:
 
 def child(bench: Bench, job_id: str, *parents: str, **fields: str) -> None:
     """A child as rq writes it."""
-    bench.redis.hset(f"rq:job:{job_id}", mapping={"status": "deferred", "data": "x", "origin": "q2", **fields})
+    bench.redis.hset(
+        f"rq:job:{job_id}", mapping={"status": "deferred", "data": "x", "origin": "q2", **fields}
+    )
     bench.redis.zadd("rq:deferred:q2", {job_id: S0})
     for parent in parents:
         bench.redis.sadd(f"rq:job:{parent}:dependents", job_id)
@@ -341,7 +355,9 @@ def test_prune_sweeps_the_retrying(bench: Bench) -> None:
 def test_workers_come_and_go(bench: Bench) -> None:
     now = time.time_ns() // 1_000_000
     worker = {"slots": 10, "busy": 1, "tasks": ("t.x",), "host": "h", "pid": 7, "state": "draining"}
-    call = calls.register_worker(bench.keys, name="w1", queues=("q", "q2"), birth_ms=now, now_ms=now, **worker)  # type: ignore[arg-type]
+    call = calls.register_worker(
+        bench.keys, name="w1", queues=("q", "q2"), birth_ms=now, now_ms=now, **worker
+    )  # type: ignore[arg-type]
     bench.run(call, repeats=2)
     assert bench.redis.smembers("rq:workers") == {b"rq:worker:w1"}
     assert bench.redis.hget("rq:worker:w1", "queues") == b"q,q2"

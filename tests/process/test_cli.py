@@ -524,3 +524,17 @@ def test_a_worker_shows_up_is_healthy_and_drains(cli: Cli, client: jobq.Client) 
             worker.terminate()
             _, errors = worker.communicate(timeout=20)
     assert worker.returncode in (0, Exit.TERMINATED), errors
+
+
+def test_dev_serves_until_interrupted_and_leaves_nothing(cli: Cli) -> None:
+    with cli.start("dev", "-q") as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip().removeprefix("export JOBQ_REDIS_URL=")
+            assert url.startswith("redis://127.0.0.1:")
+            cli("enqueue", "shop.confirm", '{"order_id": "1"}', "-u", url, "--wait", "--timeout", "30s")
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=40)
+    assert process.returncode == Exit.INTERRUPTED, errors
+    cli("stats", "-u", url, code=Exit.UNAVAILABLE)

@@ -48,7 +48,13 @@ class Hand:
         """Claim one job and make it a dead letter."""
         (job,) = self.claim(queue, 1)
         record = encode_attempt(
-            Attempt(number=job.attempts + 1, outcome="failed", error_type="ValueError", error=error, traceback=_TRACE)
+            Attempt(
+                number=job.attempts + 1,
+                outcome="failed",
+                error_type="ValueError",
+                error=error,
+                traceback=_TRACE,
+            )
         )
         word = self.settle(
             job, "dead", queue=queue, spends=True, reason="exhausted", fingerprint=fingerprint, record=record,

@@ -75,7 +75,9 @@ def test_a_state_reads_back_from_its_status(state: JobState) -> None:
 
 
 def test_a_running_job_counts_the_attempt_that_runs() -> None:
-    job = rq_bridge.job_from_fields("j", _values(status="started", attempts="1", origin="high", description="a.b"))
+    job = rq_bridge.job_from_fields(
+        "j", _values(status="started", attempts="1", origin="high", description="a.b")
+    )
     assert job is not None
     assert (job.attempt, job.queue, job.task, job.state) == (2, "high", "a.b", JobState.RUNNING)
 
@@ -100,7 +102,13 @@ def test_no_hash_is_no_job() -> None:
     assert rq_bridge.job_from_fields("j", [None] * len(rq_bridge.JOB_FIELDS)) is None
 
 
-@given(st.lists(st.none() | st.binary(max_size=12), min_size=len(rq_bridge.JOB_FIELDS), max_size=len(rq_bridge.JOB_FIELDS)))
+@given(
+    st.lists(
+        st.none() | st.binary(max_size=12),
+        min_size=len(rq_bridge.JOB_FIELDS),
+        max_size=len(rq_bridge.JOB_FIELDS),
+    )
+)
 def test_no_hash_whatever_it_holds_breaks_a_listing(values: list[bytes | None]) -> None:
     rq_bridge.job_from_fields("j", values)
 

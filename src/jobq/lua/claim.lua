@@ -73,6 +73,8 @@ if state[1] == '1' then
   end
 end
 
+if want < 1 then return out end
+
 local taken, leases, wip = {}, {}, {}
 local function take(id, row, settled, ttl, dk)
   local key = P .. 'job:' .. id

@@ -30,14 +30,11 @@ if not last or math.abs(now - last) > third then
   redis.call('HSET', KEYS[2], 't', text, 'hold', string.format('%.0f', now + third))
   return { 1 }
 end
-local foreign = not looked or math.abs(now - looked) > 10000
-if foreign then
-  redis.call('HSET', KEYS[2], 't', text, 'f', text)
-else
-  redis.call('HSET', KEYS[2], 't', text)
-end
+redis.call('HSET', KEYS[2], 't', text)
 -- A hold that is further away than it can be is of a clock that was set back since.
 if hold and hold > now and hold - now <= third then return { 1 } end
+local foreign = not looked or math.abs(now - looked) > 10000
+if foreign then redis.call('HSET', KEYS[2], 'f', text) end
 
 local out, orphans, back, order = { 0 }, {}, {}, {}
 

@@ -30,6 +30,7 @@ if not now then
 end
 local now_s = math.floor(now / 1000)
 local count = tonumber(ARGV[6])
+if count == 0 then return {} end
 
 local jobs, members, flags, answers, pos = {}, {}, {}, {}, 7
 for i = 1, count do

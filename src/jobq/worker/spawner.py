@@ -116,14 +116,12 @@ class Spawner:
                 continue
             line = lines[number]
             try:
-                messages = line.receive()
+                for message in line.receive():
+                    self._serve(line, message)
             except ChannelClosed:
                 if line is self._supervisor:
                     raise
-                self._forget_line(line)
-                continue
-            for message in messages:
-                self._serve(line, message)
+                self._forget_line(line)  # an executor went, perhaps while we answered it
 
     def _serve(self, line: Channel, message: Message) -> None:
         if message.op == "spawn":

@@ -135,7 +135,7 @@ class Supervisor:
         line, theirs = Channel.pair()
         self._spawner = subprocess.Popen(
             [sys.executable, "-m", "jobq.worker.spawner"],
-            env={**os.environ, **self._flags(), CHANNEL_ENV: str(theirs.fileno())},
+            env={**self._environment(), CHANNEL_ENV: str(theirs.fileno())},
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
@@ -162,9 +162,9 @@ class Supervisor:
                 "start them on first use to save memory and start-up time"
             )
 
-    def _flags(self) -> dict[str, str]:
-        """What came by argument, as variables: the spawner reads all other sources itself."""
-        found = {}
+    def _environment(self) -> dict[str, str]:
+        """Ours, with what came by argument as variables: the spawner reads all other sources itself."""
+        environment = dict(os.environ)
         for name, origin in self._settings.origins().items():
             value = getattr(self._settings, name, None)
             if origin != "argument" or value is None:
@@ -177,8 +177,9 @@ class Supervisor:
                 text = ",".join(value)
             else:
                 text = str(value)
-            found[f"JOBQ_{name.upper()}"] = text
-        return found
+            environment[f"JOBQ_{name.upper()}"] = text
+            environment.pop(f"JOBQ_{name.upper()}_FILE", None)
+        return environment
 
     def _start_keepers(self) -> None:
         for url in {spec.redis_url for spec in self._specs.values()}:

@@ -1,0 +1,105 @@
+"""The verdict on a snapshot: ok, warning or unhealthy, and what somebody should look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from jobq.rq_bridge import iso
+from jobq.stats import Stats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """When :func:`judge` warns, and when it calls the system unhealthy.
+
+    Attributes:
+        dead_warn: More dead letters than this, over all queues, deserve a look; ``dead_bad`` are an incident.
+        queued_warn: More waiting jobs than this may need more workers; ``queued_bad`` are an incident.
+        sla_warn: A smaller share of jobs within their target.
+        memory_warn: A larger share of ``maxmemory`` in use.
+    """
+
+    dead_warn: int = 10
+    dead_bad: int = 100
+    queued_warn: int = 100
+    queued_bad: int = 1_000
+    sla_warn: float = 0.99
+    memory_warn: float = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The verdict: ``ok``, ``warning`` or ``unhealthy``, and what is wrong, the worst first."""
+
+    status: str
+    issues: tuple[str, ...]
+    checked_at: datetime
+
+    @property
+    def ok(self) -> bool:
+        """Nothing that somebody must act on now; warnings pass."""
+        return self.status != "unhealthy"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of ``jobq health --json``."""
+        return {
+            "status": self.status,
+            "issues": list(self.issues),
+            "checked_at": iso(int(self.checked_at.timestamp() * 1000)),
+        }
+
+
+def judge(stats: Stats, limits: Thresholds | None = None) -> Health:
+    """The health that a snapshot shows."""
+    found = list(_issues(stats, limits or Thresholds()))
+    bad = [text for severe, text in found if severe]
+    warned = [text for severe, text in found if not severe]
+    status = "unhealthy" if bad else "warning" if warned else "ok"
+    return Health(status, (*bad, *warned), stats.generated_at)
+
+
+def _issues(stats: Stats, limits: Thresholds) -> Iterator[tuple[bool, str]]:
+    """Pairs of "is it severe" and what is wrong."""
+    totals = stats.totals
+    if totals.dead > limits.dead_warn:
+        yield (
+            totals.dead > limits.dead_bad,
+            f"{totals.dead:,} failed jobs {_where(stats, 'dead')}: see jobq dead groups",
+        )
+    if totals.queued > limits.queued_warn:
+        yield (
+            totals.queued > limits.queued_bad,
+            f"{totals.queued:,} jobs waiting {_where(stats, 'queued')}: more workers may be needed",
+        )
+    if stats.stalled:
+        yield (
+            True,
+            f"{stats.stalled:,} running jobs have no live worker, and nobody rescues them: start jobq worker",
+        )
+    for name, queue in stats.queues.items():
+        if queue.queued and not queue.workers:
+            yield True, f"queue {name}: {queue.queued:,} jobs waiting and no worker serves it"
+        elif queue.running and not queue.workers:
+            yield True, f"queue {name}: {queue.running:,} jobs active and no live worker"
+        if queue.paused and queue.queued:
+            yield False, f"queue {name} is paused with {queue.queued:,} jobs waiting"
+        elif queue.target_s is not None and queue.oldest_queued_s > queue.target_s:
+            late = f"{queue.oldest_queued_s:.1f} s, target {queue.target_s:g} s"
+            yield False, f"queue {name}: the next job has waited {late}"
+        if queue.sla_met is not None and queue.sla_met < limits.sla_warn:
+            yield False, f"queue {name}: {queue.sla_met:.1%} of jobs started within {queue.target_s or 0:g} s"
+        if queue.parked:
+            yield False, f"queue {name}: {queue.parked:,} jobs parked; no live worker can run them"
+        for key in queue.unreadable:
+            yield True, f"queue {name}: key {key} has the wrong type"
+    redis = stats.redis
+    if redis.maxmemory and redis.used_memory > limits.memory_warn * redis.maxmemory:
+        yield False, f"Redis uses {redis.used_memory / redis.maxmemory:.0%} of its maxmemory"
+
+
+def _where(stats: Stats, name: str) -> str:
+    parts = sorted(((getattr(queue, name), key) for key, queue in stats.queues.items()), reverse=True)
+    return "(" + ", ".join(f"{key} {count:,}" for count, key in parts[:3] if count) + ")"

@@ -1,0 +1,34 @@
+"""The examples run as their first lines say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import jobq
+
+pytestmark = pytest.mark.process
+
+
+def test_orders(redis_url: str, client: jobq.Client) -> None:
+    environment = {**os.environ, "JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "examples.orders"}
+
+    said = subprocess.run(
+        [sys.executable, "-m", "examples.orders"], env=environment, capture_output=True, text=True, timeout=30
+    )
+    worker = subprocess.run(
+        [sys.executable, "-m", "jobq.cli", "worker", "--burst"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("ordered twice: True, the same job: True") == 3
+    assert worker.returncode == 0, worker.stderr
+    queues = client.stats().queues
+    assert (queues["high"].succeeded, queues["batch"].succeeded, queues["low"].scheduled) == (3, 2, 3)
