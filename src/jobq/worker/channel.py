@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import socket
 import threading
@@ -31,8 +32,8 @@ class ChannelClosed(Exception):
 class Channel:
     """One end of a socket pair.
 
-    Any thread may send. Reading never blocks unless asked to; writing blocks until the other side has room, which it has: messages are
-    small, and both sides read in every turn of their loop.
+    Any thread may send. Reading never blocks unless asked to; writing blocks until the other side has room,
+    which it has: messages are small, and both sides read in every turn of their loop.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -63,10 +64,8 @@ class Channel:
 
     def close_write(self) -> None:
         """Tell the other side that nothing more will come; what it says can still be read."""
-        try:
+        with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
 
     def send(self, op: str, *, fds: tuple[int, ...] = (), **body: Any) -> None:
         """Send one message.

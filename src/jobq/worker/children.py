@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from jobq.calls import Claimed, Outcome
+from jobq.steps import Claimed, Outcome
 from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.executors import Hooks
 from jobq.worker.runner import Assignment, Report, Runner

@@ -7,25 +7,27 @@ the same round trip.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from redis.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from jobq import calls, events
-from jobq.calls import Call, Claim, Claimed
 from jobq.config import Settings
 from jobq.connection import connect
 from jobq.errors import StoreError, StoreUnavailableError, UnknownTaskError
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.rq_bridge import iso, task_of
+from jobq.steps import Call, Claim, Claimed
 from jobq.store import Link
 from jobq.tasks import Registry, Task, registry
 from jobq.worker.channel import Channel, ChannelClosed, Message
@@ -433,10 +435,8 @@ class LaneExecutor:
             self._read_control()
 
     def _read_waiter(self) -> None:
-        try:
+        with contextlib.suppress(RedisError, OSError):
             self._waiter.fire()
-        except (RedisError, OSError):
-            pass
         self._hungry = True  # also when nothing came for the whole block: a look now and then finds parked jobs
 
     def _read_control(self) -> None:
@@ -502,7 +502,6 @@ def ignore_signals() -> None:
 def _name_process(name: str) -> None:
     """Show the lane in ``ps`` where the kernel lets a process rename itself."""
     try:
-        with open("/proc/self/comm", "w") as file:
-            file.write(name[:15])
+        Path("/proc/self/comm").write_text(name[:15])
     except OSError:
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -120,10 +121,8 @@ class Inbox:
         self._asleep = False
         if not woken:
             return
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.read(self._wake_r, 4096)
-        except BlockingIOError:
-            pass
 
     def wake(self) -> None:
         """Wake the loop, from any thread or signal handler."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobq.calls import Outcome
+from jobq.steps import Outcome
 from jobq.worker.channel import Channel, ChannelClosed
 from jobq.worker.children import HARD_KILL_S, oom_kills
 from jobq.worker.executor import LaneSpec
@@ -52,10 +53,8 @@ class Lane:
 
     def send(self, op: str, **body: Any) -> None:
         """Tell it something; it may have gone already."""
-        try:
+        with contextlib.suppress(ChannelClosed):
             self.control.send(op, **body)
-        except ChannelClosed:
-            pass
 
     def members(self, now: float) -> list[str]:
         """The leases to extend: of jobs it holds, except those long past their deadline."""

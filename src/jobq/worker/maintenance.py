@@ -17,13 +17,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from jobq import calls, events, rq_bridge
-from jobq.calls import Batch, Outcome
 from jobq.errors import SoftTimeout, StoreError
 from jobq.job import Attempt
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.records import encode_attempt
 from jobq.retry import Dead, RetryPolicy
+from jobq.steps import Batch, Outcome
 from jobq.store import Store
 from jobq.worker.runner import describe_error, override_policy
 
@@ -31,6 +31,8 @@ _log = logging.getLogger("jobq")
 
 PROMOTE_S = 0.2
 RESCUE_S = 0.5
+"""At the default lease; a shorter one is looked after more often, or every pass would take itself for the first one
+after an outage."""
 RELEASE_S = 0.5
 PRUNE_S = 5.0
 REGISTER_S = 10.0
@@ -60,11 +62,13 @@ class Fleet:
     """What the duties need to know of the worker they serve.
 
     Attributes:
+        name: The worker's.
         members: ``<id>:<token>`` of every job in the executors' hands that may still be extended.
         tell: Passes ``lost`` and ``cancelled`` job ids on to the executors.
         workers: The registration of each executor, as arguments of ``calls.register_worker``.
     """
 
+    name: str
     keys: Keys
     specs: Mapping[str, QueueSpec]
     lease_ms: int
@@ -72,6 +76,11 @@ class Fleet:
     tell: Callable[[list[str]], None]
     workers: Callable[[], list[dict[str, Any]]]
     policies: dict[str, RetryPolicy] = field(default_factory=dict)
+
+
+def executor_name(worker: str, queue: str) -> str:
+    """The name that a worker's executor of one queue goes by in Redis."""
+    return f"{worker}-{queue}"
 
 
 class Duty(Protocol):
@@ -113,7 +122,8 @@ class Promote:
 class Rescue:
     """Takes jobs whose lease has expired away from whoever held them."""
 
-    period_s = RESCUE_S
+    def __init__(self, lease_ms: int) -> None:
+        self.period_s = min(RESCUE_S, lease_ms / 8000)
 
     def tick(self, store: Store, fleet: Fleet) -> None:
         for _ in range(_MOST_ROUNDS):
@@ -166,9 +176,18 @@ class Register:
 
     period_s = REGISTER_S
 
+    def __init__(self) -> None:
+        self._names: dict[str, tuple[str, ...]] = {}
+
     def tick(self, store: Store, fleet: Fleet) -> None:
         for worker in fleet.workers():
+            self._names[worker["name"]] = worker["queues"]
             store.run(calls.register_worker(fleet.keys, **worker))
+
+    def sign_off(self, store: Store, fleet: Fleet) -> None:
+        """Take out every name that was ever registered: by now the executors themselves have ended."""
+        for name, queues in self._names.items():
+            store.run(calls.unregister_worker(fleet.keys, name, queues))
 
 
 class Keeper:
@@ -182,10 +201,11 @@ class Keeper:
     def __init__(self, store: Store, fleet: Fleet) -> None:
         self._store = store
         self._fleet = fleet
-        beat = Heartbeat(fleet.lease_ms)
-        self._duties: list[Duty] = [beat, Rescue(), Promote(), Release(), Register(), Prune()]
+        beat, rescue = Heartbeat(fleet.lease_ms), Rescue(fleet.lease_ms)
+        self._register = Register()
+        self._duties: list[Duty] = [beat, rescue, Promote(), Release(), self._register, Prune()]
         self._due = [0.0] * len(self._duties)
-        self._due[1] = time.monotonic() + RESCUE_S
+        self._due[1] = time.monotonic() + rescue.period_s
         self._posted: deque[Settlement] = deque()
         self._wake = threading.Condition()
         self._ending = False
@@ -221,7 +241,7 @@ class Keeper:
             try:
                 self._settle_posted()
                 if ending:
-                    self._sign_off()
+                    self._register.sign_off(self._store, self._fleet)
                     return
                 self._tick()
             except StoreError as error:
@@ -314,8 +334,9 @@ class Keeper:
         )
 
     def _sign_off(self) -> None:
-        for worker in self._fleet.workers():
-            self._store.run(calls.unregister_worker(self._fleet.keys, worker["name"], worker["queues"]))
+        for queue in self._fleet.specs:
+            name = executor_name(self._fleet.name, queue)
+            self._store.run(calls.unregister_worker(self._fleet.keys, name, (queue,)))
 
     def _note_away(self, error: StoreError) -> None:
         if not self._away:

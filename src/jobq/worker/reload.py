@@ -41,7 +41,7 @@ def run_with_reload(root: Path | None = None) -> int:
     command = [sys.executable, "-m", "jobq.cli", *(word for word in sys.argv[1:] if word != "--reload")]
     stopped: list[int] = []
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
         stopped.append(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -19,7 +19,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jobq import histogram, rq_bridge
-from jobq.calls import Claimed, Outcome, OutcomeKind
 from jobq.codec import Codec, Envelope
 from jobq.context import ContextSink, JobContext, running_job
 from jobq.errors import (
@@ -42,6 +41,7 @@ from jobq.queues import QueueSpec
 from jobq.records import encode_attempt
 from jobq.retry import Dead, RetryPolicy, delays_from_dict
 from jobq.rq_bridge import ForeignOptions
+from jobq.steps import Claimed, Outcome, OutcomeKind
 from jobq.tasks import Registry, Task
 
 PARK_NO_KEY = "~key"
@@ -76,7 +76,7 @@ class Assignment:
     alone: bool = False
     started_at: float = 0.0
     expired: bool = False
-    ready: _Ready | None = None
+    ready: _Ready | None = field(default=None, repr=False)
     executor: Any = None
 
     @property

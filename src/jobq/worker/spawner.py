@@ -242,7 +242,7 @@ def main() -> int:
     die_with_parent()
     fresh = os.environ.pop(FRESH_ENV, None)
     if fresh is not None:
-        with open(int(fresh), "rb") as file:
+        with os.fdopen(int(fresh), "rb") as file:
             request = json.load(file)
         settings = Settings.load()
         load_app(APP_MODULES + tuple(settings.app), registry)

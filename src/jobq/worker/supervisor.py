@@ -34,9 +34,9 @@ from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.executor import LaneSpec
 from jobq.worker.health import HealthServer
 from jobq.worker.lane import Lane, new_exec_id
-from jobq.worker.maintenance import Fleet, Keeper
-from jobq.worker.slots import SlotState, SlotTable
+from jobq.worker.maintenance import Fleet, Keeper, executor_name
 from jobq.worker.reload import run_with_reload
+from jobq.worker.slots import SlotState, SlotTable
 from jobq.worker.spawner import CHANNEL_ENV
 from jobq.worker.spec import WorkerSpec
 
@@ -185,6 +185,7 @@ class Supervisor:
         for url in {spec.redis_url for spec in self._specs.values()}:
             specs = {name: spec for name, spec in self._specs.items() if spec.redis_url == url}
             fleet = Fleet(
+                name=self._name,
                 keys=self._keys,
                 specs=specs,
                 lease_ms=self._lease_ms,
@@ -206,7 +207,7 @@ class Supervisor:
         lane_spec = LaneSpec(
             queue=queue,
             slots=self._slots(spec),
-            worker=f"{self._name}-{queue}",
+            worker=executor_name(self._name, queue),
             lease_ms=self._lease_ms,
             exec_id=new_exec_id(),
             burst=self._worker.burst,
