@@ -80,8 +80,8 @@ class KeptStore(Store):
                 continue  # the parent's: closing the object here would only close our copy of the descriptor
             if time.monotonic() - used < _FRESH_S or self._quiet(connection):
                 return connection
-        connection: Any = self.client.connection_pool.make_connection()
-        connection.connect()
+        connection = self.client.connection_pool.make_connection()
+        connection.connect()  # type: ignore[no-untyped-call]
         return connection
 
     @staticmethod

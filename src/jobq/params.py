@@ -129,7 +129,7 @@ class ParamSet:
         for name in kwargs:
             if name in given:
                 raise PayloadError(f"task {self._task!r}: param {name!r} is given twice", task=self._task)
-        return given | kwargs
+        return {**given, **kwargs}
 
     def _check_defaults(self, signature: Mapping[str, inspect.Parameter]) -> None:
         defaults = {n: p.default for n, p in signature.items() if p.default is not p.empty}

@@ -73,13 +73,13 @@ class LazyGroup(Group):
 
 @click.group(cls=LazyGroup, name="jobq", context_settings={"help_option_names": ["-h", "--help"]})
 def root() -> None:
-    r"""Typed jobs on Redis that are neither lost nor late.
+    """Typed jobs on Redis that are neither lost nor late.
 
     \b
     jobq worker                  serve every queue
     jobq stats                   see how it goes
     jobq retry-failed --dry-run  see what failed
-    """
+    """  # noqa: D301 - click's mark for lines to keep is the backspace itself
 
 
 @contextmanager

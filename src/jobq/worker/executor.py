@@ -53,6 +53,10 @@ BACKLOG_PATIENCE_S = 0.1
 PULSE_LOST_S = 4.0
 """An executor that has not seen its supervisor for this long claims nothing more."""
 
+_POLL_EVERY_S = 0.1
+_WATCH_S = 0.25
+"""How often an idle loop looks whether an isolated job is past its hard timeout."""
+
 _SUSPECTS = 2
 _RECHECK_S = 1.0
 
@@ -142,13 +146,17 @@ class LaneExecutor:
         self._failures = 0
         self._run_s = 0.0  # what a job takes of late
         self._last_report = 0.0
+        self._last_poll = 0.0
 
     def run(self) -> int:
         """Serve until told to drain, or until a burst is over. Returns the exit code."""
         if self._isolated_by_default:
             self._children = self._make_children("c", self._lane.slots, eager=True)
         while True:
-            self._table.beat(time.monotonic())
+            now = time.monotonic()
+            self._table.beat(now)
+            if now - self._last_poll > _POLL_EVERY_S:  # no turn of a busy loop sleeps, yet others have their say
+                self._poll(0.0, watch_queue=False)
             reports = self._inbox.take(BATCH)
             plan = self._plan(reports)
             if plan:
@@ -383,10 +391,10 @@ class LaneExecutor:
         """Wait until there is something to do: a report, a word from the supervisor or a child, or a new job."""
         now = time.monotonic()
         timeout = _RECHECK_S
-        for children in self._child_executors():
-            children.tick(now)
+        if any(children.busy for children in self._child_executors()):
+            timeout = _WATCH_S
         if now < self._pause_until:
-            timeout = self._pause_until - now
+            timeout = min(timeout, self._pause_until - now)
         elif self._pause_until:
             self._pause_until, self._hungry = 0.0, True
             return
@@ -395,7 +403,7 @@ class LaneExecutor:
             if self._waiter.arm(now):
                 watch_queue = True
             else:
-                timeout, self._hungry = 0.2, True
+                timeout, self._hungry = min(timeout, 0.2), True
         if self._held > self._lane.slots:
             if now - max(self._last_report, 0.0) > BACKLOG_PATIENCE_S:
                 for executor in self._executors():
@@ -405,6 +413,10 @@ class LaneExecutor:
             self._poll(timeout, watch_queue)
 
     def _poll(self, timeout: float, watch_queue: bool) -> None:
+        """Hear everybody who has something to say, and look after the children's deadlines."""
+        self._last_poll = now = time.monotonic()
+        for children in self._child_executors():
+            children.tick(now)
         poll = select.poll()
         sources: dict[int, Any] = {self._inbox.fileno(): None, self._control.fileno(): self._control}
         sources[self._spawner.fileno()] = self._spawner

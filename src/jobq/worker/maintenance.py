@@ -176,18 +176,9 @@ class Register:
 
     period_s = REGISTER_S
 
-    def __init__(self) -> None:
-        self._names: dict[str, tuple[str, ...]] = {}
-
     def tick(self, store: Store, fleet: Fleet) -> None:
         for worker in fleet.workers():
-            self._names[worker["name"]] = worker["queues"]
             store.run(calls.register_worker(fleet.keys, **worker))
-
-    def sign_off(self, store: Store, fleet: Fleet) -> None:
-        """Take out every name that was ever registered: by now the executors themselves have ended."""
-        for name, queues in self._names.items():
-            store.run(calls.unregister_worker(fleet.keys, name, queues))
 
 
 class Keeper:
@@ -202,8 +193,7 @@ class Keeper:
         self._store = store
         self._fleet = fleet
         beat, rescue = Heartbeat(fleet.lease_ms), Rescue(fleet.lease_ms)
-        self._register = Register()
-        self._duties: list[Duty] = [beat, rescue, Promote(), Release(), self._register, Prune()]
+        self._duties: list[Duty] = [beat, rescue, Promote(), Release(), Register(), Prune()]
         self._due = [0.0] * len(self._duties)
         self._due[1] = time.monotonic() + rescue.period_s
         self._posted: deque[Settlement] = deque()
@@ -241,7 +231,7 @@ class Keeper:
             try:
                 self._settle_posted()
                 if ending:
-                    self._register.sign_off(self._store, self._fleet)
+                    self._sign_off()
                     return
                 self._tick()
             except StoreError as error:

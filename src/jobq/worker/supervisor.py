@@ -257,6 +257,8 @@ class Supervisor:
             return
         if message.op == "spawned":
             lane.pid = message.body["pid"]
+            if lane.killed:  # before its number was known
+                self._kill(lane, lane.killed)
             if lane.draining:
                 lane.send("drain")
         elif message.op == "exited":
