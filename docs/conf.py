@@ -8,7 +8,7 @@ project = "jobq"
 copyright = "the jobq authors"  # noqa: A001  (Sphinx' name)
 version = release = jobq.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"jobq {release}"

@@ -12,7 +12,7 @@ from typing import Literal
 
 from jobq.errors import ConfigError
 from jobq.limits import Concurrency, Rate
-from jobq.retry import Delays, is_duration, is_whole
+from jobq.retry import Delays, is_duration, is_number, is_whole
 
 Isolation = Literal["thread", "process"]
 
@@ -64,7 +64,7 @@ class QueueSpec:
     Attributes:
         name: Letters, digits, ``_``, ``-`` and ``.``, at most 64.
         slots: Jobs that one worker runs at once.
-        target: Service level: longest wait between due and started. None: no target.
+        target: Service level: longest wait between due and started, a timedelta or seconds. None: no target.
         rate: Starts per window, over all workers. None: unlimited.
         concurrency: Runs at once, over all workers. None: unlimited.
         max_attempts: For tasks that do not say; None: ``JOBQ_MAX_ATTEMPTS``.
@@ -72,6 +72,7 @@ class QueueSpec:
         timeout: For tasks that do not say; None: the default of 180 s. Always finite.
         isolation: ``"thread"`` or ``"process"`` for tasks that do not say; None: threads for sync tasks, the
             event loop for async ones.
+        retention: Of succeeded jobs and dead letters alike: a Retention, or an age. None: the two below.
         keep_succeeded: Retention of succeeded jobs; default 24 h, 1,000.
         keep_dead: Retention of dead letters; default 7 days, 5,000.
         redis_url: The queue's own Redis. None: the one of the settings.
@@ -82,13 +83,14 @@ class QueueSpec:
     """
 
     name: str
-    slots: int
+    slots: int = 1
     target: timedelta | None = None
     rate: Rate | None = None
-    concurrency: Concurrency | None = None
     max_attempts: int | None = None
     backoff: Delays | None = None
     timeout: timedelta | None = None
+    retention: Retention | timedelta | None = None
+    concurrency: Concurrency | None = None
     isolation: Isolation | None = None
     keep_succeeded: Retention = Retention(timedelta(hours=24), 1_000)
     keep_dead: Retention = Retention(timedelta(days=7), 5_000)
@@ -104,10 +106,25 @@ class QueueSpec:
         self._whole("nice", self.nice, 0, 19)
         if self.max_attempts is not None:
             self._whole("max_attempts", self.max_attempts, 1, 1_000_000)
+        self._in_seconds()
         self._positive("target", self.target)
         self._positive("timeout", self.timeout)
         if self.isolation not in (None, "thread", "process"):
             raise self._wrong("isolation", '"thread" or "process"', self.isolation)
+
+    def _in_seconds(self) -> None:
+        """Plain numbers are seconds, and one retention stands for both."""
+        for name in ("target", "timeout", "retention"):
+            value = getattr(self, name)
+            if is_number(value, 0.001, _LONGEST.total_seconds()):
+                object.__setattr__(self, name, timedelta(seconds=value))
+        if self.retention is None:
+            return
+        for name in ("keep_succeeded", "keep_dead"):
+            kept: Retention = getattr(self, name)
+            asked = self.retention
+            object.__setattr__(self, name, asked if isinstance(asked, Retention) else Retention(asked, kept.count))
+        object.__setattr__(self, "retention", None)  # said once, in the two it stands for
 
     def _whole(self, field: str, value: object, low: int, high: int) -> None:
         if not is_whole(value, low, high):

@@ -111,7 +111,9 @@ class ChildExecutor:
 
     def read(self, ref: str) -> list[Message]:
         """Take in what a child says; returns the progress messages."""
-        child = self._children[ref]
+        child = self._children.get(ref)
+        if child is None:  # the spawner told of its end in the same turn
+            return []
         progress = []
         try:
             messages = child.channel.receive()
