@@ -48,7 +48,8 @@ local flagged = redis.call('EXISTS', unpack(flags)) > 0
 -- First look at everything, then write.
 local free, uncancel, broken, seen = {}, {}, {}, {}
 for i, job in ipairs(jobs) do
-  local row = redis.pcall('HMGET', P .. 'job:' .. job.id, 'status', 'attempts', 'dk', 'cx', 'st', 'lost', 'crashes')
+  local row = redis.pcall('HMGET', P .. 'job:' .. job.id, 'status', 'attempts', 'dk', 'cx', 'st', 'lost', 'crashes',
+    'q')
   if row.err then
     answers[i] = 'gone'
     if scores[i] then
@@ -162,7 +163,8 @@ for _, job in ipairs(jobs) do
     elseif kind == 'retry' or kind == 'snooze' then
       local due = now + tonumber(job.delay or '0')
       set[word] = 'scheduled'
-      put('q', string.format('%.0f', due))
+      -- A job of plain rq's has no q: by that the next claim knows to bring rq's own fields along.
+      if row[8] then put('q', string.format('%.0f', due)) end
       if job.fp then put('fp', job.fp) end
       add(scheduled, string.format('%.3f', due / 1000), id)
       if attempts > 0 then add(retrying, string.format('%.0f', due), id) end

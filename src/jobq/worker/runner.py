@@ -224,7 +224,8 @@ class Runner:
         foreign = rq_bridge.foreign_options(job.rq) if job.rq else _OURS
         if foreign.unsupported:
             return self.parked(work, PARK_UNSUPPORTED, foreign.unsupported)
-        if foreign.expires_at_ms is not None and work.claimed_ms > foreign.expires_at_ms:
+        first = work.attempt == 1 and not job.lost and not job.crashes  # rq's ttl bounds the first wait alone
+        if first and foreign.expires_at_ms is not None and work.claimed_ms > foreign.expires_at_ms:
             return self.dead(work, "expired", None)
         name = job.description
         try:

@@ -93,7 +93,10 @@ class Spawner:
         gc.freeze()  # what is imported now is shared by all children: the collector must not touch its pages
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._supervisor.send("ready", tasks=describe(registry, self._settings), threads=self._fresh)
+        limited = [name for name in registry.names() if (spec := registry.get(name).spec).rate or spec.concurrency]
+        self._supervisor.send(
+            "ready", tasks=describe(registry, self._settings), threads=self._fresh, unlimited=limited
+        )
         try:
             while True:
                 self._turn()

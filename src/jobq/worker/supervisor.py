@@ -130,6 +130,8 @@ class Supervisor:
             require_usable(info)
             events.emit("redis.connected", durability=info.durability, version=info.version)
             client.close()
+            if info.durability == "none":
+                _log.warning("Redis keeps nothing on disk: jobs are lost when it stops; set appendonly yes")
 
     def _start_spawner(self) -> None:
         line, theirs = Channel.pair()
@@ -156,6 +158,11 @@ class Supervisor:
         self._policies.update(
             {name: RetryPolicy.from_dict(policy) for name, policy in first.body["tasks"].items()}
         )
+        if first.body["unlimited"]:
+            _log.warning(
+                "rate= and concurrency= are checked and kept, but not enforced yet: %s run without limits",
+                ", ".join(first.body["unlimited"]),
+            )
         if first.body["threads"]:
             _log.warning(
                 "importing the application starts threads, so nothing can be forked from it; "
