@@ -75,17 +75,21 @@ def _text(value: bytes | str | None) -> str:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else (value or "")
 
 
+_MOST = 2**53
+
+
 def _number(value: bytes | str | int | None) -> int:
+    """A number of a hash that anybody may have written: 0 when it is none, and never beyond what a float holds."""
     if not value:
         return 0
     try:
-        return int(value)
+        number = int(value)
     except ValueError:
-        pass
-    try:
-        return int(float(value))
-    except (ValueError, OverflowError):
-        return 0
+        try:
+            number = int(float(value))
+        except (ValueError, OverflowError):
+            return 0
+    return max(-_MOST, min(_MOST, number))
 
 
 def _texts(reply: Sequence[bytes]) -> list[str]:

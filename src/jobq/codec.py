@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import importlib
 import os
 import re
 import zlib
@@ -454,12 +455,12 @@ class Serializer:
             name = getattr(instance, "name", None) if name == "__call__" else None
             if not isinstance(name, str):
                 raise PayloadError("a method cannot be enqueued: pass a task, its name or its dotted path")
-        provider = Serializer.provider
-        if provider is None:
-            raise ConfigError(
-                "jobq.codec.Serializer needs jobq's client: import jobq.client before you enqueue"
-            )
-        codec, binder = provider()
+        if Serializer.provider is None:
+            # By name: a program that only enqueues through rq names this class, and nothing above it.
+            importlib.import_module("jobq.client")
+        if Serializer.provider is None:
+            raise ConfigError("nothing binds jobq.codec.Serializer to a client: call codec.bind_serializer(provider)")
+        codec, binder = Serializer.provider()
         task, version, params, secrets = binder(name, tuple(args), kwargs)
         return codec.encode(task=task, version=version, params=params, secrets=secrets, job_id=None)
 

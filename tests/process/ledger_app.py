@@ -27,6 +27,11 @@ def note(key: str) -> str:
     return f"noted {key}"
 
 
+@jobq.task("t.nothing", priority="high")
+def nothing() -> None:
+    """As small as a job gets."""
+
+
 @jobq.task("t.nap", priority="high", timeout=60)
 def nap(key: str, seconds: float) -> None:
     trace("start", key)

@@ -55,8 +55,8 @@ def test_a_stubborn_thread_is_killed_and_its_neighbours_finish(
     assert client.attempts(dead.id)[0].outcome == "timed_out"
     for n, job in enumerate(neighbours):
         ledger.wait("start", f"n{n}", count=2)
-        job.refresh()
-        assert (job.state, job.attempt) == (JobState.RUNNING, 1)
+        again = job.refresh()
+        assert (again.state, again.attempt) == (JobState.RUNNING, 1)
         assert client.attempts(job.id) == []
         assert job.wait(timeout=15).state is JobState.SUCCEEDED
         assert job.refresh().attempt == 1

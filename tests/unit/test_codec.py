@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 import subprocess
@@ -582,9 +583,10 @@ def bind(
 @pytest.fixture
 def bound():
     codec = Codec([NEW])
+    before = Serializer.provider
     bind_serializer(lambda: (codec, bind))
     yield codec
-    bind_serializer(None)
+    bind_serializer(before)
 
 
 @pytest.fixture
@@ -639,9 +641,10 @@ def test_an_unknown_function_or_wrong_call_is_refused_at_enqueue(bound, queue):
     assert queue.count == 0
 
 
-def test_without_a_client_the_remedy_is_named():
-    bind_serializer(None)
-    with pytest.raises(ConfigError, match=r"import jobq\.client"):
+def test_without_a_client_the_remedy_is_named(monkeypatch):
+    importlib.import_module("jobq.client")  # so that the look-up by name finds it done, and nothing bound
+    monkeypatch.setattr(Serializer, "provider", None)
+    with pytest.raises(ConfigError, match="bind_serializer"):
         Serializer.dumps(("orders.confirm", None, (), {}))
 
 

@@ -56,7 +56,7 @@ def test_a_name_that_cannot_be_a_key_is_refused(name):
         {"nice": -1},
         {"max_attempts": 0},
         {"target": timedelta(0)},
-        {"target": 5},
+        {"target": "5"},
         {"timeout": timedelta(seconds=-1)},
         {"isolation": "fiber"},
     ],

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -287,13 +287,18 @@ class Keeper:
 
     def _timed_out(self, job_id: str, token: str) -> Outcome:
         """The outcome of a job killed at its hard timeout: a spent attempt, like any failure."""
-        fields = ("attempts", "o", "description")
+        fields = ("attempts", "o", "description", "retries_left", "failure_ttl")
         read = Batch((("HMGET", self._fleet.keys.job(job_id), *fields),), lambda replies: replies[0])
-        attempts, overrides, description = self._store.run(read)
+        attempts, overrides, description, *theirs = self._store.run(read)
         task = rq_bridge.task_of(description)
         policy = self._fleet.policies.get(task, RetryPolicy())
         if overrides:
             policy = override_policy(policy, overrides)
+        # Only a job that plain rq made has these fields.
+        asked = {name: value.decode() for name, value in zip(fields[3:], theirs, strict=True) if value}
+        foreign = rq_bridge.foreign_options(asked)
+        if foreign.max_attempts is not None:
+            policy = replace(policy, max_attempts=foreign.max_attempts)
         attempt = int(attempts or 0) + 1
         error = SoftTimeout("the task did not stop at its timeout, and was killed")
         details = describe_error(error, ())
@@ -319,7 +324,7 @@ class Keeper:
             fingerprint=details.fingerprint,
             record=record,
             exc=rq_bridge.encode_exc(details.message),
-            keep_s=7 * 86_400,
+            keep_s=7 * 86_400 if foreign.keep_dead_s is None else foreign.keep_dead_s,
             counters=(f"{'d' if dead else 'r'}:{task}",),
         )
 
