@@ -380,7 +380,8 @@ def perform(envelope: str) -> Any:
         CodecError: The payload was not made for this job, or cannot be verified or read.
         UnknownTaskError: ``JOBQ_APP`` names no module with this task.
         ConflictError: The job was cancelled while it waited.
-        JobFailedError: The task asked for a retry or a snooze, which a stock worker cannot give.
+        JobFailedError: The task asked for a retry or a snooze, which a stock worker cannot give; or a task with
+            secret params failed.
     """
     from rq import get_current_job  # late: 0.3 s that only a stock worker, which has paid them, needs
 
@@ -405,9 +406,20 @@ def perform(envelope: str) -> Any:
                 result = asyncio.run(result)
     except (Retry, Snooze) as signal:
         asked = "a retry" if isinstance(signal, Retry) else "a snooze"
+        why = "" if task.secrets else f" ({signal})"
         raise JobFailedError(
-            f"the task asked for {asked} ({signal}), which a stock rq worker cannot give: use jobq worker",
+            f"the task asked for {asked}{why}, which a stock rq worker cannot give: use jobq worker",
             job_id=job_id,
             task=decoded.task,
-        ) from signal
+        ) from (None if task.secrets else signal)
+    except Exception as error:
+        if not task.secrets:
+            raise
+        # rq keeps and logs the traceback, whose last line may quote a secret.
+        kind = type(error)
+        raise JobFailedError(
+            f"{kind.__module__}.{kind.__qualname__}, whose text is hidden: the task takes secret params",
+            job_id=job_id,
+            task=decoded.task,
+        ) from None
     return None if result is None else json.loads(codec.encode_result(result))

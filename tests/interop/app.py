@@ -60,3 +60,49 @@ def nap(key: str, seconds: float) -> None:
     trace(f"start {key}")
     time.sleep(seconds)
     trace(f"done {key}")
+
+
+class LeakyError(Exception):
+    """Its text and its cause quote what they were given."""
+
+
+def leak(code: str) -> None:
+    local = [code]
+    try:
+        raise KeyError(code)
+    except KeyError as error:
+        raise LeakyError(f"first line\nrefused {local!r} and {{'code': {code!r}}}") from error
+
+
+@jobq.task("i.leak", priority="high", max_attempts=2, backoff=jobq.Fixed(0.05))
+def leak_in_thread(code: Annotated[str, jobq.Secret]) -> None:
+    leak(code)
+
+
+@jobq.task("i.leak_async", priority="high", max_attempts=2, backoff=jobq.Fixed(0.05))
+async def leak_in_loop(code: Annotated[str, jobq.Secret]) -> None:
+    leak(code)
+
+
+@jobq.task("i.leak_child", priority="high", isolation="process", max_attempts=2, backoff=jobq.Fixed(0.05))
+def leak_in_child(code: Annotated[str, jobq.Secret]) -> None:
+    leak(code)
+
+
+@jobq.task("i.leak_nested", priority="high", max_attempts=1)
+def leak_nested(codes: Annotated[dict[str, list[str]], jobq.Secret]) -> None:
+    leak(codes["all"][0])
+
+
+@jobq.task("i.leak_reason", priority="high", max_attempts=2)
+def leak_reason(code: Annotated[str, jobq.Secret], how: str) -> None:
+    if how == "cancel":
+        raise jobq.Cancel(f"cancelled {code}")
+    if how == "discard":
+        raise jobq.Discard(f"discarded {code}")
+    raise jobq.Retry(0.05, f"again with {code}")
+
+
+@jobq.task("i.leak_exit", priority="high", isolation="process", max_attempts=1)
+def leak_exit(code: Annotated[str, jobq.Secret]) -> None:
+    os._exit(len(code))

@@ -261,6 +261,20 @@ def test_rq_requeues_a_dead_letter(
     _sane(default_client, redis_client, [job.id])
 
 
+def _enqueue_any(rand: random.Random, number: int) -> jobq.Job:
+    match rand.randrange(5):
+        case 0:
+            return app.quiet.enqueue(f"q{number}")
+        case 1:
+            return app.nap.enqueue(f"n{number}", 0.02)
+        case 2:
+            return app.fail.enqueue(f"f{number}")
+        case 3:
+            return app.keyed.enqueue(f"k{number % 7}")
+        case _:
+            return app.quiet.options(delay=0.05).enqueue(f"s{number}")
+
+
 def test_rq_meddles_at_any_moment(
     queue: Queue, redis_url: str, default_client: jobq.Client, redis_client: redis.Redis, tmp_path: Path,
     ledger: Callable[[], list[str]],
@@ -297,15 +311,7 @@ def test_rq_meddles_at_any_moment(
             number = 0
             while time.monotonic() < end:
                 number += 1
-                job = rand.choice(
-                    (
-                        lambda: app.quiet.enqueue(f"q{number}"),
-                        lambda: app.nap.enqueue(f"n{number}", 0.02),
-                        lambda: app.fail.enqueue(f"f{number}"),
-                        lambda: app.keyed.enqueue(f"k{number % 7}"),
-                        lambda: app.quiet.options(delay=0.05).enqueue(f"s{number}"),
-                    )
-                )()
+                job = _enqueue_any(rand, number)
                 ids.append(job.id)
                 time.sleep(0.005)
             done.set()

@@ -73,7 +73,10 @@ def test_signed_and_encrypted_jobs(
 
 
 def test_without_the_key_nothing_signed_runs(
-    redis_url: str, stock: Callable[..., str], ledger: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    redis_url: str,
+    stock: Callable[..., str],
+    ledger: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("jobq.client._default", None)
     with jobq.configure(redis_url=redis_url, secret_key=KEY):

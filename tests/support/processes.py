@@ -93,9 +93,7 @@ def jobq_worker(
         yield started
 
 
-def rq_worker(
-    url: str, log: Path, *queues: str, app: str, serializer: bool = True, **env: str
-) -> str:
+def rq_worker(url: str, log: Path, *queues: str, app: str, serializer: bool = True, **env: str) -> str:
     """Run a stock ``rq worker --burst`` to its end; what it said."""
     chosen = ["--serializer", "jobq.codec.Serializer"] if serializer else []
     command = [str(BIN / "rq"), "worker", "--burst", "--url", url, *chosen, *(queues or ("high",))]

@@ -116,6 +116,11 @@ class Worker(Program):
         """The executor processes, by the name they give themselves."""
         return [p for p in self.tree() if _name(p).startswith("jobq: ")]
 
+    def executor(self) -> psutil.Process:
+        """The only executor, once it has started."""
+        (found,) = until(self.executors)
+        return found
+
     def kill(self) -> None:
         """SIGKILL the supervisor alone, as a host's OOM killer would."""
         if self.process.poll() is None:

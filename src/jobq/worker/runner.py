@@ -13,7 +13,7 @@ import json
 import random
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -228,10 +228,12 @@ class Runner:
         if first and foreign.expires_at_ms is not None and work.claimed_ms > foreign.expires_at_ms:
             return self.dead(work, "expired", None)
         name = job.description
+        secrets: tuple[str, ...] = ()
         try:
             envelope = self._codec.decode(job.data, job_id=job.id)
             name = envelope.task
             task = self._registry.resolve(name)
+            secrets = _secret_texts(task, envelope)
             params = task.load(envelope.params, envelope.version)
         except UnknownTaskError:
             return self.parked(work, name, "unknown_task")
@@ -244,17 +246,17 @@ class Runner:
         except SignatureError as error:
             return self.dead(work, "rejected", error)
         except (CodecError, PayloadError) as error:
-            return self.dead(work, "unreadable", error)
+            return self.dead(work, "unreadable", error, secrets=secrets)
         except Exception as error:  # an upcaster or a validator of the application's own
-            return self.dead(work, "unreadable", error)
-        return self._ready(work, envelope, task, params, foreign)
+            return self.dead(work, "unreadable", error, secrets=secrets)
+        return self._ready(work, task, params, secrets, foreign)
 
     def _ready(
         self,
         work: Assignment,
-        envelope: Envelope,
         task: Task[..., Any],
         params: dict[str, Any],
+        secrets: tuple[str, ...],
         foreign: ForeignOptions,
     ) -> _Ready:
         policy = self._policy(task, work.job.overrides, foreign)
@@ -266,7 +268,6 @@ class Runner:
             max_attempts=policy.max_attempts,
             sink=self._sink,
         )
-        secrets = tuple(str(envelope.params[name]) for name in task.secrets if envelope.params.get(name))
         work.ready = _Ready(task, params, secrets, policy, foreign, context)
         return work.ready
 
@@ -316,11 +317,12 @@ class Runner:
                 retry_in_s=_seconds(error.for_),
             )
         if isinstance(error, Cancel):
+            reason = _redact(error.reason, ready.secrets)
             return self.report(
-                work, "cancelled", "job.cancelled", spends=True, reason=error.reason, task=task, mark="c"
+                work, "cancelled", "job.cancelled", spends=True, reason=reason, task=task, mark="c"
             )
         if isinstance(error, Discard):
-            reason = f"discarded: {error.reason}"
+            reason = f"discarded: {_redact(error.reason, ready.secrets)}"
             return self.report(
                 work, "cancelled", "job.cancelled", spends=True, reason=reason, task=task, mark="c"
             )
@@ -532,8 +534,23 @@ def _text_of(error: BaseException) -> str:
         return "(its message cannot be shown)"
 
 
+def _secret_texts(task: Task[..., Any], envelope: Envelope) -> tuple[str, ...]:
+    """Every text inside the secret params, to be blotted out of what errors say."""
+    return tuple(text for name in task.secrets for text in _texts(envelope.params.get(name)) if text)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for member in value:
+            yield from _texts(member)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
+
+
 def _redact(text: str, secrets: Iterable[str]) -> str:
-    for secret in secrets:
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
         for form in {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]}:
             text = text.replace(form, "•••")
     return text

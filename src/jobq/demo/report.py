@@ -1,0 +1,68 @@
+"""What the demo shows: a bar per lane while it runs, then a table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from jobq.client import Client
+from jobq.stats import Stats
+
+_LOOK_EVERY_S = 0.2
+
+
+def watch(
+    client: Client, totals: Mapping[str, int], console: Console, alive: Callable[[], bool], deadline_s: float
+) -> Stats:
+    """Show how far each lane is until all its jobs have ended, the worker is gone, or time is up."""
+    ends = time.monotonic() + deadline_s
+    bars = Progress(
+        TextColumn("{task.description:<9}"), BarColumn(40), MofNCompleteColumn(), console=console, transient=False
+    )
+    rows = {name: bars.add_task(name, total=total) for name, total in totals.items()}
+    with bars:
+        while True:
+            stats = client.stats()
+            done = {name: stats.queues[name].succeeded + stats.queues[name].dead for name in totals}
+            for name, row in rows.items():
+                bars.update(row, completed=min(done[name], totals[name]))
+            if all(done[name] >= total for name, total in totals.items()):
+                return stats
+            if not alive() or time.monotonic() > ends:
+                return stats
+            time.sleep(_LOOK_EVERY_S)
+
+
+def lanes_table(stats: Stats, totals: Mapping[str, int], refused: Mapping[str, int]) -> Table:
+    """Waits against targets, retries, refused duplicates and dead letters, per lane."""
+    table = Table(title="what happened", title_justify="left")
+    table.add_column("lane")
+    for heading in ("jobs", "wait p50", "wait p99", "target", "kept", "retries", "duplicates refused", "dead"):
+        table.add_column(heading, justify="right")
+    for name, total in totals.items():
+        queue = stats.queues[name].to_dict()
+        target, p99 = queue["target_s"], queue["wait_p99_s"]
+        table.add_row(
+            name,
+            f"{total:,}",
+            _time(queue["wait_p50_s"]),
+            _time(p99),
+            "none" if target is None else _time(target),
+            "-" if target is None or p99 is None else ("yes" if p99 <= target else "no"),
+            str(queue["failed_attempts"] - queue["dead"]),
+            str(refused.get(name, 0)),
+            str(queue["dead"]),
+        )
+    return table
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds >= 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"

@@ -1,0 +1,123 @@
+"""What a job costs: round trips and Redis commands, counted by the server and by a proxy before it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+import jobq
+from jobq import lua
+from tests.interop import app
+from tests.support.processes import jobq_worker, until
+from tests.support.proxy import Proxy
+
+APP = "tests.interop.app"
+JOBS = 200
+MOST_PER_JOB = 20
+MOST_PER_ENQUEUE = 6
+
+_OWN = ("info", "config|resetstat", "ping")
+"""What the test itself sends."""
+
+
+@pytest.fixture
+def server(redis_client: redis.Redis) -> redis.Redis:
+    for name in lua.names():
+        redis_client.script_load(lua.script(name).text)
+    return redis_client
+
+
+@pytest.fixture
+def proxy(server: redis.Redis) -> Iterator[Proxy]:
+    with Proxy(server.connection_pool.connection_kwargs["port"]) as made:
+        yield made
+
+
+@pytest.fixture
+def through(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[jobq.Client]:
+    monkeypatch.setattr("jobq.client._default", None)
+    with jobq.configure(redis_url=proxy.url) as client:
+        yield client
+
+
+def commands(server: redis.Redis) -> dict[str, int]:
+    """Calls of each command since the last reset, those inside scripts included."""
+    found = server.info("commandstats")
+    counted = {name.removeprefix("cmdstat_"): int(value["calls"]) for name, value in found.items()}
+    return {name: calls for name, calls in counted.items() if name not in _OWN}
+
+
+def test_a_plain_enqueue_is_one_round_trip_of_six_commands(
+    through: jobq.Client, proxy: Proxy, server: redis.Redis
+) -> None:
+    app.quiet.enqueue("first")  # connects, and makes the queue known, once a minute
+    proxy.requests.clear()
+    server.config_resetstat()
+    for n in range(JOBS):
+        app.quiet.enqueue(f"{n}")
+    used = commands(server)
+    assert len(proxy.requests) == JOBS, "one round trip each"
+    assert used["evalsha"] == JOBS
+    assert sum(used.values()) <= MOST_PER_ENQUEUE * JOBS, used
+
+
+def test_a_bulk_is_one_round_trip_for_a_hundred_jobs(
+    through: jobq.Client, proxy: Proxy, server: redis.Redis
+) -> None:
+    app.quiet.enqueue("first")
+    server.config_resetstat()
+    app.quiet.enqueue_many([{"key": str(n)} for n in range(JOBS)])
+    used = commands(server)
+    assert used["evalsha"] == JOBS // 100
+    assert sum(used.values()) <= 3 * JOBS, used
+
+
+@pytest.mark.process
+def test_jobs_that_come_one_by_one(
+    through: jobq.Client, proxy: Proxy, server: redis.Redis, tmp_path: Path
+) -> None:
+    """How many share a batch depends on the machine; what a job and a batch cost does not."""
+    with jobq_worker(proxy.url, tmp_path / "worker.log", app=APP):
+        app.quiet.enqueue("first").wait(timeout=20)
+        # What an idle worker's maintenance costs, to be taken off.
+        server.config_resetstat()
+        began = time.monotonic()
+        time.sleep(1.0)
+        idle_per_s = sum(commands(server).values()) / (time.monotonic() - began)
+
+        proxy.requests.clear()
+        server.config_resetstat()
+        began = time.monotonic()
+        for n in range(JOBS):
+            app.quiet.enqueue(f"{n}")
+        until(lambda: server.zcard("rq:finished:high") == JOBS + 1)
+        took = time.monotonic() - began
+        used = commands(server)
+        batches, exchanges = proxy.calls("settle"), proxy.calls("claim", "settle")
+    used.pop("zcard", 0)  # our own look at how far it is
+    assert sum(used.values()) - idle_per_s * took <= 12 * JOBS + 22 * batches, (batches, used)
+    assert exchanges <= 2 * batches + 2, "beside claim and settle, one claim that finds nothing at each end"
+
+
+@pytest.mark.process
+def test_a_backlog_costs_at_most_twenty_commands_a_job(
+    through: jobq.Client, proxy: Proxy, server: redis.Redis, tmp_path: Path
+) -> None:
+    server.config_resetstat()
+    for n in range(JOBS):
+        app.quiet.enqueue(f"{n}")
+    with jobq_worker(proxy.url, tmp_path / "worker.log", "--burst", app=APP) as worker:
+        assert worker.wait() == 0
+    assert server.zcard("rq:finished:high") == JOBS
+    used = commands(server)
+    per_job = (
+        sum(used.values()) / JOBS
+    )  # with the start and the maintenance of a worker that lives for a second
+    batches, exchanges = proxy.calls("settle"), proxy.calls("claim", "settle")
+    assert per_job <= MOST_PER_JOB, (batches, used)
+    assert exchanges <= 2 * batches + 2
+    assert batches <= JOBS / 4, "ten slots, and claiming ahead, must share round trips"

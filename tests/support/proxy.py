@@ -1,0 +1,156 @@
+"""A TCP proxy before a server that loses, delays or cuts off chosen exchanges."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jobq import lua
+
+Fate = Literal["swallow", "delay", "reset"]
+
+
+@dataclass(slots=True)
+class _Rule:
+    marker: bytes
+    fate: Fate
+    times: int
+    delay_s: float
+    skip: int
+
+
+@dataclass(eq=False)
+class Proxy:
+    """Passes bytes on between clients and a server on 127.0.0.1.
+
+    ``swallow``: the server runs the request, its reply is lost with the connection. ``delay``: the reply comes
+    late. ``reset``: the connection is reset before the server gets the request.
+
+    Attributes:
+        requests: What clients sent, one entry per chunk that arrived together.
+        met: How many requests a rule was applied to, by fate.
+    """
+
+    server_port: int
+    requests: list[bytes] = field(default_factory=list)
+    met: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._rules: list[_Rule] = []
+        self._lock = threading.Lock()
+        self._sockets: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def on(self, script: str, fate: Fate, times: int = 1, *, delay_s: float = 0.0, skip: int = 0) -> None:
+        """Apply ``fate`` to the next requests that call ``script``, after letting ``skip`` pass."""
+        with self._lock:
+            self._rules.append(_Rule(lua.script(script).sha.encode(), fate, times, delay_s, skip))
+
+    def calls(self, *scripts: str) -> int:
+        """How many requests called one of these scripts: round trips, however many calls each held."""
+        shas = [lua.script(name).sha.encode() for name in scripts]
+        with self._lock:
+            return sum(any(sha in request for sha in shas) for request in self.requests)
+
+    def close(self) -> None:
+        """Close all connections; clients are refused from now on."""
+        # close() alone leaves a blocked accept() waiting.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(5)
+        with self._lock:
+            sockets = list(self._sockets)
+        for each in sockets:
+            _end(each)
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                ours, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                theirs = socket.create_connection(("127.0.0.1", self.server_port))
+            except OSError:
+                ours.close()
+                continue
+            for each in (ours, theirs):
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._lock:
+                self._sockets |= {ours, theirs}
+            fates: list[_Rule] = []
+            for pump in (self._forth, self._back):
+                threading.Thread(target=pump, args=(ours, theirs, fates), daemon=True).start()
+
+    def _forth(self, ours: socket.socket, theirs: socket.socket, fates: list[_Rule]) -> None:
+        try:
+            while data := ours.recv(1 << 20):
+                rule = self._rule_for(data)
+                if rule is not None and rule.fate == "reset":
+                    break
+                if rule is not None:
+                    fates.append(rule)
+                theirs.sendall(data)
+        except OSError:
+            pass
+        self._cut(ours, theirs)
+
+    def _back(self, ours: socket.socket, theirs: socket.socket, fates: list[_Rule]) -> None:
+        try:
+            while data := theirs.recv(1 << 20):
+                rule = fates.pop(0) if fates else None
+                if rule is not None and rule.fate == "swallow":
+                    break
+                if rule is not None:
+                    time.sleep(rule.delay_s)
+                ours.sendall(data)
+        except OSError:
+            pass
+        self._cut(ours, theirs)
+
+    def _rule_for(self, data: bytes) -> _Rule | None:
+        with self._lock:
+            self.requests.append(data)
+            for rule in self._rules:
+                if rule.times and rule.marker in data:
+                    if rule.skip:
+                        rule.skip -= 1
+                        continue
+                    rule.times -= 1
+                    self.met[rule.fate] = self.met.get(rule.fate, 0) + 1
+                    return rule
+        return None
+
+    def _cut(self, *sockets: socket.socket) -> None:
+        with self._lock:
+            self._sockets -= set(sockets)
+        for each in sockets:
+            _end(each)
+
+
+def _end(each: socket.socket) -> None:
+    """Reset rather than close: the other side must not take what was in flight for complete."""
+    with contextlib.suppress(OSError):
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with contextlib.suppress(OSError):
+        each.shutdown(socket.SHUT_RDWR)
+    each.close()
