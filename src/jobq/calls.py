@@ -92,6 +92,11 @@ def _number(value: bytes | str | int | None) -> int:
     return max(-_MOST, min(_MOST, number))
 
 
+def _label(value: bytes | str | None) -> str:
+    """Text that anybody may have written and that is sent on: what is not UTF-8 must not break the sending."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else (value or "")
+
+
 def _texts(reply: Sequence[bytes]) -> list[str]:
     return [_text(value) for value in reply]
 
@@ -159,7 +164,7 @@ def _claimed(row: list[Any], token: str) -> Claimed:
         _number(queued),
         overrides or b"",
         max(0, _number(timeout)),
-        _text(description),
+        _label(description),
         extra or b"",
         None if foreign is None else {n: _text(v) for n, v in zip(_RQ_FIELDS, foreign, strict=True) if v},
     )

@@ -10,6 +10,7 @@ import traceback
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -59,9 +60,9 @@ def assert_absent(data: bytes | str, where: str) -> None:
         assert encoded[4 * bool(shift) : -4] not in raw, where
 
 
-def dump(connection: redis.Redis) -> dict[str, list[bytes]]:
+def dump(connection: redis.Redis) -> dict[str, Any]:
     """Every key and all that it holds."""
-    found: dict[str, list[bytes]] = {}
+    found: dict[str, Any] = {}
     for key in connection.scan_iter(count=1000):
         kind = connection.type(key)
         name = key.decode()
@@ -259,12 +260,15 @@ def test_a_stock_worker_keeps_it_too(
 
 
 def test_refusals_at_enqueue_do_not_quote_it(client: jobq.Client, redis_client: redis.Redis) -> None:
+    wrong: Any = CODE
+    nested: Any = app.leak_nested
+    sealed: Any = app.sealed
     calls = (
         lambda: send_otp("not an address", CODE),
         lambda: send_otp("user@example.com", CODE + "\n"),
-        lambda: app.leak_nested.enqueue({"all": CODE}),
-        lambda: app.sealed.enqueue("a@b.c", {"x": CODE}),
-        lambda: app.sealed.enqueue("a@b.c", code=CODE, more=CODE),
+        lambda: nested.enqueue({"all": wrong}),
+        lambda: sealed.enqueue("a@b.c", {"x": wrong}),
+        lambda: sealed.enqueue("a@b.c", code=CODE, more=CODE),
     )
     for call in calls:
         with pytest.raises(PayloadError) as caught:

@@ -22,6 +22,7 @@ from jobq import calls
 from jobq.codec import Serializer
 from jobq.errors import JobqError, PayloadError, UnknownTaskError
 from jobq.store import Store
+from jobq.worker.maintenance import Fleet, Keeper
 from tests.interop import app
 from tests.interop.unknown import unknown
 from tests.support.hand import Hand
@@ -115,6 +116,24 @@ def test_retry_sets_the_number_of_attempts(
     assert [ledger().count(f"fail {key}") for key in ("twice", "default", "four")] == [2, 3, 4]
 
 
+def test_a_job_killed_at_its_timeout_keeps_to_what_rq_was_asked(
+    queue: Queue, default_client: jobq.Client, redis_url: str
+) -> None:
+    """The supervisor settles it, knowing nothing but the hash."""
+    once = queue.enqueue(app.fail, "once", failure_ttl=100)
+    once.retries_left = 0
+    once.save()
+    twice = queue.enqueue(app.fail, "twice", retry=Retry(max=1), failure_ttl=100)
+    fleet = Fleet(
+        keys=default_client.keys, specs={}, lease_ms=1000, members=list, tell=lambda _: None, workers=list
+    )
+    with redis.Redis.from_url(redis_url) as connection:
+        keeper = Keeper(Store(connection), fleet)
+        outcomes = [keeper._timed_out(job.id, "x.1") for job in (once, twice)]
+    assert [outcome.kind for outcome in outcomes] == ["dead", "retry"]
+    assert outcomes[0].keep_s == 100
+
+
 def test_times_to_live(
     queue: Queue, worker: Program, default_client: jobq.Client, redis_client: redis.Redis
 ) -> None:
@@ -134,6 +153,10 @@ def test_a_job_that_starts_too_late_is_not_run(
     queue: Queue, redis_client: redis.Redis, redis_url: str, tmp_path: Path, default_client: jobq.Client,
     ledger: Callable[[], list[str]],
 ) -> None:  # fmt: skip
+    again = queue.enqueue(app.quiet, "again", ttl=1)
+    hand = Hand(default_client)
+    (claimed,) = hand.claim("high")
+    assert hand.settle(claimed, "retry", queue="high", spends=True, delay_ms=1100) == "ok"
     late = queue.enqueue(app.quiet, "late", ttl=1)
     fine = queue.enqueue(app.quiet, "fine", ttl=100)
     # rq lets the whole hash expire with its ttl; a job that was saved again (retried, say) has lost that expiry.
@@ -142,8 +165,13 @@ def test_a_job_that_starts_too_late_is_not_run(
     with jobq_worker(redis_url, tmp_path / "worker.log", app=APP, LEDGER=os.environ["LEDGER"]):
         assert default_client.wait(fine.id, timeout=20).state == "succeeded"
         ended = default_client.wait(late.id, timeout=20)
-    assert (ended.state, ended.dead_reason) == ("dead", "expired")
-    assert ledger() == ["quiet fine"]
+        assert (ended.state, ended.dead_reason) == ("dead", "expired")
+        # A ttl bounds the first wait alone: not that for a retry, nor that of a replayed dead letter.
+        assert default_client.wait(again.id, timeout=20).state == "succeeded"
+        assert "quiet late" not in ledger()
+        default_client.retry(late.id)
+        assert default_client.wait(late.id, timeout=20).state == "succeeded"
+    assert sorted(ledger()) == ["quiet again", "quiet fine", "quiet late"]
     assert redis_client.ttl(f"rq:job:{fine.id}") > 1000
 
 

@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 from jobq import lua
 
@@ -76,7 +76,7 @@ class Proxy:
         for each in sockets:
             _end(each)
 
-    def __enter__(self) -> Proxy:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ from jobq.retry import Backoff
 
 MAILS, PAYMENTS, TWICE, BATCH = 200, 100, 10, 500
 _START_S, _RUN_S, _STOP_S = 20.0, 60.0, 15.0
+_SIGN_IN_EVERY_S = 0.02
 
 
 def run(keep: bool = False) -> int:
@@ -42,13 +44,16 @@ def run(keep: bool = False) -> int:
     Returns:
         0, or 6 when something that was counted is off.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    # Piped, rich would fold the table to 80 columns.
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100)
     folder = Path(tempfile.mkdtemp(prefix="jobq-demo-"))
     try:
         with MailServer() as mails, Gateway() as gateway, PrivateServer() as server:
             make_ledger(folder / "ledger.db")
             environment = _environment(folder, server.url, mails, gateway)
-            console.print(f"started: Redis at {server.url}, a mail server, a payment gateway, {ROWS:,} transactions")
+            console.print(
+                f"started: Redis at {server.url}, a mail server, a payment gateway, {ROWS:,} transactions"
+            )
             return _tour(console, folder, environment, mails, gateway, keep)
     finally:
         if not keep:
@@ -56,7 +61,9 @@ def run(keep: bool = False) -> int:
 
 
 def _environment(folder: Path, redis_url: str, mails: MailServer, gateway: Gateway) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("JOBQ_", "REDIS_", "RQ_"))}
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("JOBQ_", "REDIS_", "RQ_"))
+    }
     return clean | {
         "JOBQ_REDIS_URL": redis_url,
         "JOBQ_APP": "jobq.demo.tasks",
@@ -78,7 +85,10 @@ def _tour(
     gateway: Gateway,
     keep: bool,
 ) -> int:
-    with Client(Settings.load(environ=environment, directory=folder)) as client, (folder / "worker.log").open("wb") as log:
+    with (
+        Client(Settings.load(environ=environment, directory=folder)) as client,
+        (folder / "worker.log").open("wb") as log,
+    ):
         worker = subprocess.Popen(
             [sys.executable, "-m", "jobq.cli", "worker"],
             env=environment,
@@ -92,18 +102,22 @@ def _tour(
             export, failing, refused = _enqueue(client)
             totals = {"critical": MAILS, "high": PAYMENTS, "medium": 1, "low": 1, "batch": BATCH}
             console.print(
-                f"enqueued: {MAILS} one-time codes, {PAYMENTS} payments ({TWICE} of them twice), 1 export, "
-                f"1 job that fails, {BATCH} batch jobs\n"
+                f"enqueued: {PAYMENTS} payments ({TWICE} of them twice), 1 export, 1 job that fails, "
+                f"{BATCH} batch jobs;\nand while they run, {MAILS} one-time codes, fifty a second\n"
             )
+            signing_in = threading.Thread(target=_send_codes, args=(client,), name="sign-ins", daemon=True)
+            signing_in.start()
             stats = watch(client, totals, console, lambda: worker.poll() is None, _RUN_S)
             console.print()
             console.print(lanes_table(stats, totals, {"high": refused}))
             console.print(f"{sum(totals.values()):,} jobs in {time.monotonic() - began:.1f} s\n")
-            repaired = _repair(console, client, environment, folder, failing)
+            repaired = _repair(console, environment, folder, failing)
             good = _verify(
                 console,
                 {
-                    f"{MAILS} mails received, one per address": len(mails.received) == MAILS == mails.received.total(),
+                    f"{MAILS} mails received, one per address": len(mails.received)
+                    == MAILS
+                    == mails.received.total(),
                     f"{PAYMENTS} payments charged, each once": len(gateway.charges) == PAYMENTS
                     and set(gateway.charges.values()) == {1},
                     f"the busy gateway was asked again {gateway.refused} times": gateway.refused > 0,
@@ -128,7 +142,11 @@ def _await_worker(client: Client, worker: subprocess.Popen[bytes]) -> None:
 
 
 def _enqueue(client: Client) -> tuple[Job, Job, int]:
-    """All of the demo's jobs. Returns the export, the job that fails, and how many duplicates were refused."""
+    """All of the demo's jobs but the codes.
+
+    Returns:
+        The export, the job that fails, and how many duplicates were refused.
+    """
     for page in range(0, BATCH, 100):
         clean_up.options(client=client).enqueue_many([{"page": page + number} for number in range(100)])
     failing = import_rates.options(client=client).enqueue()
@@ -138,17 +156,23 @@ def _enqueue(client: Client) -> tuple[Job, Job, int]:
     payments = helpers.process_payment.options(client=client, backoff=Backoff(base=0.3, cap=2))
     wanted = [*range(PAYMENTS), *range(TWICE)]
     jobs = payments.enqueue_many(
-        [{"payment_id": f"pay_{number}", "amount": f"{number + 1}.50", "currency": "EUR"} for number in wanted]
+        [
+            {"payment_id": f"pay_{number}", "amount": f"{number + 1}.50", "currency": "EUR"}
+            for number in wanted
+        ]
     )
-    codes = helpers.send_otp.options(client=client)
-    for number in range(MAILS):
-        codes.enqueue(email=f"user{number}@example.com", code=f"{secrets.randbelow(10**6):06d}")
     return export, failing, sum(job.deduplicated for job in jobs)
 
 
-def _repair(
-    console: Console, client: Client, environment: dict[str, str], folder: Path, failing: Job
-) -> bool:
+def _send_codes(client: Client) -> None:
+    """People sign in, fifty a second, while everything else is under way."""
+    codes = helpers.send_otp.options(client=client)
+    for number in range(MAILS):
+        codes.enqueue(email=f"user{number}@example.com", code=f"{secrets.randbelow(10**6):06d}")
+        time.sleep(_SIGN_IN_EVERY_S)
+
+
+def _repair(console: Console, environment: dict[str, str], folder: Path, failing: Job) -> bool:
     """Mend what made the job fail, and replay it as an operator would."""
     was_dead = failing.refresh().state is JobState.DEAD
     (folder / "rates.txt").write_text("EUR 1.00\n", encoding="utf-8")

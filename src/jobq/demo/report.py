@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -21,7 +22,11 @@ def watch(
     """Show how far each lane is until all its jobs have ended, the worker is gone, or time is up."""
     ends = time.monotonic() + deadline_s
     bars = Progress(
-        TextColumn("{task.description:<9}"), BarColumn(40), MofNCompleteColumn(), console=console, transient=False
+        TextColumn("{task.description:<9}"),
+        BarColumn(40),
+        MofNCompleteColumn(),
+        console=console,
+        transient=False,
     )
     rows = {name: bars.add_task(name, total=total) for name, total in totals.items()}
     with bars:
@@ -39,10 +44,12 @@ def watch(
 
 def lanes_table(stats: Stats, totals: Mapping[str, int], refused: Mapping[str, int]) -> Table:
     """Waits against targets, retries, refused duplicates and dead letters, per lane."""
-    table = Table(title="what happened", title_justify="left")
-    table.add_column("lane")
-    for heading in ("jobs", "wait p50", "wait p99", "target", "kept", "retries", "duplicates refused", "dead"):
-        table.add_column(heading, justify="right")
+    table = Table(
+        title="what happened (refused: duplicates of a live job)", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    table.add_column("lane", no_wrap=True)
+    for heading in ("jobs", "wait p50", "wait p99", "target", "kept", "retries", "refused", "dead"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, total in totals.items():
         queue = stats.queues[name].to_dict()
         target, p99 = queue["target_s"], queue["wait_p99_s"]

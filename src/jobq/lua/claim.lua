@@ -38,7 +38,7 @@ local function read(id)
   local status, settled, ttl, dk, park, bucket = row[1], row[11], row[12], row[13], row[14], row[15]
   if not status and not row[2] then return nil, 'gone' end
   -- An id goes into members and records whose parts are told apart by colons, and through the worker as text.
-  if not status or not row[2] or #id > 180 or id:find('[^%w_.%-]') then return nil, 'broken' end
+  if not status or not row[2] or #id > 180 or id:find('[^ -9;-~]') then return nil, 'broken' end
   row[1] = id
   for i = 15, 11, -1 do row[i] = nil end
   -- Only jobs that plain rq made lack q.
