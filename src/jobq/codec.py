@@ -125,6 +125,11 @@ class Codec:
         return f"Codec(kids={list(self._keys)}, limit={self._limit})"
 
     @property
+    def key_ids(self) -> tuple[str, ...]:
+        """Names of the keys, as payloads carry them."""
+        return tuple(self._keys)
+
+    @property
     def signs(self) -> bool:
         """Whether payloads are signed, and secrets encrypted."""
         return self._first is not None
@@ -215,9 +220,11 @@ class Codec:
         if kid is not None:
             key = self._keys.get(kid.decode())
             if key is None:
-                raise NoKeyError(
+                unknown = NoKeyError(
                     f"the payload is signed with key {kid.decode()}, which is not in JOBQ_SECRET_KEY"
                 )
+                unknown.key_id = kid.decode()
+                raise unknown
             bound = _verify(key, job_id, raw, signature)
         elif self._keys and not self._accept_unsigned:
             raise SignatureError(

@@ -113,7 +113,13 @@ class SignatureError(CodecError):
 
 
 class NoKeyError(CodecError):
-    """The payload is signed or encrypted with a key that is not configured here."""
+    """The payload is signed or encrypted with a key that is not configured here.
+
+    Attributes:
+        key_id: The name of that key, as payloads carry it.
+    """
+
+    key_id: str = ""
 
 
 class NewerPayloadError(CodecError):

@@ -289,6 +289,8 @@ class Link:
         answers = []
         for call, reply in zip(calls, replies, strict=True):
             if isinstance(reply, Exception):
+                if _is_away(reply, call.script):
+                    self._connection.disconnect()  # a demoted primary: the name may lead to the new one by now
                 raise translate(reply, script=call.script) from reply
             answers.append(call.decode(reply))
         return answers

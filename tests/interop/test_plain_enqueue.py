@@ -125,7 +125,13 @@ def test_a_job_killed_at_its_timeout_keeps_to_what_rq_was_asked(
     once.save()
     twice = queue.enqueue(app.fail, "twice", retry=Retry(max=1), failure_ttl=100)
     fleet = Fleet(
-        keys=default_client.keys, specs={}, lease_ms=1000, members=list, tell=lambda _: None, workers=list
+        name="w",
+        keys=default_client.keys,
+        specs={},
+        lease_ms=1000,
+        members=list,
+        tell=lambda _: None,
+        workers=list,
     )
     with redis.Redis.from_url(redis_url) as connection:
         keeper = Keeper(Store(connection), fleet)

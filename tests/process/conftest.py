@@ -16,7 +16,13 @@ class WorkerFactory(Protocol):
     """``worker("--burst", queues=("high",), JOBQ_LEASE="1s")`` starts a worker and waits until it serves."""
 
     def __call__(
-        self, *args: str, queues: Sequence[str] = ..., wait: bool = ..., url: str = ..., app: str = ..., **env: str
+        self,
+        *args: str,
+        queues: Sequence[str] = ...,
+        wait: bool = ...,
+        url: str = ...,
+        app: str = ...,
+        **env: str,
     ) -> Worker: ...
 
 
@@ -27,9 +33,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 @pytest.fixture
-def worker(
-    redis_url: str, tmp_path: Path, ledger: Ledger, client: jobq.Client
-) -> Iterator[WorkerFactory]:
+def worker(redis_url: str, tmp_path: Path, ledger: Ledger, client: jobq.Client) -> Iterator[WorkerFactory]:
     """Start real workers; each ends with the test."""
     started: list[Worker] = []
 

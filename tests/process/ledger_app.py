@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -77,10 +78,8 @@ def slow(key: str) -> None:
     """Obeys its soft timeout, though it catches every Exception."""
     trace("start", key)
     while True:
-        try:
+        with contextlib.suppress(Exception):
             time.sleep(0.02)
-        except Exception:
-            pass
 
 
 @jobq.task("t.stubborn", priority="high", timeout=1, max_attempts=1)

@@ -129,7 +129,9 @@ def test_a_payload_that_cannot_be_read_becomes_a_dead_letter(
         "no_params": b'{"v":1,"kid":"","sig":"","body":{"task":"t.note","tv":1,"p":{}}}',
         "nan": b'{"v":1,"kid":"","sig":"","body":{"task":"t.note","tv":1,"p":{"key":NaN}}}',
         "utf8": b'{"v":1,"kid":"","sig":"","body":{"task":"t.note","tv":1,"p":{"key":"\xff"}}}',
-        "huge": b'{"v":1,"kid":"","sig":"","body":{"task":"t.note","tv":' + b"9" * 5_000 + b',"p":{"key":"a"}}}',
+        "huge": b'{"v":1,"kid":"","sig":"","body":{"task":"t.note","tv":'
+        + b"9" * 5_000
+        + b',"p":{"key":"a"}}}',
         "deep": deep,
         "bomb": zlib.compress(b" " * 50_000_000),
         "zlib": b"x\x9c broken",
@@ -170,8 +172,12 @@ def test_hashes_that_are_none_are_set_aside(
     redis_client.hdel(mix.add_bad("no_status"), "status")
     strange = ["no such job", "a:b", "\x00", "x" * 300]
     for job_id in strange[1:]:
-        redis_client.hset(f"rq:job:{job_id}", mapping={"status": "queued", "data": "{}", "origin": "high", "q": 1})
-    redis_client.hset(b"rq:job:\xff\xfe", mapping={"status": "queued", "data": "{}", "origin": "high", "q": 1})
+        redis_client.hset(
+            f"rq:job:{job_id}", mapping={"status": "queued", "data": "{}", "origin": "high", "q": 1}
+        )
+    redis_client.hset(
+        b"rq:job:\xff\xfe", mapping={"status": "queued", "data": "{}", "origin": "high", "q": 1}
+    )
     redis_client.rpush("rq:queue:high", *strange, b"\xff\xfe")
     mix.add_good()
     gone = mix.add_bad("gone")
@@ -199,7 +205,9 @@ def test_any_field_may_be_wrong(
     )  # fmt: skip
     for field in fields:
         redis_client.hset(mix.add_bad(field), field, wrong)
-    redis_client.hset(mix.add_bad("nothing_right"), mapping=dict.fromkeys(("description", "data", "timeout"), wrong))
+    redis_client.hset(
+        mix.add_bad("nothing_right"), mapping=dict.fromkeys(("description", "data", "timeout"), wrong)
+    )
     redis_client.hdel(mix.add_bad("no_q"), "q")
     mix.add_bad("foreign")
     redis_client.hdel(f"rq:job:{mix.bad['foreign'].id}", "q")

@@ -155,7 +155,9 @@ def test_a_killed_executor_is_replaced_and_its_jobs_run_again(
     assert len(ledger.entries("start")) == 5 + 3
 
 
-def test_jobs_of_a_killed_spawner_run_again(worker: WorkerFactory, client: jobq.Client, ledger: Ledger) -> None:
+def test_jobs_of_a_killed_spawner_run_again(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+) -> None:
     running = worker("--concurrency", "3")
     jobs = [enqueue(client, app.nap, key=f"n{n}", seconds=0.5) for n in range(3)]
     ledger.wait("start", count=3)

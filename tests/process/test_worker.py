@@ -98,7 +98,7 @@ def test_drain_is_heard_under_constant_load(worker: WorkerFactory, client: jobq.
     assert client.stats().queues["high"].queued > 0
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_second_signal_forces(
     worker: WorkerFactory, client: jobq.Client, ledger: Ledger, number: signal.Signals, code: int
 ) -> None:
@@ -117,7 +117,9 @@ def test_a_second_signal_forces(
     assert alive(tree) == []
 
 
-def test_burst_ends_when_its_queues_are_empty(worker: WorkerFactory, client: jobq.Client, ledger: Ledger) -> None:
+def test_burst_ends_when_its_queues_are_empty(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+) -> None:
     app.note.options(client=client).enqueue_many([{"key": str(n)} for n in range(50)])
     slow = enqueue(client, app.nap, key="slow", seconds=0.5)
     assert worker("--burst", queues=("high", "critical"), wait=False).wait() == 0

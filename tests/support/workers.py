@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from tests.support.processes import Program, environment, until
 
@@ -108,9 +108,10 @@ class Worker(Program):
     def tree(self) -> list[psutil.Process]:
         """Every process below the supervisor: spawner, executors, job children."""
         try:
-            return psutil.Process(self.pid).children(recursive=True)
+            found: list[psutil.Process] = psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
+        return found
 
     def executors(self) -> list[psutil.Process]:
         """The executor processes, by the name they give themselves."""

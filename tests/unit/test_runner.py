@@ -17,7 +17,7 @@ from jobq.codec import Codec
 from jobq.queues import LANES
 from jobq.tasks import Registry, Task, task
 from jobq.worker.children import decode_report, decode_work, encode_report, encode_work
-from jobq.worker.runner import PARK_NO_KEY, PARK_UNSUPPORTED, Assignment, Runner, describe_error
+from jobq.worker.runner import PARK_UNSUPPORTED, Assignment, Runner, describe_error, no_key_bucket
 
 KEY = "k" * 32
 
@@ -188,7 +188,8 @@ def test_a_forged_payload_is_rejected_and_never_run(sink: Sink) -> None:
     outcome = make_runner(sink, signer).run(assignment(data, "r.ok")).outcome
     assert (outcome.kind, outcome.reason) == ("dead", "rejected")
     outcome = make_runner(sink, signer).run(work(ok, codec=forger, value=1)).outcome
-    assert (outcome.kind, outcome.bucket) == ("park", PARK_NO_KEY)
+    assert (outcome.kind, outcome.bucket) == ("park", no_key_bucket(forger.key_ids[0]))
+    assert forger.key_ids != signer.key_ids  # so this worker does not claim it again at once
 
 
 def test_an_unknown_task_is_parked_under_its_name(runner: Runner) -> None:

@@ -30,10 +30,10 @@ local function ready(child, lenient)
 end
 
 for _, parent in ipairs(redis.call('ZRANGE', KEYS[1], 0, 19)) do
+  if room <= 0 then break end
   local set = P .. 'job:' .. parent .. ':dependents'
   local succeeded = status_of(parent) == 'finished'
-  local children = {}
-  if room > 0 then children = redis.call('SRANDMEMBER', set, succeeded and room or 1000) end
+  local children = redis.call('SRANDMEMBER', set, succeeded and room or 1000)
   for _, child in ipairs(children) do
     local key = P .. 'job:' .. child
     local row = redis.pcall('HMGET', key, 'status', 'origin', 'park', 'q', 'allow_dependency_failures')

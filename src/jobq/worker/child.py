@@ -32,14 +32,22 @@ class _Line:
         self._cancelled = False
         self._last_progress = 0.0
 
+    def hello(self) -> None:
+        """Say that jobs may come: before, their time would run while this process still imports."""
+        self._channel.send("hello")
+
     def next_job(self) -> Assignment:
         """Block until there is a job."""
         self._cancelled = False
         self._last_progress = 0.0
-        while True:
+        work: Assignment | None = None
+        while work is None:
             for message in self._channel.receive(block=True):
                 if message.op == "run":
-                    return decode_work(message.body)
+                    work = decode_work(message.body)
+                elif message.op == "cancel":  # before "run" it meant the job that has just ended
+                    self._cancelled = work is not None
+        return work
 
     def done(self, report: Report) -> None:
         """Hand the report over."""
@@ -102,6 +110,7 @@ def child_entry(settings: Settings, body: dict[str, Any], fds: list[int]) -> int
     )
     alarm = _Alarm()
     try:
+        line.hello()
         while True:
             work = line.next_job()
             work.started_at = time.monotonic()

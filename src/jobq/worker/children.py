@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -20,6 +21,8 @@ from jobq.worker.runner import Assignment, Report, Runner
 
 HARD_KILL_S = 4.5
 """Seconds past the soft timeout after which a process is killed: gone by five, for who looks twice a second."""
+
+_RESPAWN_PAUSE_S = 1.0
 
 JOBS_PER_CHILD = 1_000
 GROWTH_LIMIT_KB = 256 * 1024
@@ -36,8 +39,10 @@ class _Child:
     channel: Channel
     pid: int = 0
     work: Assignment | None = None
+    told: Assignment | None = None  # the job that it was told to stop
     jobs: int = 0
     rss_kb: int = 0
+    up: bool = False  # it has said hello: what it needs is imported
     killed: str = ""  # why we killed it: "timeout"
     gone: bool = False
 
@@ -79,6 +84,7 @@ class ChildExecutor:
         self._children: dict[str, _Child] = {}
         self._numbers = itertools.count()
         self._closed = False
+        self._not_before = 0.0
         self._kept_ready = limit if eager else 0
         self._oom_kills = oom_kills()
         for _ in range(self._kept_ready):
@@ -123,6 +129,9 @@ class ChildExecutor:
         for message in messages:
             if message.op == "done":
                 self._done(child, message.body)
+            elif message.op == "hello":
+                child.up = True
+                self._feed()
             else:
                 progress.append(message)
         return progress
@@ -147,9 +156,9 @@ class ChildExecutor:
         work, child.work = child.work, None
         if work is not None:
             self._hooks.finished(self._obituary(child, work, status))
-        if not self._closed and (self._backlog or len(self._children) < self._kept_ready):
-            self._start_child()
-            self._feed()
+        if not child.up:  # it could not even start: trying at once would only burn the processor
+            self._not_before = time.monotonic() + _RESPAWN_PAUSE_S
+        self._refill(time.monotonic())
 
     @property
     def busy(self) -> bool:
@@ -157,23 +166,34 @@ class ChildExecutor:
         return any(child.work is not None for child in self._children.values())
 
     def tick(self, now: float) -> None:
-        """Kill children whose job is past its hard timeout."""
+        """Kill children whose job is past its hard timeout; start those that had to wait."""
+        self._refill(now)
         for child in self._children.values():
             work = child.work
-            if work is not None and not child.killed and now > work.started_at + work.timeout_s + HARD_KILL_S:
+            if work is None or child.killed or not child.pid:
+                continue
+            if now > work.started_at + work.timeout_s + HARD_KILL_S:
                 child.killed = "timeout"
                 self._spawner.send("kill", pid=child.pid)
 
     def cancel(self, job_id: str) -> None:
         """Tell the child that runs this job that it was asked to stop."""
         for child in self._children.values():
-            if child.work is not None and child.work.job.id == job_id:
+            if child.work is not None and child.work.job.id == job_id and child.told is not child.work:
+                child.told = child.work  # once: a line that a long job never reads would fill, and block us
                 try:
                     child.channel.send("cancel")
                 except ChannelClosed:
                     child.gone = True
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _refill(self, now: float) -> None:
+        if self._closed or now < self._not_before:
+            return
+        while len(self._children) < self._kept_ready:
+            self._start_child()
+        self._feed()
 
     def _start_child(self) -> None:
         channel, theirs = Channel.pair()
@@ -191,13 +211,13 @@ class ChildExecutor:
         theirs.close()
 
     def _feed(self) -> None:
-        idle = [child for child in self._children.values() if child.work is None and not child.gone]
-        while self._backlog:
-            if not idle:
-                if len(self._children) >= self._limit:
-                    return
+        free = [child for child in self._children.values() if child.work is None and not child.gone]
+        idle = [child for child in free if child.up]
+        if time.monotonic() >= self._not_before:
+            wanted = min(len(self._backlog) - len(free), self._limit - len(self._children))
+            for _ in range(wanted):
                 self._start_child()
-                idle = [next(reversed(self._children.values()))]
+        while self._backlog and idle:
             child = idle.pop()
             work = self._backlog.popleft()
             try:

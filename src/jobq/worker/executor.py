@@ -34,7 +34,7 @@ from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.children import ChildExecutor
 from jobq.worker.executors import Executor, LoopExecutor, ThreadExecutor
 from jobq.worker.inbox import Inbox
-from jobq.worker.runner import PARK_NO_KEY, Assignment, Report, Runner
+from jobq.worker.runner import Assignment, Report, Runner, no_key_bucket
 from jobq.worker.slots import SlotTable
 from jobq.worker.waiter import Waiter
 
@@ -114,8 +114,9 @@ class LaneExecutor:
         self._spawner = spawner
         self._keys = Keys(settings.key_prefix)
         self._inbox = Inbox(table)
+        codec = settings.codec()
         self._runner = Runner(
-            codec=settings.codec(),
+            codec=codec,
             registry=tasks,
             spec=spec,
             worker=lane.worker,
@@ -123,7 +124,7 @@ class LaneExecutor:
             default_attempts=settings.max_attempts,
             result_limit=settings.result_limit,
         )
-        self._known = [*tasks.names(), *((PARK_NO_KEY,) if settings.secret_key else ())]
+        self._known = [*map(no_key_bucket, codec.key_ids), *tasks.names()]
         commands = connect(settings, "command", url=spec.redis_url)
         blocking = connect(settings, "blocking", url=spec.redis_url)
         self._link = Link(commands)
@@ -197,6 +198,8 @@ class LaneExecutor:
             work = self._works.get(job_id)
             if work is not None:
                 plan.append(calls.progress(self._keys, job_id, work.job.token, text))
+            else:  # from a thread that the task left behind
+                self._inbox.forget(job_id)
         return plan
 
     def _exchange(self, plan: list[Call[Any]], reports: list[Report]) -> None:
@@ -408,6 +411,7 @@ class LaneExecutor:
             if now - max(self._last_report, 0.0) > BACKLOG_PATIENCE_S:
                 for executor in self._executors():
                     self._hand_back(executor.take_back())
+                self._run_s = BACKLOG_PATIENCE_S  # or the same jobs would be claimed again at once
             timeout = BACKLOG_PATIENCE_S / 2
         if self._inbox.prepare_sleep():
             self._poll(timeout, watch_queue)
@@ -456,12 +460,20 @@ class LaneExecutor:
             if message.op in ("drain", "retire"):
                 self._drain()
             elif message.op == "cancel":
-                self._inbox.cancel(message.body["ids"])
-                for children in self._child_executors():
-                    for job_id in message.body["ids"]:
-                        children.cancel(job_id)
+                self._cancel(message.body["members"])
             elif message.op == "wake":
                 self._pause_until, self._hungry = 0.0, True
+
+    def _cancel(self, members: list[str]) -> None:
+        """Tell the runs of these leases to stop. A later run of the same job, under another token, is not meant."""
+        for member in members:
+            job_id, _, token = member.partition(":")
+            work = self._works.get(job_id)
+            if work is None or work.job.token != token:
+                continue
+            self._inbox.cancel([job_id])
+            for children in self._child_executors():
+                children.cancel(job_id)
 
     def _read_spawner(self) -> None:
         for message in self._spawner.receive():

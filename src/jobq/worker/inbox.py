@@ -45,7 +45,8 @@ class Inbox:
 
     def finished(self, report: Report) -> None:
         """A run has ended: queue its report, and wake the loop if it sleeps."""
-        self._table.finish(report.assignment.slot)
+        if report.outcome.kind != "hand_back":  # that one never started, and must not count as interrupted
+            self._table.finish(report.assignment.slot)
         self._reports.append(report)
         if self._asleep:
             self.wake()

@@ -107,7 +107,8 @@ class Lane:
         else:
             outcomes += _interrupted(own, crash=crash)
             outcomes += _interrupted((slot for slot in running if slot.isolated), crash=False)
-        outcomes += _interrupted((slot for slot in slots if slot.state is SlotState.FINISHED), crash=False)
+        unsettled = (s for s in slots if s.state is SlotState.FINISHED and s.member not in culprits)
+        outcomes += _interrupted(unsettled, crash=False)
         return Settlement(
             self.spec.queue,
             outcomes,

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from jobq import calls, events, rq_bridge
-from jobq.errors import SoftTimeout, StoreError
+from jobq.errors import SoftTimeout, StoreError, StoreUnavailableError
 from jobq.job import Attempt
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
@@ -36,6 +36,7 @@ after an outage."""
 RELEASE_S = 0.5
 PRUNE_S = 5.0
 REGISTER_S = 10.0
+LOOK_S = 0.25
 _MOST_ROUNDS = 20
 """Full batches in a row before the other duties have their turn."""
 
@@ -64,7 +65,7 @@ class Fleet:
     Attributes:
         name: The worker's.
         members: ``<id>:<token>`` of every job in the executors' hands that may still be extended.
-        tell: Passes ``lost`` and ``cancelled`` job ids on to the executors.
+        tell: Passes the members whose lease is lost, or that were asked to stop, on to the executors.
         workers: The registration of each executor, as arguments of ``calls.register_worker``.
     """
 
@@ -104,7 +105,8 @@ class Heartbeat:
         for start in range(0, len(members), 500):
             beat = store.run(calls.heartbeat(fleet.keys, members[start : start + 500], fleet.lease_ms))
             if beat.lost or beat.cancelled:
-                fleet.tell([member.partition(":")[0] for member in beat.lost] + list(beat.cancelled))
+                asked = set(beat.cancelled)
+                fleet.tell(beat.lost + [m for m in members[start : start + 500] if m.partition(":")[0] in asked])
 
 
 class Promote:
@@ -172,13 +174,23 @@ class Prune:
 
 
 class Register:
-    """Keeps the executors in rq's and our lists of workers."""
+    """Keeps the executors in rq's and our lists of workers: each anew in a while, and all when one came or went."""
 
-    period_s = REGISTER_S
+    period_s = LOOK_S
+
+    def __init__(self) -> None:
+        self._shown: set[tuple[str, int, bool]] = set()
+        self._again = 0.0
 
     def tick(self, store: Store, fleet: Fleet) -> None:
-        for worker in fleet.workers():
+        workers = fleet.workers()
+        now = time.monotonic()
+        seen = {(worker["name"], worker["pid"], worker["state"] == "draining") for worker in workers}
+        if seen == self._shown and now < self._again:
+            return
+        for worker in workers:
             store.run(calls.register_worker(fleet.keys, **worker))
+        self._shown, self._again = seen, now + REGISTER_S
 
 
 class Keeper:
@@ -260,7 +272,12 @@ class Keeper:
 
     def _settle_posted(self) -> None:
         while self._posted:
-            self._settle(self._posted[0])
+            try:
+                self._settle(self._posted[0])
+            except StoreUnavailableError:
+                raise
+            except Exception:  # it must not cost the heartbeat; those leases run out, and rescue takes the jobs
+                _log.exception("maintenance: the jobs of an ended executor could not be settled")
             self._posted.popleft()
 
     def _settle(self, settlement: Settlement) -> None:

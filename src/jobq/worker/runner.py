@@ -47,7 +47,7 @@ from jobq.tasks import Registry, Task
 PARK_NO_KEY = "~key"
 PARK_NEWER = "~newer"
 PARK_UNSUPPORTED = "~unsupported"
-"""Buckets of parked jobs that no task name describes; a worker with a key asks for the first."""
+"""Buckets of parked jobs that no task name describes; of the first there is one for each key."""
 
 _SHOWN_FRAMES = 20
 _FINGERPRINT_FRAMES = 5
@@ -237,12 +237,11 @@ class Runner:
             params = task.load(envelope.params, envelope.version)
         except UnknownTaskError:
             return self.parked(work, name, "unknown_task")
-        except NoKeyError:
-            return self.parked(work, PARK_NO_KEY, "no_key")
+        except NoKeyError as error:
+            return self.parked(work, no_key_bucket(error.key_id), "no_key")
         except NewerPayloadError as error:
-            return self.parked(
-                work, PARK_NEWER if name == job.description else name, f"newer_payload: {error}"
-            )
+            # Never under the task's name: this worker knows it, and would claim the job again at once.
+            return self.parked(work, PARK_NEWER, f"newer_payload: {error}")
         except SignatureError as error:
             return self.dead(work, "rejected", error)
         except (CodecError, PayloadError) as error:
@@ -419,6 +418,7 @@ class Runner:
     ) -> Report:
         """Build the outcome, its counters and its event."""
         job = work.job
+        reason = reason.encode("utf-8", "replace").decode()  # a lone surrogate could not be sent
         now = time.monotonic()
         run_ms = (now - work.started_at) * 1000
         wait_ms = (
@@ -473,6 +473,11 @@ class Runner:
                 fingerprint=details.fingerprint or None,
             )
         )
+
+
+def no_key_bucket(key_id: str) -> str:
+    """The bucket of jobs that wait for a worker with this key; one with other keys must not ask for it."""
+    return f"{PARK_NO_KEY}:{key_id}"
 
 
 def _timeout(work: Assignment, cause: BaseException | None) -> SoftTimeout:

@@ -238,10 +238,10 @@ def _kill_group(pid: int, *, leader: bool = True) -> None:
 def main() -> int:
     """Entry of ``python -m jobq.worker.spawner``."""
     from jobq.worker.child import child_entry  # here, so that tests can use Spawner without either
-    from jobq.worker.executor import executor_entry
+    from jobq.worker.executor import executor_entry, ignore_signals
 
     entries = {"executor": executor_entry, "child": child_entry}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
+    ignore_signals()  # service managers signal every process of a service; the supervisor decides
     die_with_parent()
     fresh = os.environ.pop(FRESH_ENV, None)
     if fresh is not None:

@@ -49,6 +49,7 @@ _FAST_DEATH_S = 2.0
 _RESPAWN_PAUSE_S = 1.0
 _FORCED_STOP_S = 2.0
 _READY_WITHIN_S = 5.0
+_READS_WITHIN_S = 15.0
 
 
 class Supervisor:
@@ -115,7 +116,10 @@ class Supervisor:
         )
         try:
             while self._lanes or self._restarts:
-                self._turn()
+                try:
+                    self._turn()
+                except ChannelClosed:
+                    self._spawner_died()
         finally:
             self._stop()
         events.emit("worker.stopped", worker=self._name)
@@ -235,6 +239,7 @@ class Supervisor:
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
+        """Look after everything once. Raises ChannelClosed when the spawner has gone."""
         assert self._line is not None
         ready, _, _ = select.select([self._line.fileno(), self._wake_r], [], [], _TURN_S)
         if self._wake_r in ready:
@@ -242,11 +247,8 @@ class Supervisor:
         while self._signals:
             self._on_signal(self._signals.pop(0))
         if self._line.fileno() in ready:
-            try:
-                for message in self._line.receive():
-                    self._on_message(message)
-            except ChannelClosed:
-                self._spawner_died()
+            for message in self._line.receive():
+                self._on_message(message)
         now = time.monotonic()
         for lane in list(self._lanes.values()):
             lane.table.set_pulse(now)
@@ -328,6 +330,12 @@ class Supervisor:
                 self._keepers[self._specs[lane.spec.queue].redis_url].post(lane.last_will(-9))
                 lane.close()
             self._lanes.clear()
+        self._restarts.clear()  # every queue gets an executor below
+        if self._line is not None:
+            self._line.close()
+        if self._spawner is not None:
+            self._spawner.kill()
+            self._spawner.wait()
         if self._ending:
             return
         events.emit("worker.lost", worker=self._name, queue="*", status=-9)
@@ -345,15 +353,20 @@ class Supervisor:
                 m for lane in self._lanes.values() if lane.spec.queue in queues for m in lane.members(now)
             ]
 
-    def _tell_all(self, job_ids: list[str]) -> None:
+    def _tell_all(self, members: list[str]) -> None:
+        now = time.monotonic()
         with self._tables:
             for lane in self._lanes.values():
-                lane.send("cancel", ids=job_ids)
+                # Told again at each heartbeat: a line that nobody reads would fill, and this thread hang with it.
+                if now - lane.last_turn < _READS_WITHIN_S:
+                    lane.send("cancel", members=members)
 
     def _registrations(self, queues: frozenset[str]) -> list[dict[str, Any]]:
         now_ms = time.time_ns() // 1_000_000
         with self._tables:
-            lanes = [lane for lane in self._lanes.values() if lane.spec.queue in queues and not lane.retired]
+            # One without a process id has not been forked yet.
+            known = (lane for lane in self._lanes.values() if lane.pid and not lane.retired)
+            lanes = [lane for lane in known if lane.spec.queue in queues]
             return [self._registration(lane, now_ms) for lane in lanes]
 
     def _registration(self, lane: Lane, now_ms: int) -> dict[str, Any]:
