@@ -67,7 +67,7 @@ def main() -> int:
     written = report.text(document)
     print(f"\n{written}")
     stem = document["started"][:10] + ("-quick" if options.quick else "")
-    target = Path(options.out) if options.out else HERE / "results" / f"{stem}.json"
+    target = Path(options.out) if options.out else _unused(HERE / "results", stem)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(document, indent=1) + "\n")
     target.with_suffix(".md").write_text(written)
@@ -77,6 +77,12 @@ def main() -> int:
     ):
         return 1
     return 6 if options.check and not all(each["met"] for each in document["targets"]) else 0
+
+
+def _unused(folder: Path, stem: str) -> Path:
+    """A name that no earlier run of the day has taken."""
+    names = [stem, *(f"{stem}-{number}" for number in range(2, 1_000))]
+    return next(path for name in names if not (path := folder / f"{name}.json").exists())
 
 
 def _run(bench: Bench, document: dict[str, Any], names: list[str], options: argparse.Namespace) -> None:

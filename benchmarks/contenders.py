@@ -47,7 +47,7 @@ class Contender:
 
     def processes(self, workload: str) -> tuple[int, int]:
         """Processes, and slots of each."""
-        return self.slots.get(workload, SLOTS[workload])
+        return self.slots[workload] if workload in self.slots else SLOTS[workload]
 
 
 _JOBQ_LEFT = (("llen", "rq:queue:high"), ("zcard", "rq:wip:high"), ("zcard", "jobq:leases"))

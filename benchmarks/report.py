@@ -188,8 +188,8 @@ def text(document: dict[str, Any]) -> str:
         f"# Benchmark of {document['started']}",
         "",
         f"{machine['cores']} cores ({machine['model']}), {machine['memory_gb']} GB, {machine['system']}; {versions}.",
-        f"Append-only file: {'everysec' if document['aof'] else 'off'}. Medians of {document['rounds']} interleaved"
-        " rounds, (lowest-highest). Compare only within this run.",
+        f"Append-only file: {'everysec' if document['aof'] else 'off'}.",
+        f"Medians of {document['rounds']} interleaved rounds (lowest-highest). Compare only within this run.",
     ]
     for workload in document["workloads"]:
         columns = _COLUMNS[workload]

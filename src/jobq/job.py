@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 
@@ -50,15 +51,22 @@ DEAD_REASONS = ("exhausted", "poison", "unreadable", "no_handler", "expired", "r
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
 _UNSAFE = re.compile(r"[^A-Za-z0-9_]+")
 
 
 def _base32(number: int, width: int) -> str:
-    digits = []
-    for _ in range(width):
-        number, rest = divmod(number, 32)
-        digits.append(_ALPHABET[rest])
-    return "".join(reversed(digits))
+    """The lowest ``width`` digits of a number."""
+    text = ""
+    for _ in range(0, width, 2):  # two digits at a time: an id is made for every job
+        text = _PAIRS[number & 1023] + text
+        number >>= 10
+    return text[-width:]
+
+
+@lru_cache(1024)
+def _slug(task: str) -> str:
+    return _UNSAFE.sub("_", task)[-24:].strip("_") or "job"
 
 
 def new_job_id(task: str, *, now_ms: int | None = None) -> str:
@@ -72,8 +80,7 @@ def new_job_id(task: str, *, now_ms: int | None = None) -> str:
         now_ms: Milliseconds since 1970, for tests. None: the machine's clock.
     """
     stamp = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    slug = _UNSAFE.sub("_", task)[-24:].strip("_") or "job"
-    return f"{slug}-{_base32(stamp, 9)}-{_base32(int.from_bytes(os.urandom(8)) >> 4, 12)}"
+    return f"{_slug(task)}-{_base32(stamp, 9)}-{_base32(int.from_bytes(os.urandom(8)) >> 4, 12)}"
 
 
 class JobActions(Protocol):

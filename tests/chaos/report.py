@@ -29,9 +29,7 @@ the kill each began is in the last column.
 
 def long_plan(seed: int) -> Plan:
     """What ``make chaos`` runs."""
-    return Plan(
-        jobs=5_000, lease=None, lease_s=12.0, seed=seed, slots=8, kill_every_s=1.5, drain_s=180, patience_s=0
-    )
+    return Plan(jobs=5_000, lease=None, lease_s=12.0, seed=seed, slots=8, kill_every_s=1.5, drain_s=180)
 
 
 def row(verdict: Verdict) -> str:

@@ -187,18 +187,20 @@ def test_a_code_is_nowhere(
             shown.append(commands_shown())
             assert_not_in_redis(redis_client)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     env = {"JOBQ_SECRET_KEY": KEY, "JOBQ_SMTP_URL": smtp_url, "JOBQ_SMTP_FROM": "no-reply@example.com"}
     with jobq_worker(
         redis_url, tmp_path / "worker.log", "-v", "-v", app=APP, queues=("critical", "high"), **env
     ) as worker:
         watcher.start()
-        ended = {
-            name: job.wait(timeout=20) for name, job in jobs.items() if name not in ("scheduled", "exit")
-        }
-        until(lambda: jobs["exit"].refresh().state in ("dead", "queued", "running"))
-        done.set()
-        watcher.join(10)
+        try:
+            ended = {
+                name: job.wait(timeout=20) for name, job in jobs.items() if name not in ("scheduled", "exit")
+            }
+            until(lambda: jobs["exit"].refresh().state in ("dead", "queued", "running"))
+        finally:
+            done.set()
+            watcher.join(10)
         log = worker.output()
     assert {name: job.state.value for name, job in ended.items()} == {
         "refused": "dead", "put off": "dead", "thread": "dead", "loop": "dead", "child": "dead", "nested": "dead",

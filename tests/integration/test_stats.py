@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import redis
@@ -70,8 +71,11 @@ def test_every_state_is_counted(client: Client, hand: Hand) -> None:
     add.options(client=client, delay=60).enqueue(a=1)
     bound.enqueue(a=9).cancel()
     found = client.stats().queues["medium"]
-    counts = {name: getattr(found, name) for name in ("queued", "scheduled", "retrying", "deferred", "parked", "running",
-                                                      "succeeded", "dead", "cancelled", "failed_attempts")}  # fmt: skip
+    names = (
+        "queued", "scheduled", "retrying", "deferred", "parked", "running", "succeeded", "dead", "cancelled",
+        "failed_attempts",
+    )  # fmt: skip
+    counts = {name: getattr(found, name) for name in names}
     assert counts == {
         "queued": 1, "scheduled": 1, "retrying": 1, "deferred": 0, "parked": 1, "running": 1, "succeeded": 1,
         "dead": 1, "cancelled": 1, "failed_attempts": 2,
@@ -113,14 +117,19 @@ def test_older_minutes_count_in_a_longer_window(client: Client, redis_client: re
         client.stats(since=timedelta(hours=25))
 
 
-def test_two_pipelines_however_many_queues(client: Client, redis_client: redis.Redis) -> None:
+def test_two_pipelines_however_many_queues(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(30):
         add.options(client=client, queue=f"q{n}").enqueue(a=1)
     _register(client)
     sent: list[object] = []
-    plan_run = client._store("command")
-    original = plan_run._send
-    plan_run._send = lambda step: (sent.append(step), original(step))[1]  # type: ignore[method-assign]
+    store = client._store("command")
+    original = store._send
+
+    def counted(step: Any) -> Any:
+        sent.append(step)
+        return original(step)
+
+    monkeypatch.setattr(store, "_send", counted)
     stats = client.stats()
     assert len(stats.queues) == 35
     assert len(sent) == 2

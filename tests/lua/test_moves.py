@@ -287,6 +287,19 @@ def test_children_of_a_dead_parent(bench: Bench) -> None:
     assert bench.waiting("q2") == ["d", "c"]
 
 
+def test_a_full_step_leaves_the_next_parent_for_later(bench: Bench) -> None:
+    bench.enqueue("a", "b")
+    a, b = bench.claim().jobs
+    for number in range(100):
+        child(bench, f"c{number}", "a")
+    child(bench, "late", "b", allow_dependency_failures="1")
+    bench.settle(a, kind="succeeded")
+    bench.settle(b, kind="dead")
+    while bench.run(calls.release(bench.keys, now_ms=T0)):
+        pass
+    assert len(bench.waiting("q2")) == 101
+
+
 def test_many_children_in_bounded_steps(bench: Bench) -> None:
     job = bench.running("a")
     for number in range(250):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
-def until(check: Callable[[], T], timeout: float = 15.0, every: float = 0.02) -> T:
+def until(check: Callable[[], T], timeout: float = 25.0, every: float = 0.02) -> T:
     """The first true answer of ``check``.
 
     For what other processes' tools bring about and offer no event for.

@@ -648,7 +648,16 @@ def test_without_a_client_the_remedy_is_named(monkeypatch):
         Serializer.dumps(("orders.confirm", None, (), {}))
 
 
-@given(json_values)
+def _like_a_call(value):
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and isinstance(value[0], str)
+        and isinstance(value[3], dict)
+    )
+
+
+@given(json_values.filter(lambda value: not _like_a_call(value)))  # those are refused, see below
 def test_other_values_are_plain_json(value):
     assert Serializer.loads(Serializer.dumps(value)) == value
 

@@ -10,12 +10,14 @@ import csv
 import os
 import secrets
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -26,6 +28,7 @@ from jobq.config import Settings
 from jobq.demo.peers import ACCOUNT, ROWS, Gateway, MailServer, make_ledger
 from jobq.demo.report import lanes_table, watch
 from jobq.demo.tasks import clean_up, import_rates
+from jobq.errors import ConfigError, JobqError
 from jobq.job import Job, JobState
 from jobq.private_server import PrivateServer
 from jobq.retry import Backoff
@@ -33,6 +36,9 @@ from jobq.retry import Backoff
 MAILS, PAYMENTS, TWICE, BATCH = 200, 100, 10, 500
 _START_S, _RUN_S, _STOP_S = 20.0, 60.0, 15.0
 _SIGN_IN_EVERY_S = 0.02
+_NEEDED = {"aiosmtpd": "dev", "httpx2": "http", "sqlalchemy": "sql"}  # module: the extra that brings it
+# Settings of whoever runs the demo, and of other tools whose names ours understand, are not the demo's.
+_FOREIGN = ("JOBQ_", "REDIS_", "RQ_", "QUEUE_", "JOB_")
 
 
 def run(keep: bool = False) -> int:
@@ -43,7 +49,11 @@ def run(keep: bool = False) -> int:
 
     Returns:
         0, or 6 when something that was counted is off.
+
+    Raises:
+        ConfigError: A package that the demo needs is missing, or there is no Redis server to start.
     """
+    _check_packages()
     # Piped, rich would fold the table to 80 columns.
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100)
     folder = Path(tempfile.mkdtemp(prefix="jobq-demo-"))
@@ -60,10 +70,15 @@ def run(keep: bool = False) -> int:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _check_packages() -> None:
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        extras = ",".join(_NEEDED[name] for name in missing)
+        raise ConfigError(f"jobq demo needs {' and '.join(missing)}: pip install 'jobq[{extras}]'")
+
+
 def _environment(folder: Path, redis_url: str, mails: MailServer, gateway: Gateway) -> dict[str, str]:
-    clean = {
-        name: value for name, value in os.environ.items() if not name.startswith(("JOBQ_", "REDIS_", "RQ_"))
-    }
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     return clean | {
         "JOBQ_REDIS_URL": redis_url,
         "JOBQ_APP": "jobq.demo.tasks",
@@ -97,7 +112,7 @@ def _tour(
             start_new_session=True,  # Ctrl-C reaches the demo alone, which then drains the worker
         )
         try:
-            _await_worker(client, worker)
+            _await_worker(client, worker, folder / "worker.log")
             began = time.monotonic()
             export, failing, refused = _enqueue(client)
             totals = {"critical": MAILS, "high": PAYMENTS, "medium": 1, "low": 1, "batch": BATCH}
@@ -122,7 +137,10 @@ def _tour(
                     and set(gateway.charges.values()) == {1},
                     f"the busy gateway was asked again {gateway.refused} times": gateway.refused > 0,
                     f"{TWICE} duplicates refused": refused == TWICE,
-                    f"{ROWS:,} rows in the file, as in the table": _rows(export) == ROWS,
+                    f"{BATCH} batch jobs succeeded": stats.queues["batch"].succeeded == BATCH,
+                    f"{ROWS:,} rows in the file, as in the table": _rows(export)
+                    == _rows_in_table(folder)
+                    == ROWS,
                     "the failing job became a dead letter, and succeeded once repaired": repaired,
                 },
             )
@@ -133,11 +151,12 @@ def _tour(
             _stop(worker)
 
 
-def _await_worker(client: Client, worker: subprocess.Popen[bytes]) -> None:
+def _await_worker(client: Client, worker: subprocess.Popen[bytes], log: Path) -> None:
     ends = time.monotonic() + _START_S
     while len(client.workers.list()) < len(client.specs):
         if worker.poll() is not None or time.monotonic() > ends:
-            raise RuntimeError("the worker did not start: see the file worker.log of jobq demo --keep")
+            words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
+            raise JobqError("\n".join(["the worker did not start; its last words:", *(words or ["none"])]))
         time.sleep(0.05)
 
 
@@ -154,7 +173,8 @@ def _enqueue(client: Client) -> tuple[Job, Job, int]:
         account_id=ACCOUNT, start="2026-01-01", end="2026-01-31", format="csv"
     )
     payments = helpers.process_payment.options(client=client, backoff=Backoff(base=0.3, cap=2))
-    wanted = [*range(PAYMENTS), *range(TWICE)]
+    # The second of each pair follows at once, in the same atomic step: its first cannot have ended by then.
+    wanted = [number for number in range(PAYMENTS) for _ in range(2 if number < TWICE else 1)]
     jobs = payments.enqueue_many(
         [
             {"payment_id": f"pay_{number}", "amount": f"{number + 1}.50", "currency": "EUR"}
@@ -197,6 +217,15 @@ def _rows(export: Job) -> int:
         return -len(str(error)) - 1
 
 
+def _rows_in_table(folder: Path) -> int:
+    database = sqlite3.connect(folder / "ledger.db")
+    try:
+        count: int = database.execute("SELECT count(*) FROM transactions").fetchone()[0]
+        return count
+    finally:
+        database.close()
+
+
 def _verify(console: Console, checks: Mapping[str, bool]) -> bool:
     console.print()
     for text, holds in checks.items():
@@ -219,5 +248,9 @@ def _stop(worker: subprocess.Popen[bytes]) -> None:
     try:
         worker.wait(_STOP_S)
     except subprocess.TimeoutExpired:
-        worker.kill()
-        worker.wait()
+        pass
+    finally:
+        # A second Ctrl-C ends the wait, and must not leave the worker behind: it is in a session of its own.
+        if worker.poll() is None:
+            worker.kill()
+            worker.wait()

@@ -14,19 +14,25 @@ from jobq.client import Client
 from jobq.stats import Stats
 
 _LOOK_EVERY_S = 0.2
+_SAY_EVERY_S = 1.0
 
 
 def watch(
     client: Client, totals: Mapping[str, int], console: Console, alive: Callable[[], bool], deadline_s: float
 ) -> Stats:
-    """Show how far each lane is until all its jobs have ended, the worker is gone, or time is up."""
-    ends = time.monotonic() + deadline_s
+    """Show how far each lane is until all its jobs have ended, the worker is gone, or time is up.
+
+    A bar per lane on a terminal; else a line a second.
+    """
+    began = time.monotonic()
+    ends, said = began + deadline_s, began
     bars = Progress(
         TextColumn("{task.description:<9}"),
         BarColumn(40),
         MofNCompleteColumn(),
         console=console,
         transient=False,
+        disable=not console.is_terminal,
     )
     rows = {name: bars.add_task(name, total=total) for name, total in totals.items()}
     with bars:
@@ -35,9 +41,15 @@ def watch(
             done = {name: stats.queues[name].succeeded + stats.queues[name].dead for name in totals}
             for name, row in rows.items():
                 bars.update(row, completed=min(done[name], totals[name]))
-            if all(done[name] >= total for name, total in totals.items()):
-                return stats
-            if not alive() or time.monotonic() > ends:
+            now = time.monotonic()
+            over = all(done[name] >= total for name, total in totals.items()) or not alive() or now > ends
+            if not console.is_terminal and (over or now >= said + _SAY_EVERY_S):
+                said = now
+                lanes = "  ".join(
+                    f"{name} {min(done[name], total)}/{total}" for name, total in totals.items()
+                )
+                console.print(f"{now - began:4.1f} s  {lanes}")
+            if over:
                 return stats
             time.sleep(_LOOK_EVERY_S)
 

@@ -1,7 +1,7 @@
 """Where a function runs: threads (sync tasks), an event loop (async tasks), child processes (isolated tasks).
 
 All three speak one small protocol: ``submit`` takes assignments, every ending goes to ``hooks.finished``,
-``take_back`` returns what has not started. At most the queue's slots are in their hands at a time.
+``take_back`` returns what has not started. At most the queue's slots run at a time; threads may hold more.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Lane:
         spec: What it was told to serve.
         ref: Its name between supervisor and spawner.
         retired: It finishes what it runs; a successor claims.
-        killed: Why the supervisor killed it: ``timeout``, ``grace`` or ``force``; empty: it did not.
+        killed: Why the worker ended it: ``timeout``, ``grace``, ``force`` or ``spawner``; empty: it did not.
     """
 
     spec: LaneSpec

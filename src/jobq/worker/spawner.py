@@ -141,11 +141,18 @@ class Spawner:
         if kind == "executor":
             ours, theirs = Channel.pair()
             fds.append(theirs.detach())
-        pid = (
-            self._fork_fresh(kind, message.body, fds) if self._fresh else self._fork(kind, message.body, fds)
-        )
-        for number in fds:
-            os.close(number)
+        fork = self._fork_fresh if self._fresh else self._fork
+        try:
+            pid = fork(kind, message.body, fds)
+        except OSError as error:  # no memory or no process left: whoever asked tries again later; the others live
+            sys.stderr.write(f"jobq: cannot start a process: {error}\n")
+            if ours is not None:
+                ours.close()
+            line.send("exited", ref=ref, pid=0, status=71)
+            return
+        finally:
+            for number in fds:
+                os.close(number)
         self._children[pid] = _Child(pid, kind, ref, line, ours)
         line.send("spawned", ref=ref, pid=pid)
 

@@ -287,12 +287,14 @@ class Supervisor:
         over = expected and (self._worker.burst or self._worker.max_jobs is not None)
         if self._ending or lane.retired or over:
             return
-        self._restart(queue)
+        self._restart(queue, time.monotonic() - lane.started_at)
 
-    def _restart(self, queue: str) -> None:
+    def _restart(self, queue: str, lived_s: float) -> None:
         """Start a successor: at once, or a second later when the last ones died as soon as they were born."""
         now = time.monotonic()
         deaths = self._deaths[queue]
+        if lived_s > _FAST_DEATH_S:  # it could serve: what ended it is no reason to let its jobs wait
+            deaths.clear()
         deaths.append(now)
         fast = len(deaths) == _FAST_DEATHS and now - deaths[0] < _FAST_DEATHS * _FAST_DEATH_S
         if fast:
