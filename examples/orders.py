@@ -32,7 +32,7 @@ def confirm_order(order_id: str) -> dict[str, str]:
 def remind(order_id: str, days: int = 3) -> None:
     """Remind of an unpaid order; a small order is not worth it."""
     if days < 1:
-        raise jobq.Discard("nothing to remind of")
+        raise jobq.Discard(f"{order_id} is due already")
 
 
 @jobq.task("orders.sync", priority="batch")
@@ -53,7 +53,9 @@ def main() -> None:
     for number in range(3):
         job = checkout(f"ORD-{number}")
         again = confirm_order.enqueue(order_id=f"ORD-{number}")
-        print(f"{job.id} for ORD-{number}; ordered twice: {again.deduplicated}, the same job: {again.id == job.id}")
+        print(
+            f"{job.id} for ORD-{number}; ordered twice: {again.deduplicated}, the same job: {again.id == job.id}"
+        )
     sync_orders.enqueue_many([{"page": page} for page in (1, 2)])
 
 

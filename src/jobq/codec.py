@@ -466,7 +466,9 @@ class Serializer:
             # By name: a program that only enqueues through rq names this class, and nothing above it.
             importlib.import_module("jobq.client")
         if Serializer.provider is None:
-            raise ConfigError("nothing binds jobq.codec.Serializer to a client: call codec.bind_serializer(provider)")
+            raise ConfigError(
+                "nothing binds jobq.codec.Serializer to a client: call codec.bind_serializer(provider)"
+            )
         codec, binder = Serializer.provider()
         task, version, params, secrets = binder(name, tuple(args), kwargs)
         return codec.encode(task=task, version=version, params=params, secrets=secrets, job_id=None)

@@ -123,7 +123,9 @@ class QueueSpec:
         for name in ("keep_succeeded", "keep_dead"):
             kept: Retention = getattr(self, name)
             asked = self.retention
-            object.__setattr__(self, name, asked if isinstance(asked, Retention) else Retention(asked, kept.count))
+            object.__setattr__(
+                self, name, asked if isinstance(asked, Retention) else Retention(asked, kept.count)
+            )
         object.__setattr__(self, "retention", None)  # said once, in the two it stands for
 
     def _whole(self, field: str, value: object, low: int, high: int) -> None:

@@ -245,7 +245,7 @@ class Experiment:
             # The jobs of the lane of processes run in children of the spawner, which go with the executor.
             children = [p for p in tree if not _lane(p)] if _lane(executor) == ISOLATED else []
             victims = [executor, *children]
-        for process in victims if executor is None else [executor]:
+        for process in victims:  # job children too: one may be about to start the job it was handed
             _signal(process, signal.SIGSTOP)
         leased = {member.decode().partition(":")[0] for member in raw.zrange("jobq:leases", 0, -1)}
         last: dict[str, Run] = {}

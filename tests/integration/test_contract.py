@@ -12,7 +12,7 @@ import pytest
 
 import jobq
 
-SCRIPT = '''
+SCRIPT = """
 import asyncio
 import jobq
 
@@ -60,12 +60,14 @@ jobq.QueueSpec("email", 5, target=5, max_attempts=3, timeout=30, retention=3600)
 assert issubclass(jobq.PayloadTooLargeError, jobq.EnqueueError) and issubclass(jobq.ConfigError, jobq.JobqError)
 import jobq.codec; jobq.codec.Serializer.dumps
 print("kept")
-'''
+"""
 
 
 def test_the_examples_of_the_contract(redis_url: str) -> None:
     environment = {**os.environ, "JOBQ_REDIS_URL": redis_url}
-    ran = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=50)
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=50
+    )
     assert (ran.returncode, ran.stdout) == (0, "kept\n"), ran.stderr
 
 

@@ -178,7 +178,7 @@ def test_a_dead_workers_jobs_are_rescued_by_another(
     second = worker(JOBQ_LEASE="1s")
     second.executor()
     lost.kill()
-    second.wait_event("job.rescued", outcome="queued", timeout=5)
+    second.wait_event("job.rescued", outcome="queued", timeout=15)
     for job in jobs:
         done = job.wait(timeout=15)
         assert (done.state, done.attempt) == (JobState.SUCCEEDED, 1)

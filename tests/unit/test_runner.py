@@ -150,7 +150,12 @@ def test_what_a_task_raises_decides(
 def test_a_failure_is_recorded_with_its_traceback(runner: Runner) -> None:
     outcome = runner.run(work(raises, word="error")).outcome
     record = json.loads(outcome.record)
-    assert (record["number"], record["outcome"], record["error_type"], record["worker"]) == (1, "failed", "RuntimeError", "w-1")
+    assert (record["number"], record["outcome"], record["error_type"], record["worker"]) == (
+        1,
+        "failed",
+        "RuntimeError",
+        "w-1",
+    )
     assert "no luck" in record["traceback"]
     assert outcome.fingerprint == record["fingerprint"]
 
@@ -184,7 +189,9 @@ def test_a_forged_payload_is_rejected_and_never_run(sink: Sink) -> None:
     signer, forger = Codec([KEY]), Codec(["f" * 32])
     outcome = make_runner(sink, signer).run(work(ok, codec=Codec(), value=1)).outcome
     assert (outcome.kind, outcome.reason) == ("dead", "rejected")
-    data = signer.encode(task="r.ok", version=1, params={"value": 1}, job_id="j1").replace(b'"value":1', b'"value":9')
+    data = signer.encode(task="r.ok", version=1, params={"value": 1}, job_id="j1").replace(
+        b'"value":1', b'"value":9'
+    )
     outcome = make_runner(sink, signer).run(assignment(data, "r.ok")).outcome
     assert (outcome.kind, outcome.reason) == ("dead", "rejected")
     outcome = make_runner(sink, signer).run(work(ok, codec=forger, value=1)).outcome
@@ -247,4 +254,8 @@ def test_work_and_report_survive_the_line_to_a_child(runner: Runner) -> None:
 
 def test_a_timeout_from_outside_counts_as_an_attempt(runner: Runner) -> None:
     outcome = runner.timed_out(work(raises, word="error")).outcome
-    assert (outcome.kind, outcome.spends, outcome.delay_ms) == ("retry", True, timedelta(seconds=7) / timedelta(milliseconds=1))
+    assert (outcome.kind, outcome.spends, outcome.delay_ms) == (
+        "retry",
+        True,
+        timedelta(seconds=7) / timedelta(milliseconds=1),
+    )

@@ -25,7 +25,11 @@ def test_a_record_tells_waiting_running_and_finished_apart(table: SlotTable) -> 
 
     found = {slot.job_id: slot for slot in table.read()}
 
-    assert [found[f"job-{n}"].state for n in range(3)] == [SlotState.CLAIMED, SlotState.STARTED, SlotState.FINISHED]
+    assert [found[f"job-{n}"].state for n in range(3)] == [
+        SlotState.CLAIMED,
+        SlotState.STARTED,
+        SlotState.FINISHED,
+    ]
     assert (found["job-1"].started, found["job-1"].deadline) == (10.0, 20.0)
     assert found["job-0"].member == "job-0:exec.1"
 

@@ -72,16 +72,22 @@ def executor_with(inbox: Inbox, *works: Assignment) -> LaneExecutor:
 
 
 def test_a_lost_lease_does_not_cancel_the_next_run_of_the_job(inbox: Inbox) -> None:
-    executor = executor_with(inbox, Assignment(0, claimed("a", "new.7"), 0.0, 0), Assignment(1, claimed("b"), 0.0, 0))
+    executor = executor_with(
+        inbox, Assignment(0, claimed("a", "new.7"), 0.0, 0), Assignment(1, claimed("b"), 0.0, 0)
+    )
     executor._cancel(["a:old.3", "b:e.1", "elsewhere:e.1"])
     assert not inbox.cancel_requested("a")
     assert inbox.cancel_requested("b")
-    assert not inbox.cancel_requested("elsewhere")  # another lane's: it may come here later, and would be dropped
+    assert not inbox.cancel_requested(
+        "elsewhere"
+    )  # another lane's: it may come here later, and would be dropped
 
 
 def test_the_heartbeat_passes_on_leases_not_ids() -> None:
     told: list[list[str]] = []
-    fleet: Any = type("F", (), {"members": lambda: ["a:x.1", "b:x.1", "c:x.2"], "tell": told.append, "lease_ms": 1})
+    fleet: Any = type(
+        "F", (), {"members": lambda: ["a:x.1", "b:x.1", "c:x.2"], "tell": told.append, "lease_ms": 1}
+    )
     fleet.keys = Keys("rq")
     store: Any = type("S", (), {"run": lambda _call: Beat(["a:x.1"], ["c"])})
     Heartbeat(3_000).tick(store, fleet)
@@ -90,7 +96,9 @@ def test_the_heartbeat_passes_on_leases_not_ids() -> None:
 
 def test_a_job_that_is_handed_back_never_counts_as_interrupted(inbox: Inbox, table: SlotTable) -> None:
     slot = table.take("a", "e.1")
-    inbox.finished(Report(Assignment(slot, claimed("a"), 0, 0), Outcome(job_id="a", token="e.1", kind="hand_back"), ""))
+    inbox.finished(
+        Report(Assignment(slot, claimed("a"), 0, 0), Outcome(job_id="a", token="e.1", kind="hand_back"), "")
+    )
     assert [found.state for found in table.read()] == [SlotState.CLAIMED]
 
 

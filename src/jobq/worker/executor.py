@@ -156,7 +156,9 @@ class LaneExecutor:
         while True:
             now = time.monotonic()
             self._table.beat(now)
-            if now - self._last_poll > _POLL_EVERY_S:  # no turn of a busy loop sleeps, yet others have their say
+            if (
+                now - self._last_poll > _POLL_EVERY_S
+            ):  # no turn of a busy loop sleeps, yet others have their say
                 self._poll(0.0, watch_queue=False)
             reports = self._inbox.take(BATCH)
             plan = self._plan(reports)
@@ -453,7 +455,9 @@ class LaneExecutor:
     def _read_waiter(self) -> None:
         with contextlib.suppress(RedisError, OSError):
             self._waiter.fire()
-        self._hungry = True  # also when nothing came for the whole block: a look now and then finds parked jobs
+        self._hungry = (
+            True  # also when nothing came for the whole block: a look now and then finds parked jobs
+        )
 
     def _read_control(self) -> None:
         for message in self._control.receive():
@@ -525,7 +529,5 @@ def ignore_signals() -> None:
 
 def _name_process(name: str) -> None:
     """Show the lane in ``ps`` where the kernel lets a process rename itself."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(name[:15])
-    except OSError:
-        pass

@@ -127,7 +127,5 @@ class Inbox:
 
     def wake(self) -> None:
         """Wake the loop, from any thread or signal handler."""
-        try:
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
             os.write(self._wake_w, b"x")
-        except BlockingIOError:  # the pipe is full of wake-ups already
-            pass

@@ -106,7 +106,9 @@ class Heartbeat:
             beat = store.run(calls.heartbeat(fleet.keys, members[start : start + 500], fleet.lease_ms))
             if beat.lost or beat.cancelled:
                 asked = set(beat.cancelled)
-                fleet.tell(beat.lost + [m for m in members[start : start + 500] if m.partition(":")[0] in asked])
+                fleet.tell(
+                    beat.lost + [m for m in members[start : start + 500] if m.partition(":")[0] in asked]
+                )
 
 
 class Promote:
@@ -276,7 +278,9 @@ class Keeper:
                 self._settle(self._posted[0])
             except StoreUnavailableError:
                 raise
-            except Exception:  # it must not cost the heartbeat; those leases run out, and rescue takes the jobs
+            except (
+                Exception
+            ):  # it must not cost the heartbeat; those leases run out, and rescue takes the jobs
                 _log.exception("maintenance: the jobs of an ended executor could not be settled")
             self._posted.popleft()
 

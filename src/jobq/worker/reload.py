@@ -58,7 +58,9 @@ def run_with_reload(root: Path | None = None) -> int:
             child.wait()
         if stopped:
             return child.returncode
-        while not changed and not stopped:  # it ended by itself, as with a syntax error: wait for the next change
+        while (
+            not changed and not stopped
+        ):  # it ended by itself, as with a syntax error: wait for the next change
             time.sleep(_LOOK_EVERY_S)
             changed = stamps(where) != before
         if stopped:

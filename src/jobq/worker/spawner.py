@@ -93,7 +93,9 @@ class Spawner:
         gc.freeze()  # what is imported now is shared by all children: the collector must not touch its pages
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        limited = [name for name in registry.names() if (spec := registry.get(name).spec).rate or spec.concurrency]
+        limited = [
+            name for name in registry.names() if (spec := registry.get(name).spec).rate or spec.concurrency
+        ]
         self._supervisor.send(
             "ready", tasks=describe(registry, self._settings), threads=self._fresh, unlimited=limited
         )
@@ -144,7 +146,9 @@ class Spawner:
         fork = self._fork_fresh if self._fresh else self._fork
         try:
             pid = fork(kind, message.body, fds)
-        except OSError as error:  # no memory or no process left: whoever asked tries again later; the others live
+        except (
+            OSError
+        ) as error:  # no memory or no process left: whoever asked tries again later; the others live
             sys.stderr.write(f"jobq: cannot start a process: {error}\n")
             if ours is not None:
                 ours.close()
