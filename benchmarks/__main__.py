@@ -118,7 +118,7 @@ def _concerns(name: str, contender: Contender, workload: str) -> bool:
 
 
 def _measure(bench: Bench, workload: str, contender: Contender, options: argparse.Namespace) -> Row:
-    wait_quiet(1.0 if options.quick else 10.0)
+    wait_quiet(1.0 if options.quick else 3.0)
     before, since = calibrate(), time.time()
     try:
         row = bench.measure(workload, contender)
