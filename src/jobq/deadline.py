@@ -80,13 +80,19 @@ class Deadline:
         Raises:
             redis.ConnectionError, redis.TimeoutError: The last error, when time is up.
         """
-        delays = backoff_delays(base_s=0.01, cap_s=0.25, rand=self._rand)
+        delays: Iterator[float] | None = None  # nearly always the first try is the last
         while True:
+            token = _current.set(
+                self
+            )  # not active(): a generator costs twice as much, and each enqueue pays it
             try:
-                with self.active():
-                    return call()
+                return call()
             except LOST as error:
-                time.sleep(self._pause(error, delays, idempotent))
+                delays = delays or backoff_delays(base_s=0.01, cap_s=0.25, rand=self._rand)
+                pause_s = self._pause(error, delays, idempotent)
+            finally:
+                _current.reset(token)
+            time.sleep(pause_s)
 
     async def run_async(self, call: Callable[[], Awaitable[T]], *, idempotent: bool = True) -> T:
         """Awaitable :meth:`run`, over a client of :func:`connect_async`."""

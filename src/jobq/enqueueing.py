@@ -215,9 +215,10 @@ class Enqueuer:
             sending = [self._rebound(chunk[place], answers[place].id) for place in again]
         if register:
             self._registered[queue] = self._clock() + _REGISTER_EVERY_S
-        found = yield from self._holders([answers[place] for place in range(len(chunk))])
-        jobs = [self._job(each, answers[place], found) for place, each in enumerate(chunk)]
-        return jobs
+        found: Mapping[str, Job] = {}
+        if any(answer.status in ("duplicate", "replaced") for answer in answers.values()):
+            found = yield from self._holders([answers[place] for place in range(len(chunk))])
+        return [self._job(each, answers[place], found) for place, each in enumerate(chunk)]
 
     def _rebound(self, prepared: _Prepared, holder: str) -> _Prepared:
         fields = {**prepared.new.fields, "data": self._encode(prepared.request, holder)}

@@ -46,7 +46,8 @@ class KeptStore(Store):
             return super()._send(step)
         script = lua.script(step.script)
         rest = (len(step.keys), *step.keys, *step.args)
-        connection = self._take()
+        pid = os.getpid()
+        connection = self._take(pid)
         try:
             reply = self._exchange(connection, ("EVALSHA", script.sha, *rest))
             if isinstance(reply, NoScriptError):
@@ -56,7 +57,7 @@ class KeptStore(Store):
             # Whatever broke this one, a restart or a failover, broke the idle ones too.
             self._drop_idle()
             raise
-        self._idle.append((os.getpid(), time.monotonic(), connection))
+        self._idle.append((pid, time.monotonic(), connection))
         if isinstance(reply, Exception):
             raise reply
         return reply
@@ -69,8 +70,7 @@ class KeptStore(Store):
         except redis.ResponseError as error:
             return error
 
-    def _take(self) -> Any:
-        pid = os.getpid()
+    def _take(self, pid: int) -> Any:
         while True:
             try:
                 owner, used, connection = self._idle.pop()

@@ -243,7 +243,7 @@ class Experiment:
             victims = tree
         else:
             # The jobs of the lane of processes run in children of the spawner, which go with the executor.
-            children = [p for p in tree if not _lane(p)] if _lane(executor) == ISOLATED else []
+            children = _job_children(worker, tree) if _lane(executor) == ISOLATED else []
             victims = [executor, *children]
         for process in victims:  # job children too: one may be about to start the job it was handed
             _signal(process, signal.SIGSTOP)
@@ -260,6 +260,8 @@ class Experiment:
             self.verdict.supervisors_killed += 1
         else:
             _signal(executor, signal.SIGKILL)
+            for process in children:  # the spawner ends those of the victim; others go on
+                _signal(process, signal.SIGCONT)
             self.verdict.executors_killed += 1
         self.kills.append(Kill(at, jobs))
         self.verdict.in_flight_at_kills += len(jobs)
@@ -356,6 +358,18 @@ def audit(raw: redis.Redis) -> list[str]:
             found.append(f"{job_id} is in {places.get(job_id, [])}")
     if left := raw.zcard("jobq:leases"):
         found.append(f"{left} leases are left")
+    return found
+
+
+def _job_children(worker: Worker, tree: list[psutil.Process]) -> list[psutil.Process]:
+    """What the spawner has forked beside the executors. Never the supervisor or the spawner itself."""
+    found = []
+    for process in tree:
+        try:
+            if process.pid != worker.pid and process.ppid() != worker.pid and not _lane(process):
+                found.append(process)
+        except psutil.Error:
+            continue
     return found
 
 

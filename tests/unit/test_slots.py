@@ -7,6 +7,9 @@ import signal
 
 import pytest
 
+from jobq.worker.channel import Channel
+from jobq.worker.executor import LaneSpec
+from jobq.worker.lane import HUNG, HUNG_S, Lane
 from jobq.worker.slots import SlotState, SlotTable
 
 
@@ -77,3 +80,22 @@ def test_pulses_go_both_ways(table: SlotTable) -> None:
     table.set_pulse(5.0)
     table.beat(6.0)
     assert (table.pulse, table.last_beat) == (5.0, 6.0)
+
+
+def test_an_executor_whose_loop_stands_still_is_found_and_its_runs_count_as_lost() -> None:
+    channel, theirs = Channel.pair()
+    spec = LaneSpec(queue="high", slots=2, worker="w", lease_ms=1000, exec_id="e")
+    lane = Lane(spec, "lane-1", SlotTable.create(2), channel, started_at=0.0)
+    lane.table.start(lane.table.take("ran", "e.1"), now=1.0, deadline=1e9)
+    lane.table.take("waited", "e.1")
+    lane.table.beat(100.0)
+
+    assert not lane.hung(100.0 + HUNG_S)
+    assert lane.hung(100.1 + HUNG_S)
+
+    lane.killed = HUNG
+    outcomes = {outcome.job_id: outcome for outcome in lane.last_will(-9).outcomes}
+    assert (outcomes["ran"].kind, outcomes["ran"].crash) == ("interrupted", False)
+    assert outcomes["waited"].kind == "hand_back"
+    lane.close()
+    theirs.close()

@@ -19,6 +19,11 @@ from jobq.worker.slots import Slot, SlotState, SlotTable
 RETIRE_S = 2.0
 """Seconds past a job's soft timeout after which its executor is retired: it claims no more, a successor starts."""
 
+HUNG_S = 30.0
+"""An executor whose loop has not turned for this long is killed: it would keep its leases for ever."""
+
+HUNG = "hung"
+
 HOPELESS_S = 10.0
 """Seconds past the soft timeout after which a lease is no longer extended, whoever still claims to run the job."""
 
@@ -79,6 +84,10 @@ class Lane:
                 retire = True
         return retire or bool(culprits), tuple(culprits)
 
+    def hung(self, now: float) -> bool:
+        """Whether its loop has stopped turning, so that nobody claims, settles or hands back."""
+        return now - max(self.last_turn, self.started_at) > HUNG_S
+
     def close(self) -> None:
         """Free what belonged to it."""
         self.control.close()
@@ -101,7 +110,7 @@ class Lane:
             for slot in slots
             if slot.state is SlotState.CLAIMED
         ]
-        if self.killed:
+        if self.killed and self.killed != HUNG:
             # We did it: because of a culprit, or because the grace is over. The others lose nothing.
             outcomes += [Outcome(job_id=slot.job_id, token=slot.token, kind="hand_back") for slot in running]
         else:

@@ -33,7 +33,7 @@ from jobq.store import Store
 from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.executor import LaneSpec
 from jobq.worker.health import HealthServer
-from jobq.worker.lane import Lane, new_exec_id
+from jobq.worker.lane import HUNG, HUNG_S, Lane, new_exec_id
 from jobq.worker.maintenance import Fleet, Keeper, executor_name
 from jobq.worker.reload import run_with_reload
 from jobq.worker.slots import SlotState, SlotTable
@@ -312,6 +312,13 @@ class Supervisor:
         if culprits and not lane.killed:
             lane.culprits = culprits
             self._kill(lane, "timeout")
+        elif not lane.killed and lane.hung(now):
+            _log.error(
+                "the executor of queue %s has not answered for %.0f s: it is replaced",
+                lane.spec.queue,
+                HUNG_S,
+            )
+            self._kill(lane, HUNG)
 
     def _kill(self, lane: Lane, why: str) -> None:
         assert self._line is not None
