@@ -82,9 +82,8 @@ Results = dict[str, dict[str, list[Row]]]
 
 
 def rows(results: Results, name: str, workload: str) -> list[Row]:
-    """The undisturbed rows, or all when there are none."""
-    good = [row for row in results.get(name, {}).get(workload, []) if "error" not in row]
-    return [row for row in good if row["other_cpu"] <= BUSY] or good
+    """What was measured."""
+    return [row for row in results.get(name, {}).get(workload, []) if "error" not in row]
 
 
 def median(results: Results, name: str, workload: str, key: str) -> float | None:
@@ -92,10 +91,18 @@ def median(results: Results, name: str, workload: str, key: str) -> float | None
     return statistics.median(values) if values else None
 
 
+def pairs(results: Results, workload: str, other: str) -> list[tuple[Row, Row]]:
+    """jobq's and another's rows of the same round: those where nothing else ran, or all when there are none."""
+    ours, theirs = results.get("jobq", {}).get(workload, []), results.get(other, {}).get(workload, [])
+    # Without strict: a run may have been cut short. Never one's quiet row beside the other's disturbed one.
+    both = [(a, b) for a, b in zip(ours, theirs, strict=False) if "error" not in a and "error" not in b]
+    return [pair for pair in both if max(row["other_cpu"] for row in pair) <= BUSY] or both
+
+
 def ratio(results: Results, workload: str, key: str, other: str) -> float | None:
-    """jobq over another, medians of the same run."""
-    ours, theirs = median(results, "jobq", workload, key), median(results, other, workload, key)
-    return ours / theirs if ours and theirs else None
+    """jobq over another: the median of the rounds' ratios."""
+    found = [a[key] / b[key] for a, b in pairs(results, workload, other) if a.get(key) and b.get(key)]
+    return statistics.median(found) if found else None
 
 
 def targets(results: Results) -> list[dict[str, Any]]:
@@ -104,7 +111,8 @@ def targets(results: Results) -> list[dict[str, Any]]:
     for workload, key, other, least in _TARGETS:
         reached = ratio(results, workload, key, other)
         if reached is not None:
-            title = f"{_TITLES[workload]}: jobq / {other}"
+            each = [a[key] / b[key] for a, b in pairs(results, workload, other)]
+            title = f"{_TITLES[workload]}: jobq / {other} ({min(each):,.1f}-{max(each):,.1f})"
             found.append(
                 {
                     "what": title,

@@ -260,8 +260,8 @@ class Experiment:
             self.verdict.supervisors_killed += 1
         else:
             _signal(executor, signal.SIGKILL)
-            for process in children:  # the spawner ends those of the victim; others go on
-                _signal(process, signal.SIGCONT)
+            for process in children:  # woken, one would start the job that it had just been handed
+                _signal(process, signal.SIGKILL)
             self.verdict.executors_killed += 1
         self.kills.append(Kill(at, jobs))
         self.verdict.in_flight_at_kills += len(jobs)

@@ -21,7 +21,7 @@ def seed() -> int:
 @pytest.mark.process
 @pytest.mark.timeout(90)
 def test_kills_at_a_short_lease(tmp_path: Path) -> None:
-    plan = Plan(jobs=600, lease="1s", lease_s=1.0, seed=seed(), kill_every_s=0.7, drain_s=30, patience_s=5)
+    plan = Plan(jobs=600, lease="1s", lease_s=1.0, seed=seed(), kill_every_s=0.7, drain_s=30, patience_s=2)
     verdict = Experiment(plan, tmp_path).run()
     sys.stdout.write(verdict.as_json())
     assert verdict.problems == []
