@@ -602,13 +602,13 @@ def test_configure_takes_the_place_of_the_default(redis_url: str) -> None:
 
 @pytest.mark.usefixtures("default_client")
 def test_plain_rq_enqueues_with_our_serializer(
-    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rq import Queue
 
     from jobq.codec import Serializer
 
-    client = get_client()
+    client = configure(redis_url=redis_url)
     monkeypatch.setattr(client, "registry", registry)
     theirs = Queue("medium", connection=redis_client, serializer=Serializer).enqueue("t.add", 1, b=5)
     job = client.get(theirs.id)
