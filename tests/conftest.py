@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +26,17 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("JOBQ_", "REDIS_", "RQ_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_default_client() -> Iterator[None]:
+    """No default client of one test serves the next."""
+    yield
+    module = sys.modules.get("jobq.client")
+    if module is not None:
+        left, module._default, module._flags = module._default, None, {}
+        if left is not None:
+            left.close()
 
 
 @pytest.fixture
