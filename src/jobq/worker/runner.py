@@ -63,7 +63,6 @@ class Assignment:
         job: The job as claimed.
         claimed_at: Seconds of the monotonic clock when the claim was answered.
         claimed_ms: The same moment by Redis' clock.
-        alone: The job crashed a worker before and runs in a child of its own.
         started_at: Seconds of the monotonic clock when its run began; 0 before.
         expired: Its event loop has cancelled it because its time was up.
         ready: What it needs to run, once its payload is decoded.
@@ -74,7 +73,6 @@ class Assignment:
     job: Claimed
     claimed_at: float
     claimed_ms: int
-    alone: bool = False
     started_at: float = 0.0
     expired: bool = False
     ready: _Ready | None = field(default=None, repr=False)
