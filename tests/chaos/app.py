@@ -6,18 +6,9 @@ import os
 import time
 
 import jobq
+from tests.chaos.ledger import append
 
 LEDGER = "CHAOS_LEDGER"
-
-
-def append(path: str, line: str) -> None:
-    """One whole line, on disk when this returns."""
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(fd, line.encode() + b"\n")
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @jobq.task("chaos.work", priority="high", max_attempts=1, timeout=60)
