@@ -22,7 +22,7 @@ T = TypeVar("T")
 LOST = (redis.ConnectionError, redis.TimeoutError)
 _HOPELESS = (AuthenticationError, AuthorizationError, MaxConnectionsError)
 
-_MOMENT_S = 0.005
+MOMENT_S = 0.005
 """A socket's timeout may be so much longer than what is left of the deadline."""
 
 _RAND = random.Random()
@@ -30,6 +30,11 @@ os.register_at_fork(after_in_child=_RAND.seed)  # else forked producers would re
 """Shared: seeding one costs 8 us, which each enqueue would pay."""
 
 _current: ContextVar[Deadline | None] = ContextVar("jobq_deadline", default=None)
+
+
+def current() -> Deadline | None:
+    """The deadline that the calling code runs under, if any."""
+    return _current.get()
 
 
 class Deadline:
@@ -183,7 +188,7 @@ class Bounded:
         if self._sock is not None and (limited or self._shortened):
             now = time.monotonic()
             # Set for the sending a moment ago: reading so soon after needs no other system call.
-            if not limited or deadline is not self._bounded_by or now - self._bounded_at > _MOMENT_S:
+            if not limited or deadline is not self._bounded_by or now - self._bounded_at > MOMENT_S:
                 self._sock.settimeout(_left(self.socket_timeout))
                 self._bounded_by, self._bounded_at = deadline, now
         self._shortened = limited

@@ -28,6 +28,13 @@ CHUNK = 100
 _REGISTER_EVERY_S = 60.0
 _MS = timedelta(milliseconds=1)
 _REBINDS = 3
+_HELD = ("duplicate", "replaced")
+_NOBODY: Mapping[str, Job] = {}
+_REFUSALS = {
+    "full": "queue {queue!r} takes no more jobs for now",
+    "shed": "queue {queue!r} takes no jobs while the memory of Redis is nearly full: raise its maxmemory, or let "
+    "the workers catch up",
+}
 
 
 @dataclass(slots=True)
@@ -98,10 +105,14 @@ class Enqueuer:
 
     # ------------------------------------------------------------------ one job's fields
 
-    def _prepare(self, request: EnqueueRequest) -> _Prepared:
+    def template(self, request: EnqueueRequest, bound_to: str) -> NewJob:
+        """The job that a request makes, its payload bound to something that is no job, such as a schedule."""
+        return self._prepare(request, bound_to).new
+
+    def _prepare(self, request: EnqueueRequest, bound_to: str = "") -> _Prepared:
         task, overrides = request.task, request.overrides
         queue = request.queue
-        job_id = new_job_id(task.name)
+        job_id = bound_to or new_job_id(task.name)
         now = iso()
         fields = dict(self._constant.get((task, queue)) or self._constant_fields(task, queue))
         fields["data"] = self._encode(request, job_id)
@@ -192,43 +203,36 @@ class Enqueuer:
     def _send(self, chunk: Sequence[_Prepared]) -> Plan[list[Job]]:
         queue = chunk[0].queue
         register = self._clock() >= self._registered.get(queue, -math.inf)
-        sending = list(chunk)
-        answers: dict[int, EnqueueAnswer] = {}
-        places = list(range(len(chunk)))
-        for _ in range(_REBINDS):
-            try:
-                replies: list[EnqueueAnswer] = yield calls.enqueue(
-                    self._keys, queue, [each.new for each in sending], register
-                )
-            except JobqError as error:
-                self._explain(error, sending[0])
-                raise
-            again: list[int] = []
-            for place, answer in zip(places, replies, strict=True):
-                answers[place] = answer
-                if answer.status == "rebind":
-                    again.append(place)
-            if not again:
+        answers = yield from self._ask(queue, chunk, register)
+        for _ in range(_REBINDS - 1):
+            places = [place for place, answer in enumerate(answers) if answer.status == "rebind"]
+            if not places:
                 break
             # The holder may be replaced, but a payload is signed for its job: sign it for the holder.
-            places = again
-            sending = [self._rebound(chunk[place], answers[place].id) for place in again]
+            again = [self._rebound(chunk[place], answers[place].id) for place in places]
+            for place, answer in zip(places, (yield from self._ask(queue, again, register)), strict=True):
+                answers[place] = answer
         if register:
             self._registered[queue] = self._clock() + _REGISTER_EVERY_S
-        found: Mapping[str, Job] = {}
-        if any(answer.status in ("duplicate", "replaced") for answer in answers.values()):
-            found = yield from self._holders([answers[place] for place in range(len(chunk))])
-        return [self._job(each, answers[place], found) for place, each in enumerate(chunk)]
+        found = yield from self._holders(answers)
+        return [self._job(each, answer, found) for each, answer in zip(chunk, answers, strict=True)]
+
+    def _ask(self, queue: str, chunk: Sequence[_Prepared], register: bool) -> Plan[list[EnqueueAnswer]]:
+        try:
+            return (yield calls.enqueue(self._keys, queue, [each.new for each in chunk], register))
+        except JobqError as error:
+            self._explain(error, chunk[0])
+            raise
 
     def _rebound(self, prepared: _Prepared, holder: str) -> _Prepared:
         fields = {**prepared.new.fields, "data": self._encode(prepared.request, holder)}
-        return replace(prepared, new=replace(prepared.new, fields=fields, bound_id=holder))
+        return replace(prepared, new=prepared.new._replace(fields=fields, bound_id=holder))
 
-    def _holders(self, answers: Sequence[EnqueueAnswer]) -> Plan[dict[str, Job]]:
+    def _holders(self, answers: Sequence[EnqueueAnswer]) -> Plan[Mapping[str, Job]]:
         """The jobs that other enqueues made, as they stand: one more round trip, only when there are any."""
-        ids = list(dict.fromkeys(a.id for a in answers if a.status in ("duplicate", "replaced")))
+        ids = list(dict.fromkeys([a.id for a in answers if a.status in _HELD]))
         if not ids:
-            return {}
+            return _NOBODY
         replies = yield Batch(tuple(hash_command(self._keys, job_id) for job_id in ids))
         found: dict[str, Job] = {}
         for job_id, values in zip(ids, replies, strict=True):
@@ -242,10 +246,9 @@ class Enqueuer:
     def _job(self, prepared: _Prepared, answer: EnqueueAnswer, found: Mapping[str, Job]) -> Job:
         task, queue = prepared.request.task.name, prepared.queue
         status = answer.status
-        if status == "full":
-            raise QueueFullError(
-                f"queue {queue!r} takes no more jobs for now", job_id=answer.id, queue=queue, task=task
-            )
+        if status in _REFUSALS:
+            message = _REFUSALS[status].format(queue=queue)
+            raise QueueFullError(message, job_id=answer.id, queue=queue, task=task)
         if status == "rebind":
             raise ConflictError(
                 f"the holder of the dedup key changed {_REBINDS} times meanwhile: enqueue again",
@@ -253,7 +256,7 @@ class Enqueuer:
                 queue=queue,
                 task=task,
             )
-        if status in ("duplicate", "replaced"):
+        if status in _HELD:
             job = found.get(answer.id)
             # A window can outlive its job: then only the id is known.
             job = job or Job(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from jobq import lua
+from jobq.keys import Keys
 
 T = TypeVar("T")
 Arg: TypeAlias = str | bytes | int | float
@@ -44,6 +45,11 @@ class Call(Generic[T]):
         return ("EVAL", lua.script(self.script).text, len(self.keys), *self.keys, *self.args)
 
 
+def script_head(keys: Keys, now_ms: int | None) -> tuple[Arg, Arg, Arg]:
+    """The arguments that every script starts with: the time, for tests, and the two prefixes."""
+    return ("" if now_ms is None else now_ms, keys.p, keys.n)
+
+
 def _as_is(replies: list[Any]) -> Any:
     return replies
 
@@ -67,8 +73,7 @@ Plan: TypeAlias = Generator[Step, Any, T]
 # --------------------------------------------------------------------------- what goes in and comes out
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewJob:
+class NewJob(NamedTuple):
     """A job to enqueue.
 
     Attributes:
@@ -93,7 +98,7 @@ class NewJob:
     bound_id: str = ""
 
 
-EnqueueStatus = Literal["queued", "scheduled", "duplicate", "replaced", "rebind", "full", "mine"]
+EnqueueStatus = Literal["queued", "scheduled", "duplicate", "replaced", "rebind", "full", "shed", "mine"]
 
 
 class EnqueueAnswer(NamedTuple):

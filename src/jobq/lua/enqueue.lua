@@ -8,12 +8,13 @@
 -- ARGV[5]  number of jobs
 -- then per job: id, due ms (0 = now; < 0 = so many ms from now), dedup name or '', mode f|s|w, window ms,
 --          replace 0|1, id that data is signed for ('*' = none), count of what follows, field, value, ... of the hash
--- Returns  {word, id, ...} two per job: queued | scheduled | mine | full, id
+-- Returns  {word, id, ...} two per job: queued | scheduled | mine | full | shed, id
 --          duplicate | replaced | rebind, holder's id
 -- Keys built inside: P:job:<id>, jobq:dedup:<name>, and of a holder: its queue's list, scheduled, jobq:retrying.
 -- rebind: the holder can be replaced, but data is signed for another id; sign it for the holder and send it again.
 -- Idempotent: the job id is the token; a holder remembers in rp which id replaced it last.
--- Full memory: the first write is a HSET, so all is refused and nothing written. Every check precedes it.
+-- Full memory: the first write is a HSET, so all is refused and nothing written. Jobs without a dedup key are
+--          written as they come, since no check of another job rests on them; the others after every check.
 local P, N = ARGV[2], ARGV[3]
 local now = tonumber(ARGV[1])
 if not now then
@@ -21,9 +22,9 @@ if not now then
   now = t[1] * 1000 + math.floor(t[2] / 1000)
 end
 local state = redis.call('HMGET', KEYS[3], 'shed', 'max')
-local room = math.huge
-if state[1] and state[1] ~= '0' then
-  room = 0
+local room, refusal = math.huge, 'full'
+if state[1] and tonumber(state[1]) > now then
+  room, refusal = 0, 'shed'
 elseif state[2] then
   room = tonumber(state[2]) - redis.call('LLEN', KEYS[1])
 end
@@ -31,7 +32,21 @@ end
 local WAITING = { queued = true, scheduled = true }
 local LIVE = { queued = true, scheduled = true, started = true, deferred = true, created = true,
   ready_to_enqueue = true, rate_limited = true }
-local seen, taken, answers, plan = {}, {}, {}, {}
+local now_text = string.format('%.0f', now)
+local seen, taken, answers, plan, push, later = {}, {}, {}, {}, {}, {}
+
+-- Writes a new job; its id goes into its container at the end, together with the others'.
+local function admit(id, due, first, last, replaced_by)
+  local key = P .. 'job:' .. id
+  if due > 0 then
+    redis.call('HSET', key, 'status', 'scheduled', 'q', string.format('%.0f', due), unpack(ARGV, first, last))
+    later[#later + 1], later[#later + 2] = string.format('%.3f', due / 1000), id
+  else
+    redis.call('HSET', key, 'status', 'queued', 'q', now_text, unpack(ARGV, first, last))
+    push[#push + 1] = id
+  end
+  if replaced_by then redis.call('HSET', key, 'rp', replaced_by) end
+end
 
 -- The live holder of a dedup key: id, status, queue, id that replaced it last; nil when the key refuses nobody.
 local function holder_of(name)
@@ -88,14 +103,18 @@ for i = 1, tonumber(ARGV[5]) do
   end
   if not word then
     if room < 1 then
-      word = 'full'
+      word = refusal
     else
       room = room - 1
       word = due > 0 and 'scheduled' or 'queued'
+      if name == '' then
+        admit(id, due, first, last)
+      else
+        seen[id] = true
+      end
     end
   end
-  seen[id] = seen[id] or word == 'queued' or word == 'scheduled'
-  if word == 'queued' or word == 'scheduled' or over then
+  if name ~= '' and (word == 'queued' or word == 'scheduled' or over) then
     local step = { id = answer, new = id, due = due, name = name, mode = mode, window = window,
       first = first, last = last, over = over }
     if over and over.earlier then
@@ -110,19 +129,16 @@ for i = 1, tonumber(ARGV[5]) do
     else
       plan[#plan + 1] = step
     end
-    if name ~= '' then taken[name] = step end
+    taken[name] = step
   end
   answers[2 * i - 1], answers[2 * i] = word, answer
 end
 
-local push, later = {}, {}
 for _, step in ipairs(plan) do
-  local key, due = P .. 'job:' .. step.id, step.due
-  local status = due > 0 and 'scheduled' or 'queued'
-  local at = string.format('%.0f', due > 0 and due or now)
-  local over = step.over
+  local key, due, over = P .. 'job:' .. step.id, step.due, step.over
   if over then
     -- Only what the new call brings: the payload, its options, its tags; the holder keeps its id and its past.
+    local status, at = due > 0 and 'scheduled' or 'queued', due > 0 and string.format('%.0f', due) or now_text
     local set, drop = { 'status', status, 'q', at, 'rp', step.new }, { 'attempts', 'o', 'jk', 'lost', 'crashes' }
     for f = step.first, step.last, 2 do
       local field = ARGV[f]
@@ -146,28 +162,16 @@ for _, step in ipairs(plan) do
       redis.call('RPUSH', P .. 'queue:' .. q, step.id)
     end
   else
-    local fields = { 'status', status, 'q', at }
-    for f = step.first, step.last do fields[f - step.first + 5] = ARGV[f] end
-    if step.rp then
-      fields[#fields + 1], fields[#fields + 2] = 'rp', step.rp
-    end
-    redis.call('HSET', key, unpack(fields))
-    if due > 0 then
-      later[#later + 1], later[#later + 2] = string.format('%.3f', due / 1000), step.id
-    else
-      push[#push + 1] = step.id
-    end
+    admit(step.id, due, step.first, step.last, step.rp)
   end
-  if step.name ~= '' then
-    local key_name, value = N .. 'dedup:' .. step.name, step.mode .. ':' .. step.id
-    if step.mode == 'w' then
-      redis.call('SET', key_name, value, 'PX', step.window)
-    else
-      redis.call('SET', key_name, value)
-    end
+  local name, value = N .. 'dedup:' .. step.name, step.mode .. ':' .. step.id
+  if step.mode == 'w' then
+    redis.call('SET', name, value, 'PX', step.window)
+  else
+    redis.call('SET', name, value)
   end
 end
 if #push > 0 then redis.call('RPUSH', KEYS[1], unpack(push)) end
 if #later > 0 then redis.call('ZADD', KEYS[2], unpack(later)) end
-if ARGV[4] == '1' and #plan > 0 then redis.call('SADD', KEYS[4], KEYS[1]) end
+if ARGV[4] == '1' and (#plan > 0 or #push > 0 or #later > 0) then redis.call('SADD', KEYS[4], KEYS[1]) end
 return answers
