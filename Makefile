@@ -39,11 +39,11 @@ docs: $(READY)  ## the documentation, warnings are errors
 	@echo "docs: docs/_build/html"
 	@$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-bench: $(READY)  ## measure against rq, dramatiq and huey
-	@$(BIN)/python -m benchmarks
+bench: $(READY)  ## measure against ten other queues; ARGS="--growth", "--full", "--quick"
+	@$(BIN)/python -m benchmarks $(ARGS)
 
-chaos: $(READY)  ## kill workers at random, at the default lease
-	@$(BIN)/pytest -m chaos --timeout 1200
+chaos: $(READY)  ## break workers and Redis and see what is lost; ONLY="FI-01 FI-02", EFFORT=0.25
+	@$(BIN)/python -m tests.chaos $(ONLY) --effort $(or $(EFFORT),1)
 
 lock: $(READY)  ## pin the newest versions in constraints.txt
 	@echo "# Made by 'make lock': every extra and dev, for Python 3.11 to 3.13." > $(VENV)/constraints.txt

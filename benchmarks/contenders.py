@@ -1,9 +1,9 @@
-"""The contenders. To add one: write drivers/d_NAME.py, and add a row here."""
+"""The contenders. To add one: write drivers/d_NAME.py, add a row here and what to install in environments.py."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 SLOTS: Mapping[str, tuple[int, int]] = {
     "drain_a": (1, 10),
@@ -16,6 +16,16 @@ SLOTS: Mapping[str, tuple[int, int]] = {
 
 _SERIAL = {"drain_a": (1, 1), "drain_b": (2, 1), "io": (20, 1), "latency": (1, 1), "retry": (2, 1)}
 
+JOBS: Mapping[str, int] = {
+    "enqueue": 5_000,
+    "bulk": 20_000,
+    "drain": 20_000,
+    "io": 2_000,
+    "retry": 2_000,
+    "latency": 500,
+}
+"""How many jobs a workload has; `drain` stands for both drains."""
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -24,12 +34,12 @@ class Contender:
     Attributes:
         driver: File under drivers/.
         acks: What it does about losing a job; printed, since it is what a rate is paid with.
-        venv: Folder under $BENCH_VENVS; None: this project's own environment has it.
+        venv: Its environment; None: the project's own.
         env: Selects a mode of the driver.
         bulk: It has a call that enqueues many jobs in fewer round trips.
         left: Commands and keys that say how many jobs are not finished; 0 after a drain, or the row is wrong.
         slots: Processes and slots per workload, where ``SLOTS`` does not fit.
-        jobs: Fewer jobs, for a contender that would need minutes: rates compare, totals do not.
+        jobs: Fewer jobs than ``JOBS``, for who would need minutes: rates compare, totals do not.
         gap: Seconds between the jobs of the latency run.
         skip: Workloads that say nothing about it.
     """
@@ -42,12 +52,20 @@ class Contender:
     left: tuple[tuple[str, str], ...] = ()
     slots: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     jobs: Mapping[str, int] = field(default_factory=dict)
-    gap: float = 0.02
+    gap: float = 0.01
     skip: frozenset[str] = frozenset()
 
     def processes(self, workload: str) -> tuple[int, int]:
         """Processes, and slots of each."""
         return self.slots[workload] if workload in self.slots else SLOTS[workload]
+
+    def count(self, workload: str) -> int:
+        """Jobs of a workload."""
+        return self.jobs[workload] if workload in self.jobs else JOBS[workload]
+
+    def sized(self, divisor: int) -> Contender:
+        """The same with one job in so many, but at least 30."""
+        return replace(self, jobs={each: max(30, self.count(each) // divisor) for each in JOBS})
 
 
 _JOBQ_LEFT = (("llen", "rq:queue:high"), ("zcard", "rq:wip:high"), ("zcard", "jobq:leases"))
@@ -70,12 +88,13 @@ _BULL_LEFT = (
     ("zcard", "bull:bench:prioritized"),
 )
 
-DEFAULT: Mapping[str, Contender] = {
+TABLE: Mapping[str, Contender] = {
     "jobq": Contender(
         "d_jobq.py",
         "leased until settled, rescued after a crash; history kept 24 h",
         bulk=True,
         left=_JOBQ_LEFT,
+        jobs={"drain": 40_000, "io": 6_000},
     ),
     "rq": Contender(
         "d_rq.py",
@@ -84,85 +103,38 @@ DEFAULT: Mapping[str, Contender] = {
         bulk=True,
         left=_RQ_LEFT,
         slots=_SERIAL,
-        jobs={"drain": 400, "io": 500, "retry": 150},
+        jobs={"drain": 150, "io": 300, "retry": 80, "latency": 50},
         gap=0.1,
-    ),
-    "dramatiq": Contender(
-        "d_dramatiq.py",
-        "prefetched ids in a set of the worker's, acknowledged after the job; no results",
-        left=_DRAMATIQ_LEFT,
-        jobs={"drain": 12_000},
-    ),
-    "huey": Contender(
-        "d_huey.py",
-        "BRPOP, not acknowledged: a killed worker loses the job",
-        left=(("llen", "huey.redis.bench"), ("zcard", "huey.schedule.bench")),
-        jobs={"drain": 8_000},
-    ),
-}
-"""What runs in the project's own environment."""
-
-_FULL: Mapping[str, Contender] = {
-    "jobq-signed": Contender(
-        "d_jobq.py",
-        "as jobq; payloads signed and verified",
-        env={"JOBQ_SECRET_KEY": "a key for measuring only"},
-        bulk=True,
-        left=_JOBQ_LEFT,
     ),
     "rq-simple": Contender(
         "d_rq.py",
-        "as rq; the job runs in the worker process",
+        "as rq; the job runs in the worker process; more than one are a pool",
         env={"BENCH_MODE": "simple"},
         bulk=True,
         left=_RQ_LEFT,
         slots=_SERIAL,
-        jobs={"drain": 2_000},
-        skip=frozenset({"drain_b", "io", "retry", "enqueue"}),
+        jobs={"drain": 500, "io": 600, "retry": 300},
+        skip=frozenset({"enqueue", "bulk"}),
     ),
-    "rq-pool": Contender(
-        "d_rq.py",
-        "as rq-simple; a pool of two",
-        env={"BENCH_MODE": "pool"},
-        bulk=True,
-        left=_RQ_LEFT,
-        slots=_SERIAL,
-        jobs={"drain": 2_000, "io": 1_000, "retry": 1_000},
-        skip=frozenset({"drain_a", "latency", "enqueue"}),
-    ),
-    "celery-threads": Contender(
+    "celery": Contender(
         "d_celery.py",
         "popped, a copy in a hash; acknowledged before the task runs; no result backend",
         venv="celery",
         env={"BENCH_MODE": "threads"},
         left=(("llen", "celery"), ("hlen", "unacked")),
-        jobs={"drain": 6_000, "retry": 500},
+        jobs={"enqueue": 3_000, "drain": 2_000, "io": 1_000, "retry": 400},
     ),
-    "celery-prefork": Contender(
-        "d_celery.py",
-        "as celery-threads",
-        venv="celery",
-        env={"BENCH_MODE": "prefork"},
-        left=(("llen", "celery"), ("hlen", "unacked")),
-        slots={"drain_a": (1, 10), "drain_b": (2, 1), "io": (20, 1), "retry": (2, 1), "latency": (1, 10)},
-        jobs={"drain": 6_000, "retry": 500},
-        skip=frozenset({"enqueue"}),
+    "dramatiq": Contender(
+        "d_dramatiq.py",
+        "prefetched ids in a set of the worker's, acknowledged after the job; no results",
+        left=_DRAMATIQ_LEFT,
+        jobs={"drain": 6_000, "retry": 800},
     ),
-    "arq": Contender(
-        "d_arq.py",
-        "id stays in a sorted set until done; result kept 1 h; polls each 0.5 s",
-        venv="arq",
-        left=(("zcard", "arq:queue"),),
-        jobs={"drain": 1_000, "io": 500, "retry": 500},
-    ),
-    "arq-poll10ms": Contender(
-        "d_arq.py",
-        "as arq; polls each 10 ms",
-        venv="arq",
-        env={"BENCH_POLL": "0.01"},
-        left=(("zcard", "arq:queue"),),
-        jobs={"drain": 8_000},
-        skip=frozenset({"enqueue"}),
+    "huey": Contender(
+        "d_huey.py",
+        "BRPOP, not acknowledged: a killed worker loses the job",
+        left=(("llen", "huey.redis.bench"), ("zcard", "huey.schedule.bench")),
+        jobs={"drain": 5_000, "retry": 800},
     ),
     "taskiq": Contender(
         "d_taskiq.py",
@@ -170,14 +142,14 @@ _FULL: Mapping[str, Contender] = {
         venv="taskiq",
         env={"BENCH_MODE": "stream"},
         left=(("xleft", "taskiq"),),
-        jobs={"drain": 12_000},
+        jobs={"enqueue": 3_000, "drain": 5_000, "retry": 1_000},
     ),
     "saq": Contender(
         "d_saq.py",
         "moved to an active list, removed after the job; result kept 10 min",
         venv="saq",
         left=(("zcard", "saq:default:incomplete"),),
-        jobs={"drain": 7_000},
+        jobs={"drain": 3_000, "io": 1_000, "retry": 800},
     ),
     "streaq": Contender(
         "d_streaq.py",
@@ -185,17 +157,15 @@ _FULL: Mapping[str, Contender] = {
         venv="streaq",
         bulk=True,
         left=(("xleft", "streaq:default:queues:normal"),),
-        jobs={"drain": 7_000},
+        jobs={"enqueue": 3_000, "bulk": 8_000, "drain": 2_000, "io": 1_000, "retry": 800},
     ),
-    "tasktiger": Contender(
-        "d_tasktiger.py",
-        "sorted set of active tasks with a heartbeat; a fork for each job; no result",
-        venv="tasktiger",
-        env={"BENCH_MODE": "fork"},
-        left=_TIGER_LEFT,
-        slots=_SERIAL,
-        jobs={"drain": 800, "io": 500, "retry": 150},
-        gap=0.1,
+    "arq": Contender(
+        "d_arq.py",
+        "id stays in a sorted set until done; result kept 1 h; polls each 10 ms",
+        venv="arq",
+        env={"BENCH_POLL": "0.01"},
+        left=(("zcard", "arq:queue"),),
+        jobs={"enqueue": 3_000, "drain": 2_000, "io": 1_000, "retry": 800},
     ),
     "bullmq": Contender(
         "d_bullmq.js",
@@ -212,6 +182,53 @@ _FULL: Mapping[str, Contender] = {
         left=_BULL_LEFT,
     ),
 }
+"""Who is measured unless asked otherwise."""
 
-ALL: Mapping[str, Contender] = {**DEFAULT, **_FULL}
-"""Everybody; those with a ``venv`` need setup.sh first."""
+_MORE: Mapping[str, Contender] = {
+    "jobq-signed": Contender(
+        "d_jobq.py",
+        "as jobq; payloads signed and verified",
+        env={"JOBQ_SECRET_KEY": "a key for measuring only"},
+        bulk=True,
+        left=_JOBQ_LEFT,
+    ),
+    "jobq-async": Contender(
+        "d_jobq.py",
+        "as jobq; jobs that sleep are coroutines",
+        env={"BENCH_MODE": "async"},
+        bulk=True,
+        left=_JOBQ_LEFT,
+        skip=frozenset({"enqueue", "bulk", "drain_a", "drain_b", "retry", "latency"}),
+    ),
+    "celery-prefork": Contender(
+        "d_celery.py",
+        "as celery; a pool of processes",
+        venv="celery",
+        env={"BENCH_MODE": "prefork"},
+        left=(("llen", "celery"), ("hlen", "unacked")),
+        slots={"drain_a": (1, 10), "drain_b": (2, 1), "io": (20, 1), "retry": (2, 1), "latency": (1, 10)},
+        jobs={"drain": 2_000, "io": 1_000, "retry": 400},
+        skip=frozenset({"enqueue"}),
+    ),
+    "arq-default": Contender(
+        "d_arq.py",
+        "as arq; polls each 0.5 s, as it does unless configured",
+        venv="arq",
+        left=(("zcard", "arq:queue"),),
+        jobs={"drain": 500, "io": 200, "retry": 200},
+        skip=frozenset({"enqueue"}),
+    ),
+    "tasktiger": Contender(
+        "d_tasktiger.py",
+        "sorted set of active tasks with a heartbeat; a fork for each job; no result",
+        venv="tasktiger",
+        env={"BENCH_MODE": "fork"},
+        left=_TIGER_LEFT,
+        slots=_SERIAL,
+        jobs={"enqueue": 3_000, "drain": 200, "io": 300, "retry": 80, "latency": 50},
+        gap=0.1,
+    ),
+}
+
+ALL: Mapping[str, Contender] = {**TABLE, **_MORE}
+"""Everybody."""

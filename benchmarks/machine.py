@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,47 +18,93 @@ from typing import Any
 import psutil
 import redis
 
+from benchmarks import environments
 from jobq.private_server import PrivateServer
 
-OWN = ("jobq", "rq", "dramatiq", "huey", "redis", "hiredis", "pydantic")
-_OTHERS = (
-    "celery",
-    "kombu",
-    "arq",
-    "taskiq",
-    "taskiq-redis",
-    "saq",
-    "streaq",
-    "tasktiger",
-    "redis",
-    "hiredis",
-    "coredis",
-)
+_OWN = ("jobq", "rq", "dramatiq", "huey", "redis", "hiredis", "pydantic")
+_QUIET = 0.2
+"""Cores in use below which the machine counts as idle."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a workload's Redis is like.
+
+    Attributes:
+        title: For headings.
+        config: Server options over the server's own defaults.
+        delay_ms: Added to each round trip by a proxy.
+    """
+
+    title: str
+    config: Mapping[str, str] = field(default_factory=dict)
+    delay_ms: float = 0.0
+
+
+CONDITIONS: Mapping[str, Condition] = {
+    "": Condition("Redis as it is unless configured, nothing saved"),
+    "512": Condition("`hash-max-listpack-value 512`", {"hash-max-listpack-value": "512"}),
+    "everysec": Condition("`appendfsync everysec`", {"appendonly": "yes", "appendfsync": "everysec"}),
+    "2ms": Condition("2 ms more per round trip", delay_ms=2.0),
+}
+"""A workload is named ``drain_a``, or ``drain_a@everysec``."""
+
+# Our own servers set this; here the server's default is what counts.
+_DEFAULTS = {"hash-max-listpack-value": "64"}
 
 
 class Server:
-    """A private Redis server for one run."""
+    """A private Redis server in one condition, for one run."""
 
-    def __init__(self, *, aof: bool) -> None:
-        self._server = PrivateServer(
-            {"appendonly": "yes", "appendfsync": "everysec"} if aof else None
-        ).start()
+    def __init__(self, condition: Condition) -> None:
+        self._server = PrivateServer({**_DEFAULTS, **condition.config}).start()
+        self.redis = redis.Redis.from_url(self._server.url)
         self.url = self._server.url
-        self.redis = redis.Redis.from_url(self.url)
-        self._process = psutil.Process(self._server.pid)
+        self._processes = [psutil.Process(self._server.pid)]
+        self._proxy: subprocess.Popen[str] | None = None
+        if condition.delay_ms:
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.delay",
+                str(self._server.port),
+                str(condition.delay_ms),
+            ]
+            self._proxy = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=Path(__file__).resolve().parent.parent,
+            )
+            assert self._proxy.stdout is not None
+            self.url = f"redis://127.0.0.1:{int(self._proxy.stdout.readline())}/0"
+            self._processes.append(psutil.Process(self._proxy.pid))
 
     def cpu(self) -> float:
-        """Seconds of CPU it has used."""
-        times = self._process.cpu_times()
-        return times.user + times.system
+        """Seconds of CPU that Redis has used."""
+        return _spent(self._processes[0])
+
+    def overhead(self) -> float:
+        """Seconds of CPU that the proxy has used."""
+        return sum(_spent(process) for process in self._processes[1:])
 
     def version(self) -> str:
+        """The server's name and version."""
         info: Any = self.redis.info("server")
         return f"{info.get('server_name', 'redis')} {info['redis_version']}"
 
     def stop(self) -> None:
+        """End what was started."""
         self.redis.close()
+        if self._proxy is not None:
+            self._proxy.communicate()
         self._server.stop()
+
+
+def _spent(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def busy() -> float:
@@ -73,8 +119,8 @@ def wait_quiet(limit_s: float) -> None:
     end = time.time() + limit_s
     while time.time() < end:
         before, since = busy(), time.time()
-        time.sleep(0.3)
-        if (busy() - before) / (time.time() - since) < 0.2:
+        time.sleep(0.2)
+        if (busy() - before) / (time.time() - since) < _QUIET:
             return
 
 
@@ -125,7 +171,7 @@ def kill_tree(process: psutil.Process, popen: subprocess.Popen[bytes]) -> None:
     popen.wait()
 
 
-def describe(server: Server, venvs: Path, names: set[str]) -> dict[str, Any]:
+def describe(server: Server, peers: Iterable[str]) -> dict[str, Any]:
     """What a result depends on: cores, model, memory, kernel, and the versions of everything."""
     model = ""
     with contextlib.suppress(OSError):
@@ -134,38 +180,18 @@ def describe(server: Server, venvs: Path, names: set[str]) -> dict[str, Any]:
                 model = line.partition(":")[2].strip()
                 break
     versions = {"python": platform.python_version(), "server": server.version()}
-    for name in OWN:
+    for name in _OWN:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
-    for name in sorted(names):
-        versions |= {
-            f"{name}: {package}": number for package, number in _installed(venvs / name, name).items()
-        }
+    with contextlib.suppress(OSError):
+        versions["node"] = subprocess.run(
+            ["node", "--version"], capture_output=True, text=True, check=False
+        ).stdout.strip()
     return {
         "cores": os.cpu_count(),
         "model": model or platform.machine(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
         "versions": versions,
+        "peers": {name: environments.versions(name) for name in sorted(peers)},
     }
-
-
-def _installed(folder: Path, name: str) -> dict[str, str]:
-    if (folder / "node_modules").is_dir():
-        files = {package: folder / "node_modules" / package / "package.json" for package in (name, "ioredis")}
-        return {p: json.loads(file.read_text())["version"] for p, file in files.items() if file.exists()}
-    python = folder / "bin" / "python"
-    if not python.exists():
-        return {}
-    run = subprocess.run(
-        [str(python), "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=False
-    )
-    listed = json.loads(run.stdout or "[]")
-    return {each["name"].lower(): each["version"] for each in listed if each["name"].lower() in _OTHERS}
-
-
-def program(venv: str | None, venvs: Path, driver: str) -> str:
-    """The interpreter that runs a driver."""
-    if driver.endswith(".js"):
-        return shutil.which("node") or "node"
-    return sys.executable if venv is None else str(venvs / venv / "bin" / "python")

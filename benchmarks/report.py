@@ -1,16 +1,17 @@
-"""Tables, ratios and targets of one run."""
+"""Tables, ratios and targets of one run, as Markdown."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from benchmarks.bench import Row
 from benchmarks.contenders import ALL
-from benchmarks.measure import Row
-
-BUSY = 0.25
-"""Cores used by anything else above which a measurement counts as disturbed."""
+from benchmarks.machine import CONDITIONS
+from benchmarks.targets import BUSY, Results, Target, median, quiet, ratios, rows
+from benchmarks.workloads import split
 
 _TITLES = {
     "enqueue": "Enqueue, one at a time",
@@ -21,16 +22,19 @@ _TITLES = {
     "latency": "From enqueue to start, idle worker",
     "retry": "Jobs that fail once, then succeed",
     "otp_isolation": "OTPs while exports fill `low` and 10,000 jobs wait in `batch`",
+    "five_lanes": "Idle worker of all five lanes",
+    "replay": "Retry-failed of 100,000 dead letters",
 }
-_PRODUCE = (
+_Columns = tuple[tuple[str, str, int], ...]
+_OTHER = ("other cores", "other_cpu", 2)
+_PRODUCE: _Columns = (
     ("jobs/s", "per_s", 0),
     ("commands/job", "cmds_per_job", 1),
     ("reads/job", "reads_per_job", 2),
     ("Redis µs/job", "redis_us_per_job", 0),
-    ("bytes/job", "bytes_per_job", 0),
-    ("other cores", "other_cpu", 2),
+    _OTHER,
 )
-_DRAIN = (
+_DRAIN: _Columns = (
     ("jobs/s", "per_s", 0),
     ("worker cores", "worker_cores", 2),
     ("Redis cores", "redis_cores", 2),
@@ -38,11 +42,12 @@ _DRAIN = (
     ("Redis µs/job", "redis_us_per_job", 0),
     ("commands/job", "cmds_per_job", 1),
     ("reads/job", "reads_per_job", 2),
+    ("start to first job s", "startup_s", 2),
     ("PSS MB", "pss_mb", 0),
-    ("other cores", "other_cpu", 2),
+    _OTHER,
 )
-_COLUMNS: dict[str, tuple[tuple[str, str, int], ...]] = {
-    "enqueue": _PRODUCE,
+_COLUMNS: Mapping[str, _Columns] = {
+    "enqueue": (*_PRODUCE[:-1], ("bytes/job", "bytes_per_job", 0), _OTHER),
     "bulk": _PRODUCE,
     "drain_a": _DRAIN,
     "drain_b": _DRAIN,
@@ -56,7 +61,7 @@ _COLUMNS: dict[str, tuple[tuple[str, str, int], ...]] = {
         ("idle CPU %", "idle_cpu_pct", 1),
         ("idle Redis %", "idle_redis_pct", 1),
         ("idle PSS MB", "idle_pss_mb", 0),
-        ("other cores", "other_cpu", 2),
+        _OTHER,
     ),
     "otp_isolation": (
         ("from call p50 ms", "call_p50_ms", 2),
@@ -66,109 +71,204 @@ _COLUMNS: dict[str, tuple[tuple[str, str, int], ...]] = {
         ("batch left", "batch_left", 0),
         ("`low` running", "low_running", 0),
         ("worker cores", "worker_cores", 2),
-        ("other cores", "other_cpu", 2),
+        _OTHER,
     ),
+    "five_lanes": (
+        ("idle PSS MB", "idle_pss_mb", 0),
+        ("idle CPU %", "idle_cpu_pct", 1),
+        ("idle Redis %", "idle_redis_pct", 1),
+        _OTHER,
+    ),
+    "replay": (("jobs/s", "per_s", 0), ("Redis µs/job", "redis_us_per_job", 0), _OTHER),
 }
-_TARGETS = (
-    ("drain_a", "per_s", "rq", 50.0),
-    ("drain_a", "per_s", "dramatiq", 2.0),
-    ("enqueue", "per_s", "rq", 2.0),
-    ("bulk", "per_s", "rq", 3.5),
+# The columns of the first table: heading, and the workload, key and digits of each number in it.
+_OVERVIEW: tuple[tuple[str, tuple[tuple[str, str, int], ...]], ...] = (
+    ("enqueue one by one / in bulk, per s", (("enqueue", "per_s", 0), ("bulk", "per_s", 0))),
+    (
+        "bytes per waiting job, default / 512",
+        (("enqueue", "bytes_per_job", 0), ("enqueue@512", "bytes_per_job", 0)),
+    ),
+    ("drain, 1 × 10 slots, per s", (("drain_a", "per_s", 0),)),
+    ("drain, 2 × 10, per s", (("drain_b", "per_s", 0),)),
+    (
+        "Redis commands / socket reads per job",
+        (("drain_a", "cmds_per_job", 1), ("drain_a", "reads_per_job", 2)),
+    ),
+    ("worker / Redis µs per job", (("drain_a", "worker_us_per_job", 0), ("drain_a", "redis_us_per_job", 0))),
+    ("10 ms sleeps, time / ideal", (("io", "ratio", 2),)),
+    ("wait p50 / p99 ms, idle worker", (("latency", "p50_ms", 2), ("latency", "p99_ms", 2))),
+    ("fail once, then succeed, per s", (("retry", "per_s", 0),)),
+    ("idle PSS MB", (("latency", "idle_pss_mb", 0),)),
 )
-_OTP_P99_MS = 100.0
-
-Results = dict[str, dict[str, list[Row]]]
-"""Rows by contender and workload."""
-
-
-def rows(results: Results, name: str, workload: str) -> list[Row]:
-    """What was measured."""
-    return [row for row in results.get(name, {}).get(workload, []) if "error" not in row]
+_GROWTH_TITLES = {
+    "waiting": "Jobs waiting",
+    "delayed": "Jobs due within one second",
+    "dead": "Dead letters",
+}
 
 
-def median(results: Results, name: str, workload: str, key: str) -> float | None:
-    values = [row[key] for row in rows(results, name, workload) if row.get(key) is not None]
-    return statistics.median(values) if values else None
+def as_json(targets: Iterable[Target]) -> list[dict[str, Any]]:
+    """The targets, as the JSON file keeps them."""
+    return [asdict(target) | {"met": target.met} for target in targets]
 
 
-def pairs(results: Results, workload: str, other: str) -> list[tuple[Row, Row]]:
-    """jobq's and another's rows of the same round: those where nothing else ran, or all when there are none."""
-    ours, theirs = results.get("jobq", {}).get(workload, []), results.get(other, {}).get(workload, [])
-    # Without strict: a run may have been cut short. Never one's quiet row beside the other's disturbed one.
-    both = [(a, b) for a, b in zip(ours, theirs, strict=False) if "error" not in a and "error" not in b]
-    return [pair for pair in both if max(row["other_cpu"] for row in pair) <= BUSY] or both
+def text(document: Mapping[str, Any], targets: Sequence[Target]) -> str:
+    """The whole report."""
+    results: Results = document["results"]
+    out = [*_head(document), *_targets(targets)]
+    if results:
+        out += _overview(results)
+        for workload in document["workloads"]:
+            out += _section(results, workload)
+    for name, row in document["growth"].items():
+        out += _growth(name, row)
+    out += _doubts(document, results)
+    return "\n".join(out) + "\n"
 
 
-def ratio(results: Results, workload: str, key: str, other: str) -> float | None:
-    """jobq over another: the median of the rounds' ratios."""
-    found = [a[key] / b[key] for a, b in pairs(results, workload, other) if a.get(key) and b.get(key)]
-    return statistics.median(found) if found else None
-
-
-def targets(results: Results) -> list[dict[str, Any]]:
-    """Each target with what was reached; targets of workloads that did not run are left out."""
-    found: list[dict[str, Any]] = []
-    for workload, key, other, least in _TARGETS:
-        reached = ratio(results, workload, key, other)
-        if reached is not None:
-            each = [a[key] / b[key] for a, b in pairs(results, workload, other)]
-            title = f"{_TITLES[workload]}: jobq / {other} ({min(each):,.1f}-{max(each):,.1f})"
-            found.append(
-                {
-                    "what": title,
-                    "target": f">= {least:g}",
-                    "reached": round(reached, 2),
-                    "met": reached >= least,
-                }
-            )
-    p99 = median(results, "jobq", "otp_isolation", "call_p99_ms")
-    if p99 is not None:
-        title = "OTP wait p99 under load, ms"
-        found.append(
-            {
-                "what": title,
-                "target": f"< {_OTP_P99_MS:g}",
-                "reached": round(p99, 1),
-                "met": p99 < _OTP_P99_MS,
-            }
+def _head(document: Mapping[str, Any]) -> list[str]:
+    machine = document["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    out = [
+        f"# Benchmark of {document['started']}",
+        "",
+        f"{machine['cores']} cores ({machine['model']}), {machine['memory_gb']} GB, {machine['system']}; {versions}.",
+    ]
+    peers = [
+        f"{name} ({', '.join(f'{package} {number}' for package, number in found.items())})"
+        for name, found in machine["peers"].items()
+    ]
+    if peers:
+        out.append(f"Peers with an environment of their own: {'; '.join(peers)}.")
+    out += [f"Not measured: {name} ({why})." for name, why in document["absent"].items()]
+    if document["quick"]:
+        out.append("**A quick run: too few jobs for its figures to mean anything.**")
+    if document["results"]:
+        out.append(
+            f"Medians of {document['rounds']} interleaved rounds (lowest-highest), of the undisturbed ones as long as"
+            " there is one; marked * when there is none. Compare only within this run."
         )
-    return found
+    return out
 
 
-def remarks(results: Results) -> list[str]:
-    """What makes a row doubtful."""
-    found = []
-    for name, workloads in results.items():
-        for workload, measured in workloads.items():
-            where = f"{name} / {workload}"
-            disturbed = sum(row.get("other_cpu", 0.0) > BUSY for row in measured)
-            found += [f"{where}: {row['error']}" for row in measured if "error" in row]
-            if disturbed:
-                found.append(
-                    f"{where}: {disturbed} of {len(measured)} with more than {BUSY} cores busy elsewhere"
-                )
-            for row in measured:
-                if row.get("complete") is False:
-                    found.append(f"{where}: cut off with {row['jobs']} jobs done")
-                if row.get("repeated"):
-                    found.append(f"{where}: {row['repeated']} jobs ran more than once")
-                if row.get("left"):
-                    found.append(
-                        f"{where}: {row['left']} jobs not finished for the library, ten seconds later"
-                    )
-                if row.get("missing"):
-                    found.append(f"{where}: {row['missing']} jobs did not start")
-    return found
+def _targets(targets: Sequence[Target]) -> list[str]:
+    if not targets:
+        return []
+    body = []
+    for target in targets:
+        low, high = target.spread or (target.reached, target.reached)
+        spread = f"{_number(low)}-{_number(high)}" if low != high else ""
+        verdict = ("met" if target.met else "MISSED") + (" *" if target.disturbed else "")
+        body.append(
+            [target.what, f"{target.sign} {_number(target.limit)}", _number(target.reached), spread, verdict]
+        )
+    missed = sum(not target.met for target in targets)
+    return [
+        "",
+        f"## Targets: {len(targets) - missed} of {len(targets)} met",
+        "",
+        *_table(["target", "wanted", "reached", "rounds", ""], body),
+    ]
 
 
-def _show(results: Results, name: str, workload: str, key: str, digits: int) -> str:
+def _overview(results: Results) -> list[str]:
+    body = []
+    for name in ALL:
+        if name in results:
+            cells = [" / ".join(_cell(results, name, *each) for each in parts) for _, parts in _OVERVIEW]
+            body.append([name, *cells])
+    return ["", "## All", "", *_table(["system", *(title for title, _ in _OVERVIEW)], body)]
+
+
+def _cell(results: Results, name: str, workload: str, key: str, digits: int) -> str:
+    value = median(results, name, workload, key)
+    return "-" if value is None else f"{value:,.{digits}f}{_star(results, name, workload)}"
+
+
+def _star(results: Results, name: str, workload: str) -> str:
+    return "" if any(map(quiet, rows(results, name, workload))) else "*"
+
+
+def _section(results: Results, workload: str) -> list[str]:
+    kind, condition = split(workload)
+    columns = _COLUMNS[kind]
+    key = columns[0][1]
+    names = [name for name in ALL if rows(results, name, workload)]
+    if not names:
+        return []
+    speed = key == "per_s"
+    names.sort(key=lambda name: (median(results, name, workload, key) or 0.0) * (-1 if speed else 1))
+    compared = speed and len(names) > 1
+    body = []
+    for name in names:
+        cells = [name, *(_ranged(results, name, workload, each, digits) for _, each, digits in columns)]
+        if compared:
+            found = ratios(results, workload, name, workload) if name != "jobq" else []
+            cells.insert(2, f"{statistics.median(found):,.2f}" if found else "")
+        body.append(cells)
+    head = ["contender", *(title for title, _, _ in columns)]
+    if compared:
+        head.insert(2, "jobq / it")
+    title = _TITLES[kind] + (f"; {CONDITIONS[condition].title}" if condition else "")
+    return ["", f"## {title}", "", *_table(head, body)]
+
+
+def _ranged(results: Results, name: str, workload: str, key: str, digits: int) -> str:
+    shown = _cell(results, name, workload, key, digits)
     values = [row[key] for row in rows(results, name, workload) if row.get(key) is not None]
-    if not values:
-        return "-"
-    text = f"{statistics.median(values):,.{digits}f}"
-    if len(values) > 1 and key == "per_s":
-        text += f" ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
-    return text
+    if key in ("per_s", "ratio", "p99_ms", "call_p99_ms") and len(values) > 1:
+        shown += f" ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
+    return shown
+
+
+def _growth(name: str, row: Row) -> list[str]:
+    body = [[key, f"{value:,.2f}" if isinstance(value, float) else str(value)] for key, value in row.items()]
+    return ["", f"## {_GROWTH_TITLES[name]}: {row.get('jobs', 0):,}", "", *_table(["what", "measured"], body)]
+
+
+def _doubts(document: Mapping[str, Any], results: Results) -> list[str]:
+    calibration = [row["calibration_ms"] for w in results.values() for m in w.values() for row in m if row]
+    out = []
+    if calibration:
+        low, high = min(calibration), max(calibration)
+        out += [
+            "",
+            f"A fixed loop took {low:.1f} to {high:.1f} ms between measurements: so much the host's speed varied.",
+        ]
+    doubts = [
+        f"{name} / {workload}: {doubt}"
+        for name, workloads in results.items()
+        for workload, rounds in workloads.items()
+        for doubt in _remarks([row for row in rounds if row])
+    ]
+    measured = [row for w in results.values() for m in w.values() for row in m if row]
+    if disturbed := sum(not quiet(row) for row in measured):
+        doubts.append(
+            f"{disturbed} of {len(measured)} measurements with more than {BUSY} cores busy elsewhere"
+        )
+    doubts += [f"{name}: {row['error']}" for name, row in document["growth"].items() if "error" in row]
+    return [*out, "", "## Doubtful", "", *(f"- {doubt}" for doubt in doubts)] if doubts else out
+
+
+_Judge = Callable[[Row], str | None]
+_JUDGES: tuple[_Judge, ...] = (
+    lambda row: str(row["error"]) if "error" in row else None,
+    lambda row: f"cut off with {row['jobs']} jobs done" if row.get("complete") is False else None,
+    lambda row: f"{row['repeated']} jobs ran more than once" if row.get("repeated") else None,
+    lambda row: (
+        f"{row['left']} jobs not finished for the library ten seconds later" if row.get("left") else None
+    ),
+    lambda row: f"{row['missing']} jobs did not start" if row.get("missing") else None,
+)
+
+
+def _remarks(measured: Sequence[Row]) -> list[str]:
+    """What makes the rows of one cell doubtful."""
+    return [doubt for row in measured for judge in _JUDGES if (doubt := judge(row))]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -185,53 +285,3 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
         "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     )
     return [line(head), rule, *(line(cells) for cells in body)]
-
-
-def text(document: dict[str, Any]) -> str:
-    """The whole report, as Markdown."""
-    results: Results = document["results"]
-    machine = document["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    out = [
-        f"# Benchmark of {document['started']}",
-        "",
-        f"{machine['cores']} cores ({machine['model']}), {machine['memory_gb']} GB, {machine['system']}; {versions}.",
-        f"Append-only file: {'everysec' if document['aof'] else 'off'}.",
-        f"Medians of {document['rounds']} interleaved rounds (lowest-highest). Compare only within this run.",
-    ]
-    for workload in document["workloads"]:
-        columns = _COLUMNS[workload]
-        key = columns[0][1]
-        names = [name for name in ALL if rows(results, name, workload)]
-        if not names:
-            continue
-        speed = key == "per_s"
-        names.sort(key=lambda name: (median(results, name, workload, key) or 0.0) * (-1 if speed else 1))
-        body = []
-        for name in names:
-            cells = [name, *(_show(results, name, workload, each, digits) for _, each, digits in columns)]
-            if speed:
-                factor = ratio(results, workload, key, name)
-                cells.insert(2, f"{factor:,.1f}" if factor and name != "jobq" else "")
-            body.append(cells)
-        head = ["contender", *(title for title, _, _ in columns)]
-        if speed:
-            head.insert(2, "jobq / it")
-        out += ["", f"## {_TITLES[workload]}", "", *_table(head, body)]
-    reached = targets(results)
-    if reached:
-        body = [
-            [t["what"], t["target"], f"{t['reached']:,.1f}", "met" if t["met"] else "MISSED"] for t in reached
-        ]
-        out += ["", "## Targets", "", *_table(["target", "wanted", "reached", ""], body)]
-    calibration = [row["calibration_ms"] for w in results.values() for m in w.values() for row in m]
-    if calibration:
-        low, high = min(calibration), max(calibration)
-        out += [
-            "",
-            f"A fixed loop took {low:.1f} to {high:.1f} ms between measurements: so much the host's speed varied.",
-        ]
-    doubts = remarks(results)
-    if doubts:
-        out += ["", "## Doubtful", "", *(f"- {each}" for each in doubts)]
-    return "\n".join(out) + "\n"

@@ -11,13 +11,21 @@ import redis
 
 import jobq
 from jobq.private_server import PrivateServer
-from tests.support.server import ServerFactory, SharedServer, as_config, shared_server
+from tests.support.server import ServerFactory, Servers, SharedServer, as_config, shared_server
 
 
 @pytest.fixture(scope="session")
 def _server() -> Iterator[SharedServer]:
     with shared_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """A Redis and a Valkey of this test process, whatever ``JOBQ_REDIS_URL`` names."""
+    made = Servers()
+    yield made
+    made.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ benchmark polls the file's size and afterwards checks that every index is there.
 import argparse
 import asyncio
 import inspect
+import itertools
 import json
 import os
 import struct
@@ -133,14 +134,14 @@ def _enqueue_sync(d, kind, n, bulk):
     return dt
 
 
-async def _paced_async(d, kind, n, gap):
+async def _paced_async(d, kind, indexes, gap):
     out = []
     await d.open()
     for i in range(20):
         await d.one(kind, payload(WARM_BASE + i))
     await asyncio.sleep(0.7)
     due = time.time()
-    for i in range(n):
+    for i in indexes:
         due += gap
         await asyncio.sleep(max(0, due - time.time()))
         a = time.time()
@@ -150,14 +151,14 @@ async def _paced_async(d, kind, n, gap):
     return out
 
 
-def _paced_sync(d, kind, n, gap):
+def _paced_sync(d, kind, indexes, gap):
     out = []
     d.open()
     for i in range(20):
         d.one(kind, payload(WARM_BASE + i))
     time.sleep(0.7)
     due = time.time()
-    for i in range(n):
+    for i in indexes:
         due += gap
         time.sleep(max(0, due - time.time()))
         a = time.time()
@@ -189,10 +190,12 @@ def main(d):
     p = sub.add_parser("paced")
     p.add_argument("--kind", default="noop")
     p.add_argument("--n", type=int, default=500)
+    p.add_argument("--first", type=int, default=0)
     p.add_argument("--gap", type=float, default=0.02)
-    b = sub.add_parser("load")
-    b.add_argument("--exports", type=int, required=True)
-    b.add_argument("--batch", type=int, required=True)
+    p.add_argument("--until", help="go on until this file exists, and then end")
+    b = sub.add_parser("call")
+    b.add_argument("step")
+    b.add_argument("options", type=json.loads)
     w = sub.add_parser("work")
     w.add_argument("--procs", type=int, default=1)
     w.add_argument("--conc", type=int, default=10)
@@ -206,14 +209,16 @@ def main(d):
         )
         print(json.dumps({"n": a.n, "seconds": dt}))
     elif a.cmd == "paced":
+        indexes = range(a.first, a.first + a.n)
+        if a.until:
+            indexes = itertools.takewhile(lambda _: not os.path.exists(a.until), itertools.count(a.first))
         rows = (
-            asyncio.run(_paced_async(d, a.kind, a.n, a.gap))
+            asyncio.run(_paced_async(d, a.kind, indexes, a.gap))
             if is_async
-            else _paced_sync(d, a.kind, a.n, a.gap)
+            else _paced_sync(d, a.kind, indexes, a.gap)
         )
         print(json.dumps(rows))
-    elif a.cmd == "load":
-        d.load(a.exports, a.batch)
-        print(json.dumps({}))
+    elif a.cmd == "call":  # a step that only this contender has
+        print(json.dumps(getattr(d, a.step)(**a.options)))
     else:
         d.work(a.procs, a.conc)

@@ -1,4 +1,4 @@
-"""RQ.  BENCH_MODE: fork (stock Worker), simple (SimpleWorker), pool (WorkerPool of SimpleWorkers)."""
+"""RQ.  BENCH_MODE: fork (stock Worker), simple (SimpleWorker; more than one are a WorkerPool)."""
 
 import os
 
@@ -44,7 +44,7 @@ class D(Base):
         import d_rq  # noqa: F401  preload before any fork
 
         c = redis.Redis.from_url(URL)
-        if MODE == "pool":
+        if MODE == "simple" and procs > 1:
             WorkerPool(["default"], connection=c, num_workers=procs, worker_class=SimpleWorker).start(
                 logging_level="CRITICAL"
             )

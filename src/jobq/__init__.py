@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         PayloadTooLargeError,
         PayloadUnreadableError,
         QueueFullError,
+        RateLimited,
         Retry,
         Signal,
         SignatureError,
@@ -45,7 +46,9 @@ if TYPE_CHECKING:
     from jobq.job import Job, JobState
     from jobq.limits import Concurrency, Rate
     from jobq.queues import Priority, QueueSpec
+    from jobq.recurrence import Misfire
     from jobq.retry import Backoff, Fixed, RetryPolicy, Steps
+    from jobq.schedule_spec import schedule
     from jobq.tasks import Secret, Task, current_job, task
 
 __version__ = "0.1.0"
@@ -68,6 +71,7 @@ __all__ = [
     "JobState",
     "JobqError",
     "LeaseLostError",
+    "Misfire",
     "NewerPayloadError",
     "NoHandlerError",
     "NoKeyError",
@@ -78,6 +82,7 @@ __all__ = [
     "QueueFullError",
     "QueueSpec",
     "Rate",
+    "RateLimited",
     "Retry",
     "RetryPolicy",
     "Secret",
@@ -97,6 +102,7 @@ __all__ = [
     "current_job",
     "export_transactions",
     "process_payment",
+    "schedule",
     "send_otp",
     "task",
 ]
@@ -108,7 +114,9 @@ _MODULES = {
     "job": ("Job", "JobState"),
     "limits": ("Concurrency", "Rate"),
     "queues": ("Priority", "QueueSpec"),
+    "recurrence": ("Misfire",),
     "retry": ("Backoff", "Fixed", "RetryPolicy", "Steps"),
+    "schedule_spec": ("schedule",),
     "tasks": ("Secret", "Task", "current_job", "task"),
 }
 _SOURCE = {name: module for module, names in _MODULES.items() for name in names}

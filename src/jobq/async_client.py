@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -18,10 +18,13 @@ from jobq.connection import check_client, connect_async
 from jobq.errors import JobqError, StoreUnavailableError
 from jobq.health import Health, Thresholds, judge
 from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
+from jobq.listing import Page
+from jobq.memory import MemoryReport, memory_plan
+from jobq.schedule_parts import AsyncSchedules
 from jobq.stats import Stats, stats_plan
 from jobq.store import AsyncStore
 from jobq.tasks import EnqueueRequest, Registry
-from jobq.views import Page, attempts_plan, outcome_plan
+from jobq.views import attempts_plan, outcome_plan
 from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan
 
 if TYPE_CHECKING:
@@ -61,6 +64,7 @@ class AsyncClient(ClientBase):
         self.queues = AsyncQueues(self._plans, self.run)
         self.dead_letters = AsyncDeadLetters(self._plans, self.run)
         self.workers = AsyncWorkers(self._plans, self.run)
+        self.schedules = AsyncSchedules(self._schedule_plans, self.run, self.registry)
 
     # ------------------------------------------------------------------ running
 
@@ -102,7 +106,7 @@ class AsyncClient(ClientBase):
         if not self.settings.enabled:
             return await asyncio.to_thread(self._inline, requests, "JOBQ_ENABLED is false")
         try:
-            return await self._drive(self._enqueuer.plan(requests))
+            return await self._drive(self.enqueuer.plan(requests))
         except StoreUnavailableError as error:
             if not self._may_run_inline(error):
                 raise
@@ -211,6 +215,12 @@ class AsyncClient(ClientBase):
     async def health(self, thresholds: Thresholds | None = None) -> Health:
         """As :meth:`jobq.client.Client.health`."""
         return judge(await self.stats(), thresholds)
+
+    async def memory(
+        self, *, limit: int | None = None, progress: Callable[[int], object] = lambda _count: None
+    ) -> MemoryReport:
+        """As :meth:`jobq.client.Client.memory`."""
+        return await self.run(memory_plan(self.keys, self.specs, limit=limit, progress=progress))
 
     # ------------------------------------------------------------------ the end
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobq.keys import Keys
-from jobq.rq_bridge import iso, worker_fields
+from jobq.registration import WORKER_TTL_S, register_worker, unregister_worker
+from jobq.replies import bounded_int, clean_text, exact_text, exact_texts
+from jobq.rq_bridge import iso
 from jobq.steps import (
     Arg,
     Batch,
@@ -24,93 +26,25 @@ from jobq.steps import (
     Promoted,
     Rescued,
     Step,
+    script_head,
 )
 
 __all__ = [
-    "MOST_JOBS",
-    "WORKER_TTL_S",
-    "Batch",
-    "Beat",
-    "Call",
-    "Claim",
-    "Claimed",
-    "EnqueueAnswer",
-    "EnqueueStatus",
-    "NewJob",
-    "Outcome",
-    "OutcomeKind",
-    "Plan",
-    "Promoted",
-    "Rescued",
-    "Step",
-    "cancel",
-    "claim",
-    "delete",
-    "enqueue",
-    "heartbeat",
-    "last_claim",
-    "pause",
-    "progress",
-    "promote",
-    "prune",
-    "register_worker",
-    "release",
-    "replay",
-    "rescue",
-    "resume",
-    "settle",
-    "unpark",
-    "unregister_worker",
-    "withdraw",
-]
+    "MOST_JOBS", "WORKER_TTL_S", "Batch", "Beat", "Call", "Claim", "Claimed", "EnqueueAnswer", "EnqueueStatus",
+    "NewJob", "Outcome", "OutcomeKind", "Plan", "Promoted", "Rescued", "Step", "cancel", "claim", "delete",
+    "declare_limits", "enqueue", "heartbeat", "last_claim", "limit", "open_gates", "pause", "progress", "promote", "prune", "register_worker", "release",
+    "replay", "rescue", "resume", "settle", "unpark", "unregister_worker", "withdraw",
+]  # fmt: skip
 
 MOST_JOBS = 100
 """Jobs that one script call takes: it bounds how long Redis serves nobody else."""
-
-
-# --------------------------------------------------------------------------- reading replies
-
-
-def _text(value: bytes | str | None) -> str:
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else (value or "")
-
-
-_MOST = 2**53
-
-
-def _number(value: bytes | str | int | None) -> int:
-    """A number of a hash that anybody may have written: 0 when it is none, and never beyond what a float holds."""
-    if not value:
-        return 0
-    try:
-        number = int(value)
-    except ValueError:
-        try:
-            number = int(float(value))
-        except (ValueError, OverflowError):
-            return 0
-    return max(-_MOST, min(_MOST, number))
-
-
-def _label(value: bytes | str | None) -> str:
-    """Text that anybody may have written and that is sent on: what is not UTF-8 must not break the sending."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else (value or "")
-
-
-def _texts(reply: Sequence[bytes]) -> list[str]:
-    return [_text(value) for value in reply]
-
-
-def _head(keys: Keys, now_ms: int | None) -> tuple[Arg, Arg, Arg]:
-    """What every script starts with: the time, for tests, and the two prefixes."""
-    return ("" if now_ms is None else now_ms, keys.p, keys.n)
 
 
 # --------------------------------------------------------------------------- the path of a job
 
 
 def _answers(reply: list[bytes]) -> list[EnqueueAnswer]:
-    texts = _texts(reply)
+    texts = exact_texts(reply)
     return [EnqueueAnswer(word, id_) for word, id_ in zip(texts[::2], texts[1::2], strict=True)]  # type: ignore[arg-type]
 
 
@@ -124,7 +58,7 @@ def enqueue(
     """
     if len(jobs) > MOST_JOBS:
         raise ValueError(f"at most {MOST_JOBS} jobs in one enqueue, got {len(jobs)}")
-    args: list[Arg] = [*_head(keys, now_ms), "1" if register else "0", len(jobs)]
+    args: list[Arg] = [*script_head(keys, now_ms), "1" if register else "0", len(jobs)]
     for job in jobs:
         fields = job.fields
         args += (
@@ -153,20 +87,24 @@ _RQ_FIELDS = (
 
 def _claimed(row: list[Any], token: str) -> Claimed:
     job_id, data, queued, attempts, crashes, lost, overrides, timeout, description, extra = row[:10]
-    foreign = row[10] if len(row) > 10 else None
+    more = row[10] if len(row) > 10 else None
+    foreign = more if isinstance(more, list) else None
     return Claimed(
-        _text(job_id),
+        exact_text(job_id),
         token,
         data,
-        _number(attempts),
-        _number(crashes),
-        _number(lost),
-        _number(queued),
+        bounded_int(attempts),
+        bounded_int(crashes),
+        bounded_int(lost),
+        bounded_int(queued),
         overrides or b"",
-        max(0, _number(timeout)),
-        _label(description),
+        max(0, bounded_int(timeout)),
+        clean_text(description),
         extra or b"",
-        None if foreign is None else {n: _text(v) for n, v in zip(_RQ_FIELDS, foreign, strict=True) if v},
+        None
+        if foreign is None
+        else {n: exact_text(v) for n, v in zip(_RQ_FIELDS, foreign, strict=True) if v},
+        isinstance(more, bytes),
     )
 
 
@@ -192,9 +130,9 @@ def claim(
     token = f"{exec_id}.{number}"
 
     def decode(reply: list[Any]) -> Claim:
-        status, now, until, parked, more = reply[:5]
+        status, now, until, flags, more = reply[:5]
         jobs = [_claimed(row, token) for row in reply[5:]]
-        return Claim(_text(status), now, until, parked == 1, jobs, more == 1)  # type: ignore[arg-type]
+        return Claim(exact_text(status), now, until, flags & 1 == 1, jobs, more == 1, flags & 2 == 2)  # type: ignore[arg-type]
 
     names = (
         keys.queue(queue),
@@ -207,7 +145,7 @@ def claim(
         keys.quarantine,
         keys.deferred(queue),
     )
-    head = _head(keys, now_ms)
+    head = script_head(keys, now_ms)
     args = (*head, exec_id, number, min(n, MOST_JOBS), lease_ms, worker_name, started_at_iso, queue, *known)
     return Call("claim", names, args, decode)
 
@@ -218,7 +156,7 @@ def settle(
     """Record how attempts of one queue ended, at most 100: ``ok already lost cancelled gone``, in order."""
     if len(outcomes) > MOST_JOBS:
         raise ValueError(f"at most {MOST_JOBS} outcomes in one settle, got {len(outcomes)}")
-    args: list[Arg] = [*_head(keys, now_ms), queue, ended_at_iso, len(outcomes)]
+    args: list[Arg] = [*script_head(keys, now_ms), queue, ended_at_iso, len(outcomes)]
     for outcome in outcomes:
         extra = _extra(outcome)
         args += (outcome.job_id, outcome.token, outcome.kind, "1" if outcome.spends else "0", outcome.keep_s)
@@ -240,7 +178,7 @@ def settle(
         keys.parked(queue),
         keys.quarantine,
     )
-    return Call("settle", names, tuple(args), _texts)
+    return Call("settle", names, tuple(args), exact_texts)
 
 
 def _extra(outcome: Outcome) -> list[Arg]:
@@ -276,13 +214,15 @@ def heartbeat(keys: Keys, members: Sequence[str], lease_ms: int, *, now_ms: int 
         members: ``<id>:<token>`` of each.
     """
     ids = [member.partition(":")[0] for member in members]
-    args = (*_head(keys, now_ms), lease_ms, len(members), *members, *ids)
-    return Call("heartbeat", (keys.leases, keys.cancels), args, lambda r: Beat(_texts(r[0]), _texts(r[1])))
+    args = (*script_head(keys, now_ms), lease_ms, len(members), *members, *ids)
+    return Call(
+        "heartbeat", (keys.leases, keys.cancels), args, lambda r: Beat(exact_texts(r[0]), exact_texts(r[1]))
+    )
 
 
 def progress(keys: Keys, job_id: str, token: str, text: str | bytes) -> Call[bool]:
     """Note how far a job is; False when its lease is lost."""
-    args = (*_head(keys, None), f"{job_id}:{token}", text)
+    args = (*script_head(keys, None), f"{job_id}:{token}", text)
     return Call("progress", (keys.job(job_id), keys.leases), args, bool)
 
 
@@ -293,7 +233,7 @@ def last_claim(keys: Keys, exec_id: str) -> Batch[list[tuple[str, str]]]:
         record = replies[0]
         if not record or isinstance(record, Exception):
             return []
-        number, _ends, *ids = _text(record).split(":")
+        number, _ends, *ids = exact_text(record).split(":")
         return [(job_id, f"{exec_id}.{number}") for job_id in ids if job_id]
 
     return Batch((("GET", keys.claim(exec_id)),), decode)
@@ -319,12 +259,12 @@ def rescue(
     """
 
     def decode(reply: list[Any]) -> Rescued:
-        texts = _texts(reply[1:])
+        texts = exact_texts(reply[1:])
         moved = list(zip(texts[::3], texts[1::3], texts[2::3], strict=True))
         return Rescued(moved, reply[0] == 1)
 
     names = (keys.leases, keys.pulse, keys.cancels, keys.quarantine, keys.queues, keys.after)
-    args = (*_head(keys, now_ms), lease_ms, min(limit, MOST_JOBS), iso(now_ms), keep_s, record)
+    args = (*script_head(keys, now_ms), lease_ms, min(limit, MOST_JOBS), iso(now_ms), keep_s, record)
     return Call("rescue", names, args, decode)
 
 
@@ -332,13 +272,24 @@ def promote(
     keys: Keys, queues: Sequence[str], limit: int = MOST_JOBS, *, now_ms: int | None = None
 ) -> Call[Promoted]:
     """Queue what is due, at most ``limit`` jobs of each queue."""
-    args = (*_head(keys, now_ms), min(limit, MOST_JOBS), *queues)
-    return Call("promote", (keys.quarantine,), args, lambda r: Promoted(r[0], r[1] if r[1] >= 0 else None))
+    args = (*script_head(keys, now_ms), min(limit, MOST_JOBS), *queues)
+    return Call(
+        "promote",
+        (keys.quarantine, keys.gates),
+        args,
+        lambda r: Promoted(r[0], r[1] if r[1] >= 0 else None, r[2] == 1),
+    )
+
+
+def open_gates(keys: Keys, limit: int = MOST_JOBS, *, now_ms: int | None = None) -> Call[int]:
+    """Queue what waits at gates that may be open; how many jobs were queued and gates looked at. 0: nothing to do."""
+    args = (*script_head(keys, now_ms), MOST_JOBS, min(limit, MOST_JOBS))
+    return Call("open", (keys.gates, keys.leases, keys.quarantine), args, sum)
 
 
 def release(keys: Keys, limit: int = MOST_JOBS, *, now_ms: int | None = None) -> Call[int]:
     """Queue children of ended jobs; how many were queued and parents done with. 0: nothing to do."""
-    args = (*_head(keys, now_ms), limit)
+    args = (*script_head(keys, now_ms), limit)
     return Call("release", (keys.after, keys.quarantine), args, sum)
 
 
@@ -354,7 +305,7 @@ def prune(
 ) -> Call[int]:
     """Delete ended jobs by age, and beyond these counts; how many went, at most ``limit``."""
     now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    args = (*_head(keys, now_ms), limit, keep_succeeded, keep_dead, keep_cancelled_s, iso(now - 60_000))
+    args = (*script_head(keys, now_ms), limit, keep_succeeded, keep_dead, keep_cancelled_s, iso(now - 60_000))
     names = (
         keys.finished(queue),
         keys.failed(queue),
@@ -371,19 +322,19 @@ def prune(
 def cancel(keys: Keys, job_id: str, *, keep_s: int = 86_400, now_ms: int | None = None) -> Call[str]:
     """End a waiting job, or ask a running one to stop: ``cancelled requested finished gone``."""
     names = (keys.job(job_id), keys.cancels, keys.after, keys.quarantine)
-    return Call("cancel", names, (*_head(keys, now_ms), job_id, iso(now_ms), keep_s), _text)
+    return Call("cancel", names, (*script_head(keys, now_ms), job_id, iso(now_ms), keep_s), exact_text)
 
 
 def withdraw(keys: Keys, job_id: str, *, keep_s: int = 86_400, now_ms: int | None = None) -> Call[str]:
     """See that a job will not run: ``withdrawn``, ``gone`` (never came); too late: ``started finished``."""
-    args = (*_head(keys, now_ms), job_id, iso(now_ms), keep_s)
-    return Call("withdraw", (keys.job(job_id), keys.leases), args, _text)
+    args = (*script_head(keys, now_ms), job_id, iso(now_ms), keep_s)
+    return Call("withdraw", (keys.job(job_id), keys.leases, keys.after), args, exact_text)
 
 
 def delete(keys: Keys, job_id: str) -> Call[str]:
     """Remove a job that does not run: ``deleted running gone``."""
     names = (keys.job(job_id), keys.quarantine, keys.after)
-    return Call("delete", names, (*_head(keys, None), job_id), _text)
+    return Call("delete", names, (*script_head(keys, None), job_id), exact_text)
 
 
 def replay(
@@ -400,7 +351,7 @@ def replay(
         raise ValueError(f"at most {MOST_JOBS} jobs in one replay, got {len(job_ids)}")
     new = data or {}
     pairs: list[Arg] = [value for job_id in job_ids for value in (job_id, new.get(job_id, b""))]
-    return Call("replay", (keys.quarantine,), (*_head(keys, now_ms), *pairs), _texts)
+    return Call("replay", (keys.quarantine,), (*script_head(keys, now_ms), *pairs), exact_texts)
 
 
 def unpark(
@@ -415,78 +366,32 @@ def unpark(
         keys.queue(queue),
         keys.quarantine,
     )
-    return Call("unpark", names, (*_head(keys, now_ms), bucket, min(limit, MOST_JOBS)), int)
+    return Call("unpark", names, (*script_head(keys, now_ms), bucket, min(limit, MOST_JOBS)), int)
 
 
 def pause(keys: Keys, queue: str, until_ms: int = 0, by: str = "", reason: str = "") -> Call[bool]:
     """Let no lease begin on a queue; ``until_ms`` 0: until it is resumed."""
-    args = (*_head(keys, None), queue, until_ms, by, reason)
+    args = (*script_head(keys, None), queue, until_ms, by, reason)
     return Call("pause", (keys.queue_state(queue),), args, bool)
+
+
+def limit(keys: Keys, queue: str, gates: str | None, until_ms: int = 0) -> Call[bool]:
+    """Limit a queue to these gates in place of what the settings say; None: to what they say."""
+    text = "" if gates is None else f"{until_ms}|{gates}"
+    return Call("limit", (keys.queue_state(queue),), (*script_head(keys, None), queue, text), bool)
+
+
+def declare_limits(keys: Keys, gates: Mapping[str, str], *, first: bool) -> Call[int]:
+    """Note what the settings limit queues to, by name; how many changed.
+
+    Args:
+        first: Replace what is noted; otherwise only fill in what is missing.
+    """
+    pairs = [text for item in gates.items() for text in item]
+    names = tuple(keys.queue_state(queue) for queue in gates)
+    return Call("declare_limits", names, (*script_head(keys, None), int(first), *pairs), int)
 
 
 def resume(keys: Keys, queue: str) -> Call[bool]:
     """End a pause; False when there was none."""
-    return Call("resume", (keys.queue_state(queue),), (*_head(keys, None), queue), bool)
-
-
-# --------------------------------------------------------------------------- workers
-
-WORKER_TTL_S = 60
-
-
-def register_worker(
-    keys: Keys,
-    *,
-    name: str,
-    queues: Sequence[str],
-    slots: int,
-    busy: int,
-    tasks: Sequence[str],
-    host: str,
-    pid: int,
-    state: str,
-    birth_ms: int,
-    now_ms: int,
-    version: str = "",
-    succeeded: int = 0,
-    failed: int = 0,
-    working_s: float = 0.0,
-) -> Call[bool]:
-    """Show a worker as alive for 60 s, in rq's lists and ours.
-
-    Args:
-        state: ``idle``, ``busy`` or ``draining``; rq's readers see the last as busy.
-        birth_ms: When it started, and ``now_ms``, now: ms since 1970.
-    """
-    theirs = worker_fields(
-        queues=queues,
-        pid=pid,
-        hostname=host,
-        birth_ms=birth_ms,
-        now_ms=now_ms,
-        state=state if state in ("idle", "busy", "suspended") else "busy",
-        succeeded=succeeded,
-        failed=failed,
-        working_s=working_s,
-    )
-    ours = {
-        "slots": str(slots),
-        "busy": str(busy),
-        "queues": ",".join(queues),
-        "tasks": ",".join(tasks),
-        "host": host,
-        "pid": str(pid),
-        "state": state,
-        "version": version,
-    }
-    args: list[Arg] = [*_head(keys, now_ms), WORKER_TTL_S, len(queues), *queues, 2 * len(theirs)]
-    for item in (*theirs.items(), *ours.items()):
-        args += item
-    names = (keys.worker(name), keys.live_worker(name), keys.workers, keys.queues)
-    return Call("register", names, tuple(args), bool)
-
-
-def unregister_worker(keys: Keys, name: str, queues: Sequence[str]) -> Call[bool]:
-    """Take a worker out of the lists."""
-    names = (keys.worker(name), keys.live_worker(name), keys.workers)
-    return Call("unregister", names, (*_head(keys, None), *queues), bool)
+    return Call("resume", (keys.queue_state(queue),), (*script_head(keys, None), queue), bool)

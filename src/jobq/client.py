@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 import weakref
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -31,10 +31,13 @@ from jobq.errors import JobqError, StoreUnavailableError, UnknownTaskError
 from jobq.health import Health, Thresholds, judge
 from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
 from jobq.kept import KeptStore
+from jobq.listing import Page
+from jobq.memory import MemoryReport, memory_plan
 from jobq.stats import Stats, stats_plan
+from jobq.schedule_parts import Schedules
 from jobq.store import Store
 from jobq.tasks import EnqueueRequest, Registry
-from jobq.views import Page, attempts_plan, outcome_plan
+from jobq.views import attempts_plan, outcome_plan
 from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan
 
 T = TypeVar("T")
@@ -72,6 +75,7 @@ class Client(ClientBase):
         self.queues = Queues(self._plans, self.run)
         self.dead_letters = DeadLetters(self._plans, self.run)
         self.workers = Workers(self._plans, self.run)
+        self.schedules = Schedules(self._schedule_plans, self.run, self.registry)
 
     # ------------------------------------------------------------------ running
 
@@ -130,7 +134,7 @@ class Client(ClientBase):
         if not self.settings.enabled:
             return self._inline(requests, "JOBQ_ENABLED is false")
         try:
-            return self._drive(self._enqueuer.plan(requests))
+            return self._drive(self.enqueuer.plan(requests))
         except StoreUnavailableError as error:
             if not self._may_run_inline(error):
                 raise
@@ -295,6 +299,19 @@ class Client(ClientBase):
     def health(self, thresholds: Thresholds | None = None) -> Health:
         """Whether anything is wrong, and what."""
         return judge(self.stats(), thresholds)
+
+    def memory(
+        self, *, limit: int | None = None, progress: Callable[[int], object] = lambda _count: None
+    ) -> MemoryReport:
+        """What holds Redis' memory, by kind, queue and state: an estimate, from a sample of each kind.
+
+        Args:
+            limit: Count about so many keys only; a million take some seconds.
+            progress: Called with the number of further keys counted.
+        Raises:
+            StoreError: The server does not tell the size of a key.
+        """
+        return self.run(memory_plan(self.keys, self.specs, limit=limit, progress=progress))
 
     # ------------------------------------------------------------------ the end
 

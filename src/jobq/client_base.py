@@ -15,6 +15,7 @@ from jobq.job import AsyncJobActions, Job, JobActions
 from jobq.keys import Keys
 from jobq.plans import Plans
 from jobq.rq_bridge import bind_prefix
+from jobq.schedules import SchedulePlans
 from jobq.tasks import EnqueueRequest, Registry
 
 
@@ -32,7 +33,8 @@ class ClientBase:
         self.codec: Codec = self.settings.codec()
         self.specs = self.settings.queue_specs()
         self._plans = Plans(self.keys, self.specs, self)
-        self._enqueuer = Enqueuer(keys=self.keys, codec=self.codec, settings=self.settings, owner=self)
+        self.enqueuer = Enqueuer(keys=self.keys, codec=self.codec, settings=self.settings, owner=self)
+        self._schedule_plans = SchedulePlans(self.keys, self.codec, self.enqueuer, self)
 
     def sync_actions(self) -> JobActions:
         """The client that a job's plain methods use."""

@@ -14,8 +14,9 @@ from jobq.calls import Plan
 from jobq.dead_letters import DeadGroup, DeadLetter, ReplayReport, chunks, get_plan
 from jobq.fleet import QueueInfo, Worker, workers_plan
 from jobq.job import JobState
+from jobq.limits import Keep, Rate
+from jobq.listing import JobFilter, Page
 from jobq.plans import Plans
-from jobq.views import JobFilter, Page
 
 T = TypeVar("T")
 Since: TypeAlias = datetime | timedelta | None
@@ -34,7 +35,7 @@ class AsyncRun(Protocol):
     def __call__(self, plan: Plan[T], /) -> Awaitable[T]: ...
 
 
-def _who() -> str:
+def who() -> str:
     """Who pauses a queue: the operating system's user, as far as there is one."""
     try:
         return getpass.getuser()
@@ -81,11 +82,35 @@ class Queues:
         Raises:
             JobNotFoundError: There is no such queue.
         """
-        return self._run(self._plans.pause(name, for_, reason, _who()))
+        return self._run(self._plans.pause(name, for_, reason, who()))
 
     def resume(self, name: str) -> QueueInfo:
         """End a pause."""
         return self._run(self._plans.resume(name))
+
+    def limit(
+        self,
+        name: str,
+        *,
+        rate: Rate | str | Keep | None = Keep.KEEP,
+        concurrency: int | Keep | None = Keep.KEEP,
+        for_: float | timedelta | None = None,
+    ) -> QueueInfo:
+        """Limit the queue over all workers, in place of what the settings say. What runs goes on.
+
+        Args:
+            rate: Starts per window, such as ``"50/m"``. None: any number. Not given: as it is now.
+            concurrency: Runs at once. None: any number. Not given: as it is now.
+            for_: Seconds or timedelta after which the settings count again; None: ``reset_limit`` only.
+        Raises:
+            JobNotFoundError: There is no such queue.
+            ConfigError: A limit is out of its range.
+        """
+        return self._run(self._plans.limit(name, rate, concurrency, for_))
+
+    def reset_limit(self, name: str) -> QueueInfo:
+        """Limit the queue to what the settings say."""
+        return self._run(self._plans.reset_limit(name))
 
 
 class Workers:
@@ -218,11 +243,26 @@ class AsyncQueues:
         self, name: str, for_: float | timedelta | None = None, reason: str | None = None
     ) -> QueueInfo:
         """As :meth:`Queues.pause`."""
-        return await self._run(self._plans.pause(name, for_, reason, _who()))
+        return await self._run(self._plans.pause(name, for_, reason, who()))
 
     async def resume(self, name: str) -> QueueInfo:
         """As :meth:`Queues.resume`."""
         return await self._run(self._plans.resume(name))
+
+    async def limit(
+        self,
+        name: str,
+        *,
+        rate: Rate | str | Keep | None = Keep.KEEP,
+        concurrency: int | Keep | None = Keep.KEEP,
+        for_: float | timedelta | None = None,
+    ) -> QueueInfo:
+        """As :meth:`Queues.limit`."""
+        return await self._run(self._plans.limit(name, rate, concurrency, for_))
+
+    async def reset_limit(self, name: str) -> QueueInfo:
+        """As :meth:`Queues.reset_limit`."""
+        return await self._run(self._plans.reset_limit(name))
 
 
 class AsyncWorkers:

@@ -1,4 +1,4 @@
-"""Payloads: params to signed bytes and back; results; the serializer for plain rq.
+"""Payloads: params to signed bytes and back; results.
 
 A payload is an envelope of JSON::
 
@@ -12,21 +12,16 @@ checked, and what cannot be used ends in a ``CodecError``, whatever it is.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import importlib
-import os
 import re
 import zlib
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import b2a_base64
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 from pydantic_core import from_json
 
 from jobq import strict_json
+from jobq.crypto import Key
 from jobq.errors import (
     CodecError,
     ConfigError,
@@ -37,21 +32,17 @@ from jobq.errors import (
     PayloadUnreadableError,
     SignatureError,
 )
+from jobq.serializer import PERFORM, Binder, Serializer, bind_serializer, plain_loads
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+__all__ = [
+    "DEFAULT_LIMIT", "PERFORM", "Binder", "Codec", "Envelope", "Serializer", "bind_serializer",
+]  # fmt: skip
 
 DEFAULT_LIMIT = 262_144
 """Bytes of an encoded payload, and of an encoded result, unless configured otherwise."""
 
-PERFORM = "jobq.rq_bridge.perform"
-"""The function that a stock rq worker is told to call."""
-
 _ENVELOPE = re.compile(rb'\{"v":1,"kid":"(?:([0-9a-f]{8})","sig":"([A-Za-z0-9_-]{43})|","sig":")","body":')
-_ANY_ENVELOPE = re.compile(rb'\{"v":\d{1,9},"kid":"')
 _UNSIGNED = b'{"v":1,"kid":"","sig":"","body":'
-_URLSAFE = bytes.maketrans(b"+/", b"-_")
-_UNBOUND_ID = "*"  # never a job id
 _INFLATE = 4  # rq rewrites payloads zlib-compressed; a producer's limit may be somewhat above ours
 
 
@@ -64,28 +55,14 @@ class Envelope:
         version: The task's params version.
         params: JSON values, secrets decrypted; not yet validated. Bytes are base64 text (URL-safe alphabet).
         bound: The signature covers the job's id.
+        secrets: Names of the params that were encrypted.
     """
 
     task: str
     version: int
     params: dict[str, Any]
     bound: bool
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class _Key:
-    """One configured secret: separate keys per purpose, so that neither use can weaken the other."""
-
-    kid: str
-    signing: bytes
-    encryption: bytes
-
-
-def _derive(secret: str) -> _Key:
-    root = secret.encode("utf-8", "surrogatepass")
-    signing = hmac.digest(root, b"jobq1 signing", "sha256")
-    encryption = hmac.digest(root, b"jobq1 encryption", "sha256")
-    return _Key(hashlib.sha256(signing).hexdigest()[:8], signing, encryption)
+    secrets: frozenset[str] = frozenset()
 
 
 class Codec:
@@ -112,11 +89,10 @@ class Codec:
     ) -> None:
         if isinstance(keys, str) or not all(key.strip() for key in keys):
             raise ConfigError("JOBQ_SECRET_KEY must hold one or more non-empty keys, separated by commas")
-        derived = [_derive(key) for key in keys]
+        derived = [Key(key) for key in keys]
         self._keys = {key.kid: key for key in reversed(derived)}
         self._first = derived[0] if derived else None
         self._head = b'{"v":1,"kid":"%s","sig":"' % derived[0].kid.encode() if derived else _UNSIGNED
-        self._ciphers: dict[str, AESGCM] = {}
         self._limit = limit
         self._accept_unsigned = accept_unsigned
         self._accept_unbound = accept_unbound
@@ -179,7 +155,7 @@ class Codec:
         if self._first is None:
             data = b"%s%s}" % (_UNSIGNED, raw)
         else:
-            data = b'%s%s","body":%s}' % (self._head, _sign(self._first, job_id, raw), raw)
+            data = b'%s%s","body":%s}' % (self._head, self._first.sign(job_id, raw), raw)
         if len(data) > self._limit:
             raise PayloadTooLargeError(
                 f"the payload of task {task!r} is {len(data):,} bytes, the limit is {self._limit:,}:"
@@ -225,7 +201,7 @@ class Codec:
                 )
                 unknown.key_id = kid.decode()
                 raise unknown
-            bound = _verify(key, job_id, raw, signature)
+            bound = key.verify(job_id, raw, signature)
         elif self._keys and not self._accept_unsigned:
             raise SignatureError(
                 "the payload is not signed, and JOBQ_SECRET_KEY is set; while producers get their keys,"
@@ -241,6 +217,25 @@ class Codec:
         if not envelope.bound and not self._accept_unbound:
             raise SignatureError("the payload is not bound to its job, and JOBQ_ACCEPT_UNBOUND is false")
         return envelope
+
+    def rebind(self, data: bytes, *, job_id: str, to: str) -> bytes:
+        """The payload for another job, written with the first key; what was encrypted stays so.
+
+        Raises:
+            CodecError: As :meth:`decode`, for ``job_id``.
+        """
+        envelope = self.decode(data, job_id=job_id)
+        return self.encode(
+            task=envelope.task,
+            version=envelope.version,
+            params=envelope.params,
+            secrets=envelope.secrets,
+            job_id=to,
+        )
+
+    def current(self, data: bytes) -> bool:
+        """Whether a payload is written with the first key, or without any if there is none."""
+        return data.startswith(self._head)
 
     def encode_result(self, value: Any, limit: int = DEFAULT_LIMIT) -> bytes:
         """What a task returned, as plain JSON that rq's tools read too.
@@ -272,7 +267,7 @@ class Codec:
         Raises:
             PayloadUnreadableError: Not JSON; perhaps a pickle of another rq worker.
         """
-        return _plain_loads(data)
+        return plain_loads(data)
 
     def _hide(self, body: dict[str, Any], secrets: Collection[str], job_id: str | None) -> None:
         params = body["p"]
@@ -290,11 +285,9 @@ class Codec:
             names = ", ".join(sorted(hidden))
             raise PayloadError(f"a secret param ({names}) cannot be written as JSON", task=task) from None
         body["p"] = {name: value for name, value in params.items() if name not in hidden}
-        nonce = os.urandom(12)
-        sealed = self._cipher(self._first).encrypt(nonce, clear, _aad(job_id, task))
-        body["enc"] = {"n": urlsafe_b64encode(nonce).decode(), "c": urlsafe_b64encode(sealed).decode()}
+        body["enc"] = self._first.seal(clear, job_id, task)
 
-    def _open(self, body: Any, key: _Key | None, job_id: str) -> Envelope:
+    def _open(self, body: Any, key: Key | None, job_id: str) -> Envelope:
         """Check the shape of a body and decrypt its secrets."""
         if type(body) is not dict:
             raise PayloadUnreadableError("the payload's body is not an object")
@@ -307,64 +300,23 @@ class Codec:
         if "enc" in body:
             if key is None:
                 raise PayloadUnreadableError("the payload has encrypted params but names no key")
-            params.update(self._unseal(body["enc"], key, _aad(job_id if bound else None, task)))
+            hidden = _secrets(body["enc"], key, job_id if bound else None, task)
+            params.update(hidden)
+            return Envelope(task, version, params, bound, frozenset(hidden))
         return Envelope(task, version, params, bound)
 
-    def _unseal(self, enc: Any, key: _Key, aad: bytes) -> dict[str, Any]:
-        from cryptography.exceptions import InvalidTag  # late: 20 ms that only secrets need
 
-        try:
-            nonce, sealed = (urlsafe_b64decode(enc[part]) for part in ("n", "c"))
-            clear = from_json(
-                self._cipher(key).decrypt(nonce, sealed, aad), allow_inf_nan=False, cache_strings=False
-            )
-        except InvalidTag:
-            raise SignatureError(
-                "the payload's encrypted params were altered, or belong to another job"
-            ) from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PayloadUnreadableError(
-                f"the payload's encrypted params are malformed ({type(error).__name__})"
-            ) from None
-        if type(clear) is not dict:
-            raise PayloadUnreadableError("the payload's encrypted params are not an object")
-        return clear
-
-    def _cipher(self, key: _Key) -> AESGCM:
-        cipher = self._ciphers.get(key.kid)
-        if cipher is None:
-            from cryptography.hazmat.primitives.ciphers.aead import (
-                AESGCM,
-            )  # late: 20 ms that only secrets need
-
-            cipher = self._ciphers[key.kid] = AESGCM(key.encryption)
-        return cipher
-
-
-def _sign(key: _Key, job_id: str | None, raw: bytes) -> bytes:
-    digest = hmac.digest(key.signing, _signed(job_id, raw), "sha256")
-    return b2a_base64(digest, newline=False).translate(_URLSAFE, b"=")
-
-
-def _signed(job_id: str | None, raw: bytes) -> bytes:
-    return b"jobq1\0%s\0%s" % (
-        (_UNBOUND_ID if job_id is None else job_id).encode("utf-8", "surrogatepass"),
-        raw,
-    )
-
-
-def _aad(job_id: str | None, task: str) -> bytes:
-    return f"jobq1\0{_UNBOUND_ID if job_id is None else job_id}\0{task}".encode("utf-8", "surrogatepass")
-
-
-def _verify(key: _Key, job_id: str, raw: bytes, signature: bytes) -> bool:
-    """True: signed for this job. False: signed, but unbound."""
-    # The base64 texts are compared, so that a second spelling of the same bytes does not pass.
-    if hmac.compare_digest(_sign(key, job_id, raw), signature):
-        return True
-    if hmac.compare_digest(_sign(key, None, raw), signature):
-        return False
-    raise SignatureError("the payload was altered, forged, or signed for another job")
+def _secrets(enc: Any, key: Key, job_id: str | None, task: str) -> dict[str, Any]:
+    """The secret params of a body, in clear."""
+    try:
+        clear = from_json(key.unseal(enc, job_id, task), allow_inf_nan=False, cache_strings=False)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise PayloadUnreadableError(
+            f"the payload's encrypted params are malformed ({type(error).__name__})"
+        ) from None
+    if type(clear) is not dict:
+        raise PayloadUnreadableError("the payload's encrypted params are not an object")
+    return clear
 
 
 def _inflate(data: bytes, limit: int) -> bytes:
@@ -419,107 +371,3 @@ def _blame(params: Mapping[str, Any], error: ValueError) -> str:
         except ValueError as reason:
             return f"param {name!r} (a {type(value).__name__}) cannot be written as JSON: {reason}"
     return f"the params cannot be written as JSON: {error}"
-
-
-Binder = Callable[[str, tuple[Any, ...], dict[str, Any]], tuple[str, int, Mapping[str, Any], Collection[str]]]
-"""(dotted path or task name, args, kwargs) to (task, version, validated params, names of the secret ones)."""
-
-Provider = Callable[[], tuple[Codec, Binder]]
-
-
-def bind_serializer(provider: Provider | None) -> None:
-    """Tell :class:`Serializer` where its codec and its binder come from; asked at each enqueue."""
-    Serializer.provider = provider
-
-
-class Serializer:
-    """rq's serializer protocol: calls become envelopes, anything else plain JSON. Pickle is never read.
-
-    For ``rq.Queue(…, serializer=jobq.codec.Serializer)`` and
-    ``rq worker --serializer jobq.codec.Serializer``.
-    """
-
-    provider: ClassVar[Provider | None] = (
-        None  # rq takes the class itself, so there is no instance to give it to
-    )
-
-    @staticmethod
-    def dumps(obj: Any, /) -> bytes:
-        """Bytes of a job's call, ``(function, instance, args, kwargs)``, or of a result or of meta.
-
-        Raises:
-            ConfigError: A call, but no client of jobq has been imported to bind it.
-            UnknownTaskError: The function is not a registered task.
-            PayloadError: The arguments do not fit the task, or the value has no JSON form.
-        """
-        if type(obj) is not tuple or not _is_call(obj) or not isinstance(obj[2], (tuple, list)):
-            return _plain_dumps(obj)
-        name, instance, args, kwargs = obj
-        if name == PERFORM:  # rq writes a call again that it has read
-            return _envelope_of(args)
-        if instance is not None:
-            # rq's name for a callable object is __call__; a task is one, and knows its name.
-            name = getattr(instance, "name", None) if name == "__call__" else None
-            if not isinstance(name, str):
-                raise PayloadError("a method cannot be enqueued: pass a task, its name or its dotted path")
-        if Serializer.provider is None:
-            # By name: a program that only enqueues through rq names this class, and nothing above it.
-            importlib.import_module("jobq.client")
-        if Serializer.provider is None:
-            raise ConfigError(
-                "nothing binds jobq.codec.Serializer to a client: call codec.bind_serializer(provider)"
-            )
-        codec, binder = Serializer.provider()
-        task, version, params, secrets = binder(name, tuple(args), kwargs)
-        return codec.encode(task=task, version=version, params=params, secrets=secrets, job_id=None)
-
-    @staticmethod
-    def loads(data: bytes, /) -> Any:
-        """The call that runs an envelope, unread; of other bytes the JSON value.
-
-        Raises:
-            PayloadUnreadableError: Not JSON, or a call of an arbitrary function, which is never run.
-        """
-        if _ANY_ENVELOPE.match(data):
-            try:
-                return PERFORM, None, [data.decode()], {}
-            except UnicodeDecodeError as error:
-                raise PayloadUnreadableError("the payload is not UTF-8") from error
-        value = _plain_loads(data)
-        if _is_call(value):
-            # rq would import and call whatever it names.
-            raise PayloadUnreadableError("a plain JSON call is never run: enqueue with jobq.codec.Serializer")
-        return value
-
-
-def _is_call(value: Any) -> bool:
-    return (
-        isinstance(value, (tuple, list))
-        and len(value) == 4
-        and isinstance(value[0], str)
-        and isinstance(value[3], dict)
-    )
-
-
-def _envelope_of(args: Sequence[Any]) -> bytes:
-    if len(args) == 1 and isinstance(args[0], str):
-        data = args[0].encode("utf-8", "surrogatepass")
-        if _ANY_ENVELOPE.match(data):
-            return data
-    raise PayloadError(f"{PERFORM} takes one envelope and is not called by hand: enqueue the task itself")
-
-
-def _plain_dumps(value: Any) -> bytes:
-    try:
-        return strict_json.dump(value, results=True)
-    except ValueError as error:
-        raise PayloadError(f"a {type(value).__name__} cannot be stored as JSON: {error}") from error
-
-
-def _plain_loads(data: bytes) -> Any:
-    if data[:1] == b"\x80":
-        raise PayloadUnreadableError("this is a pickle, which jobq never reads")
-    try:
-        return strict_json.load(data)
-    except ValueError as error:
-        raise PayloadUnreadableError(f"not usable JSON: {error}") from error

@@ -15,28 +15,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    PlainSerializer,
-    PrivateAttr,
-    SecretStr,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PrivateAttr, SecretStr, ValidationError
 
+from jobq import setting_kinds as kinds
 from jobq.errors import ConfigError
-from jobq.limits import Rate
-from jobq.parsing import (
-    format_duration,
-    parse_duration,
-    parse_redis_url,
-    parse_size,
-    parse_switch,
-    redact_url,
-)
-from jobq.queues import LANES, QueueSpec
-from jobq.retry import Backoff, Delays, Fixed, RetryPolicy, Steps
+from jobq.limits import Concurrency, Rate
+from jobq.parsing import format_duration, parse_duration, redact_url
+from jobq.queues import LANES, Priority, QueueSpec, ShedAt
+from jobq.retry import Backoff, Fixed, RetryPolicy, Steps
 from jobq.sources import Found, Sources
 
 if TYPE_CHECKING:
@@ -45,154 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Settings", "parse_duration", "redact_url", "warn_secret_unprotected"]
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
-_MODULE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 _PREFIX = re.compile(r"[A-Za-z0-9_.:{}-]{1,100}")
-
-
-def _span(low: str, high: str) -> BeforeValidator:
-    least, most = parse_duration(low), parse_duration(high)
-
-    def check(value: Any) -> timedelta:
-        found = parse_duration(value)
-        if not least <= found <= most:
-            raise ValueError(f"expected a duration from {low} to {high}")
-        return found
-
-    return BeforeValidator(check)
-
-
-def _whole(low: int, high: int) -> BeforeValidator:
-    def check(value: Any) -> int:
-        try:
-            found = int(str(value).strip().replace("_", ""))
-        except ValueError:
-            found = low - 1
-        if isinstance(value, bool) or not low <= found <= high:
-            raise ValueError(f"expected a whole number from {low:,} to {high:,}")
-        return found
-
-    return BeforeValidator(check)
-
-
-def _size(low: int, high: int) -> BeforeValidator:
-    def check(value: Any) -> int:
-        found = parse_size(value)
-        if not low <= found <= high:
-            raise ValueError(f"expected a size from {low:,} to {high:,} bytes, such as 256kB")
-        return found
-
-    return BeforeValidator(check)
-
-
-def _one_of(*words: str) -> BeforeValidator:
-    def check(value: Any) -> str:
-        found = str(value).strip().lower()
-        if found not in words:
-            raise ValueError(f"expected {', '.join(words[:-1])} or {words[-1]}")
-        return found
-
-    return BeforeValidator(check)
-
-
-def _text(pattern: re.Pattern[str], hint: str) -> BeforeValidator:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise ValueError(f"expected {hint}")
-        return value
-
-    return BeforeValidator(check)
-
-
-def _modules(value: Any) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-        raise ValueError("expected module names separated by commas, such as myapp.jobs")
-    names = tuple(part.strip() for part in parts if part.strip())
-    if not all(_MODULE.fullmatch(name) for name in names):
-        raise ValueError("expected module names separated by commas, such as myapp.jobs")
-    return names
-
-
-def _redis_url(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("expected a URL such as redis://localhost:6379/0")
-    parse_redis_url(value)
-    return value.strip()
-
-
-def _url(*schemes: str) -> BeforeValidator:
-    def check(value: Any) -> str:
-        scheme, found, rest = str(value).strip().partition("://")
-        if not found or not rest or (schemes and scheme.lower() not in schemes):
-            begins = " or ".join(f"{scheme}://" for scheme in schemes) or "its scheme, such as sqlite:///"
-            raise ValueError(f"expected a URL that starts with {begins}")
-        return str(value).strip()
-
-    return BeforeValidator(check)
-
-
-def _keys(value: Any) -> SecretStr:
-    text = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if not isinstance(text, str) or not all(len(part.strip()) >= 16 for part in text.split(",")):
-        raise ValueError(
-            "expected one or more keys of at least 16 characters, separated by commas;"
-            ' make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
-        )
-    return SecretStr(text)
-
-
-def _rate(value: Any) -> Rate:
-    if isinstance(value, Rate):
-        return value
-    try:
-        return Rate.parse(str(value).strip())
-    except ConfigError:
-        raise ValueError("expected a rate such as 50/s, 50/m or 50/10s") from None
-
-
-_BACKOFF_HINT = "expected a backoff such as 2s, base=2s,factor=2,cap=5m,jitter=0.25, fixed=30s or 1s,10s,1m"
-
-
-def _exponential(base: timedelta) -> Backoff:
-    return Backoff(base=base, cap=max(base, Backoff().cap))
-
-
-def _backoff(value: Any) -> Delays:
-    """``2s`` (it grows), ``base=…,factor=…,cap=…,jitter=…``, ``fixed=30s``, or steps: ``1s,10s,1m``."""
-    if isinstance(value, Backoff | Fixed | Steps):
-        return value
-    try:
-        parts = [part.strip() for part in str(value).split(",")]
-        if "=" not in parts[0]:
-            steps = [parse_duration(part) for part in parts]
-            return Steps(steps) if len(steps) > 1 else _exponential(steps[0])
-        given = dict(part.split("=", 1) for part in parts)
-        options: dict[str, Any] = {
-            name: text
-            if text == "full"
-            else float(text)
-            if name in ("factor", "jitter")
-            else parse_duration(text)
-            for name, text in given.items()
-        }
-        if "fixed" in options:
-            return Fixed(options.pop("fixed"), **options)
-        return Backoff(**options)
-    except (ValueError, TypeError, ConfigError):
-        raise ValueError(_BACKOFF_HINT) from None
-
-
-def _target(value: Any) -> timedelta | None:
-    if value is None or str(value).strip().lower() == "none":
-        return None
-    found = parse_duration(value)
-    if found <= timedelta(0):
-        raise ValueError("expected a duration above 0 such as 500ms or 30s, or none")
-    return found
-
-
-Switch = Annotated[bool, BeforeValidator(parse_switch)]
-RedisUrlText = Annotated[str, BeforeValidator(_redis_url)]
 _shown = PlainSerializer(format_duration, return_type=str, when_used="json")
 
 
@@ -201,15 +40,17 @@ class QueueOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=False)
 
-    slots: Annotated[int, _whole(1, 10_000)] = 1
-    target: Annotated[timedelta | None, BeforeValidator(_target)] = None
-    rate: Annotated[Rate | None, BeforeValidator(_rate)] = None
-    max_attempts: Annotated[int | None, _whole(1, 1_000_000)] = None
-    backoff: Annotated[Backoff | Fixed | Steps | None, BeforeValidator(_backoff)] = None
-    timeout: Annotated[timedelta | None, _span("1s", "30d")] = None
-    isolation: Annotated[Literal["thread", "process"] | None, _one_of("thread", "process")] = None
-    redis_url: Annotated[str | None, BeforeValidator(_redis_url)] = None
-    nice: Annotated[int, _whole(0, 19)] = 0
+    slots: Annotated[int, kinds.whole(1, 10_000)] = 1
+    target: Annotated[timedelta | None, kinds.TARGET] = None
+    rate: Annotated[Rate | None, kinds.RATE] = None
+    concurrency: Annotated[Concurrency | None, kinds.CONCURRENCY] = None
+    max_attempts: Annotated[int | None, kinds.whole(1, 1_000_000)] = None
+    backoff: Annotated[Backoff | Fixed | Steps | None, kinds.BACKOFF] = None
+    timeout: Annotated[timedelta | None, kinds.span("1s", "30d")] = None
+    isolation: Annotated[Literal["thread", "process"] | None, kinds.one_of("thread", "process")] = None
+    redis_url: Annotated[str | None, kinds.REDIS_URL] = None
+    nice: Annotated[int, kinds.whole(0, 19)] = 0
+    priority: Annotated[Priority | None, kinds.one_of(*Priority)] = None
 
     def apply(self, spec: QueueSpec) -> QueueSpec:
         """``spec`` with what is given here in place of its own."""
@@ -248,6 +89,11 @@ class Settings(BaseModel):
         result_limit: Most bytes of an encoded result.
         enqueue_timeout: One deadline for connecting, sending and retrying an enqueue.
         grace: How long a stopping worker lets jobs finish.
+        recycle_jobs: Jobs after which an executor or a job child is replaced. None: children after 1,000.
+        recycle_age: Age at which it is. None: never.
+        recycle_growth: Memory gained since its first job, at which it is.
+        shed_low: Percent of Redis' ``maxmemory`` from which queues of the priorities low and batch refuse new jobs;
+            100: never. ``shed_medium``: those of medium and high. ``shed_critical``: those of critical.
         smtp_url: Mail server of ``send_otp``: ``smtp://user:password@host:587``, or ``smtps://``.
         smtp_from: Sender of its mails.
         payment_url: Payment gateway of the ready HTTP adapter.
@@ -262,34 +108,43 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    redis_url: RedisUrlText = DEFAULT_REDIS_URL
-    app: Annotated[tuple[str, ...], BeforeValidator(_modules)] = ()
-    enabled: Switch = True
-    env: Annotated[str, _text(re.compile(r"[\w.-]{1,64}"), "a name such as development or production")] = (
-        "development"
-    )
-    secret_key: Annotated[SecretStr | None, BeforeValidator(_keys)] = None
-    key_prefix: Annotated[str, _text(_PREFIX, "letters, digits and _ . : - { }, such as rq")] = "rq"
+    redis_url: Annotated[str, kinds.REDIS_URL] = DEFAULT_REDIS_URL
+    app: Annotated[tuple[str, ...], kinds.APP] = ()
+    enabled: Annotated[bool, kinds.SWITCH] = True
+    env: Annotated[
+        str, kinds.matching(re.compile(r"[\w.-]{1,64}"), "a name such as development or production")
+    ] = "development"
+    secret_key: Annotated[SecretStr | None, kinds.SECRET_KEYS] = None
+    key_prefix: Annotated[str, kinds.matching(_PREFIX, "letters, digits and _ . : - { }, such as rq")] = "rq"
     queues: dict[str, QueueOptions] = {}
-    max_attempts: Annotated[int, _whole(1, 1_000_000)] = 3
-    retry_delay: Annotated[timedelta, _span("1ms", "1d"), _shown] = timedelta(seconds=2)
-    timeout: Annotated[timedelta, _span("1s", "30d"), _shown] = timedelta(seconds=180)
-    lease: Annotated[timedelta, _span("300ms", "1h"), _shown] = timedelta(seconds=12)
-    accept_unsigned: Switch = False
-    accept_unbound: Switch = True
-    fallback: Annotated[Literal["raise", "inline", "spool"], _one_of("raise", "inline", "spool")] = "raise"
-    log_format: Annotated[Literal["json", "console"] | None, _one_of("json", "console")] = None
-    payload_limit: Annotated[int, _size(1024, 64 * 1024 * 1024)] = 262_144
-    result_limit: Annotated[int, _size(1024, 64 * 1024 * 1024)] = 262_144
-    enqueue_timeout: Annotated[timedelta, _span("10ms", "5m"), _shown] = timedelta(seconds=1)
-    grace: Annotated[timedelta, _span("0s", "1d"), _shown] = timedelta(seconds=30)
-    smtp_url: Annotated[str | None, _url("smtp", "smtps")] = None
+    max_attempts: Annotated[int, kinds.whole(1, 1_000_000)] = 3
+    retry_delay: Annotated[timedelta, kinds.span("1ms", "1d"), _shown] = timedelta(seconds=2)
+    timeout: Annotated[timedelta, kinds.span("1s", "30d"), _shown] = timedelta(seconds=180)
+    lease: Annotated[timedelta, kinds.span("300ms", "1h"), _shown] = timedelta(seconds=12)
+    accept_unsigned: Annotated[bool, kinds.SWITCH] = False
+    accept_unbound: Annotated[bool, kinds.SWITCH] = True
+    fallback: Annotated[Literal["raise", "inline", "spool"], kinds.one_of("raise", "inline", "spool")] = (
+        "raise"
+    )
+    log_format: Annotated[Literal["json", "console"] | None, kinds.one_of("json", "console")] = None
+    payload_limit: Annotated[int, kinds.size(1024, 64 * 1024 * 1024)] = 262_144
+    result_limit: Annotated[int, kinds.size(1024, 64 * 1024 * 1024)] = 262_144
+    enqueue_timeout: Annotated[timedelta, kinds.span("10ms", "5m"), _shown] = timedelta(seconds=1)
+    grace: Annotated[timedelta, kinds.span("0s", "1d"), _shown] = timedelta(seconds=30)
+    recycle_jobs: Annotated[int | None, kinds.whole(1, 10**9)] = None
+    recycle_age: Annotated[timedelta | None, kinds.span("10s", "30d")] = None
+    recycle_growth: Annotated[int, kinds.size(1024 * 1024, 1024**4)] = 256 * 1024 * 1024
+    shed_low: Annotated[int, kinds.PERCENT] = 80
+    shed_medium: Annotated[int, kinds.PERCENT] = 90
+    shed_critical: Annotated[int, kinds.PERCENT] = 95
+    smtp_url: Annotated[str | None, kinds.url("smtp", "smtps")] = None
     smtp_from: Annotated[
-        str | None, _text(re.compile(r"[^\r\n]*@[^\r\n]*"), "a sender such as no-reply@example.com")
+        str | None,
+        kinds.matching(re.compile(r"[^\r\n]*@[^\r\n]*"), "a sender such as no-reply@example.com"),
     ] = None
-    payment_url: Annotated[str | None, _url("https", "http")] = None
+    payment_url: Annotated[str | None, kinds.url("https", "http")] = None
     payment_token: SecretStr | None = None
-    sql_url: Annotated[str | None, _url()] = None
+    sql_url: Annotated[str | None, kinds.url()] = None
     export_dir: Path = Path("exports")
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -374,6 +229,10 @@ class Settings(BaseModel):
             specs[name] = options.apply(specs.get(name) or QueueSpec(name, 1))
         return specs
 
+    def shed_at(self) -> ShedAt:
+        """The thresholds of the memory brake."""
+        return ShedAt(self.shed_low, self.shed_medium, self.shed_critical)
+
     def secret_keys(self) -> tuple[str, ...]:
         """The configured keys in order; the first one signs."""
         text = self.secret_key.get_secret_value() if self.secret_key else ""
@@ -392,7 +251,7 @@ class Settings(BaseModel):
 
     def retry_policy(self) -> RetryPolicy:
         """The policy of a task and queue that say nothing of their own."""
-        return RetryPolicy(self.max_attempts, _exponential(self.retry_delay))
+        return RetryPolicy(self.max_attempts, kinds.exponential(self.retry_delay))
 
     def require_production_ready(self) -> None:
         """Refuse to go on in production without a key; elsewhere nothing happens.

@@ -5,11 +5,13 @@ role       socket timeout    retries inside redis-py                        for
 =========  ================  =============================================  ==========================
 enqueue    enqueue_timeout   none: :class:`Deadline` bounds the whole call  producers
 command    5 s               3, jittered                                    idempotent scripts, reads
+worker     5 s               none: the caller's loop reconnects             a worker's processes
 blocking   block + 5 s       none: the caller's loop reconnects             blocking reads
 pubsub     block + 5 s       3, jittered                                    subscriptions
 =========  ================  =============================================  ==========================
 
-redis-py by default retries writes ten times, and gives up a blocking read after 5 s only to start it again.
+redis-py by default retries writes ten times, and gives up a blocking read after 5 s only to start it again; and it
+takes six round trips to connect, which on a slow network is all the time that an enqueue has. Here it takes two.
 The protocol is never set: an explicit RESP3 changes the shapes of answers.
 """
 
@@ -19,6 +21,7 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 import redis
@@ -47,16 +50,20 @@ __all__ = [
     "check_client",
     "connect",
     "connect_async",
+    "detached",
     "inspect_server",
     "inspect_server_async",
     "redact_url",
     "require_usable",
 ]
 
-Role = Literal["command", "enqueue", "blocking", "pubsub"]
+Role = Literal["command", "enqueue", "worker", "blocking", "pubsub"]
 Durability = Literal["none", "snapshot", "aof-everysec", "aof-always"]
 
 _COMMAND_TIMEOUT_S = 5.0
+_WORKER_CONNECT_S = 2.0
+"""Less than rescue's hold-off after a gap, a third of a lease: a worker that begins to connect when Redis returns, on
+a network that drops packets, must be back before its leases are taken for lost."""
 _MARGIN_S = 5.0
 _SENTINEL_TIMEOUT_S = 0.5
 
@@ -80,20 +87,42 @@ def _policy(settings: Settings, role: Role, block_s: float) -> dict[str, Any]:
         timeout_s = connect_s = settings.enqueue_timeout.total_seconds()
     elif role == "command":
         timeout_s = connect_s = _COMMAND_TIMEOUT_S
+    elif role == "worker":
+        timeout_s, connect_s = _COMMAND_TIMEOUT_S, _WORKER_CONNECT_S
     else:
         timeout_s, connect_s = block_s + _MARGIN_S, _COMMAND_TIMEOUT_S
     return {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": connect_s,
-        "health_check_interval": 30,
+        # A PING before a command costs a round trip and finds nothing that the command would not.
+        "health_check_interval": 30 if role == "pubsub" else 0,
         "client_name": _client_name(role),
         "decode_responses": False,
+        **_SHORT_HANDSHAKE,
     }
+
+
+def _short_handshake() -> dict[str, Any]:
+    """What spares round trips at connecting, as far as this release of redis-py knows it."""
+    known = signature(redis.connection.AbstractConnection).parameters
+    options: dict[str, Any] = {}
+    if "driver_info" in known:
+        options["driver_info"] = None
+    else:
+        options |= {"lib_name": None, "lib_version": None}
+    try:
+        from redis.maint_notifications import MaintNotificationsConfig
+    except ImportError:  # redis-py 6 has none
+        return options
+    return options | {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
+
+
+_SHORT_HANDSHAKE = _short_handshake()
 
 
 def _retry(kind: Any, role: Role) -> Any:
     """A retry object of redis-py, of its sync or its asyncio kind."""
-    if role in ("enqueue", "blocking"):
+    if role in ("enqueue", "worker", "blocking"):
         return kind(NoBackoff(), 0)
     return kind(ExponentialWithJitterBackoff(base=0.01, cap=1.0), 3)
 
@@ -171,6 +200,17 @@ def connect_async(
     if role != "blocking":
         pool.connection_class = mixed(Noting, pool.connection_class)
     return aio.Redis.from_pool(pool)
+
+
+def detached(client: redis.Redis) -> redis.connection.AbstractConnection:
+    """An unopened connection with a client's policy, outside of its pool; the caller closes it.
+
+    The pool's own ``make_connection`` counts what it has made and never counts back: a hundred connections later,
+    after some time of an outage, it would refuse for ever.
+    """
+    pool = client.connection_pool
+    made: redis.connection.AbstractConnection = pool.connection_class(**pool.connection_kwargs)
+    return made
 
 
 class _Closing:

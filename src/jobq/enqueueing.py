@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jobq import calls, dedup, events
+from jobq import calls, dedup, events, limits
 from jobq.calls import Batch, EnqueueAnswer, NewJob, Plan
 from jobq.codec import Codec
 from jobq.config import Settings, warn_secret_unprotected
@@ -120,6 +120,9 @@ class Enqueuer:
         name, mode, window_ms, on_duplicate = self._dedup(request)
         if name:
             fields["dk"] = f"{mode}:{name}"
+        rate, concurrency = task.spec.rate, task.spec.concurrency
+        if rate is not None or concurrency is not None:
+            fields["lm"] = limits.task_gates(task.name, rate, concurrency, request.params)
         delay_ms = at_ms = 0
         if overrides is not NO_OVERRIDES:
             if overrides.delay is not None:

@@ -24,7 +24,7 @@
     └── JobFailedError              the job that was waited for is dead or cancelled
 
     Signal                          raised by a task to say how the attempt ends
-    ├── Retry  Snooze  Cancel  Discard
+    ├── Retry  Snooze  Cancel  Discard  RateLimited
 
     SoftTimeout (BaseException)     raised inside a task whose time is up
 """
@@ -188,6 +188,21 @@ class Snooze(Signal):
     def __init__(self, for_: float | timedelta) -> None:
         super().__init__("snoozed")
         self.for_ = _as_delta(for_)
+
+
+class RateLimited(Signal):
+    """What the task calls has had enough: run the job again later, and start none that share its rate before.
+
+    The gate of the task's rate stays closed meanwhile; if the task has none, the queue, if that has a rate; else it
+    is a :class:`Snooze`. Spends no attempt.
+
+    Args:
+        retry_after: For how long, in seconds or as a timedelta, as a ``Retry-After`` header says.
+    """
+
+    def __init__(self, retry_after: float | timedelta) -> None:
+        super().__init__("rate limited")
+        self.retry_after = _as_delta(retry_after)
 
 
 class Cancel(Signal):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from jobq.calls import Batch, Plan
 from jobq.keys import Keys
+from jobq.limits import QueueLimits
 from jobq.queues import QueueSpec
+from jobq.replies import as_int, as_map, as_text
 from jobq.rq_bridge import parse_iso
-from jobq.views import queue_names_plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,9 @@ class QueueInfo:
 
     Attributes:
         paused_until: When the pause ends by itself; None: by ``resume`` only.
-        shed: The queue refuses new jobs because memory is short.
+        shed: The queue refuses new jobs because memory is short; see :mod:`jobq.brake`.
+        limits: What the queue is limited to, over all workers.
+        limits_set: An operator has set them, in place of what the settings say; ``limits_until``: until then.
     """
 
     name: str
@@ -57,28 +60,9 @@ class QueueInfo:
     paused_reason: str | None = None
     shed: bool = False
     maximum: int | None = None
-
-
-def as_text(value: Any) -> str:
-    """A reply as text."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def as_map(reply: Any) -> dict[str, str]:
-    """An ``HGETALL`` reply, a dict or a flat list, as text; empty for an error."""
-    if isinstance(reply, Mapping):
-        return {as_text(name): as_text(value) for name, value in reply.items()}
-    if isinstance(reply, list | tuple):
-        return {as_text(name): as_text(value) for name, value in zip(reply[::2], reply[1::2], strict=False)}
-    return {}
-
-
-def as_int(value: Any) -> int:
-    """A counter; 0 for what is absent, an error, or no number."""
-    try:
-        return int(float(value))
-    except (TypeError, ValueError, OverflowError):
-        return 0
+    limits: QueueLimits = QueueLimits()
+    limits_set: bool = False
+    limits_until: datetime | None = None
 
 
 def worker_commands(keys: Keys, name: str) -> tuple[tuple[Any, ...], ...]:
@@ -160,6 +144,20 @@ def workers_plan(keys: Keys) -> Plan[list[Worker]]:
     return [worker for worker in found if worker is not None]
 
 
+def queue_names(keys: Keys, configured: Iterable[str], reply: Any) -> tuple[str, ...]:
+    """The configured queues in order, then those that only a ``SMEMBERS`` of rq's set of queues has, by name."""
+    start = keys.queue("")
+    found = [] if isinstance(reply, Exception) else [as_text(member) for member in reply]
+    known = dict.fromkeys(configured)
+    more = sorted({name.removeprefix(start) for name in found if name.startswith(start)} - set(known))
+    return (*known, *more)
+
+
+def queue_names_plan(keys: Keys, configured: Iterable[str]) -> Plan[tuple[str, ...]]:
+    """The queues with a spec, in its order, then those that only Redis knows, by name."""
+    return queue_names(keys, configured, (yield Batch((("SMEMBERS", keys.queues),)))[0])
+
+
 def queues_plan(
     keys: Keys, specs: Mapping[str, QueueSpec], now_ms: int, only: str | None = None
 ) -> Plan[list[QueueInfo]]:
@@ -184,6 +182,9 @@ def queue_info(
     """What the hash ``jobq:q:<q>`` says of a queue."""
     until = as_int(state.get("until"))
     paused = state.get("paused") == "1" and (until == 0 or until > now_ms)
+    limits_until, was_set, text = state.get("limit_set", "").partition("|")
+    limits_end = as_int(limits_until)
+    limits_set = bool(was_set) and (limits_end == 0 or limits_end > now_ms)
     return QueueInfo(
         name=name,
         spec=spec,
@@ -192,6 +193,9 @@ def queue_info(
         paused_until=datetime.fromtimestamp(until / 1000, tz=UTC) if paused and until else None,
         paused_by=(state.get("by") or None) if paused else None,
         paused_reason=(state.get("reason") or None) if paused else None,
-        shed=state.get("shed", "0") not in ("", "0"),
+        shed=as_int(state.get("shed")) > now_ms,
         maximum=as_int(state.get("max")) or None,
+        limits=QueueLimits.of_gates(text if limits_set else state.get("limit", "")),
+        limits_set=limits_set,
+        limits_until=datetime.fromtimestamp(limits_end / 1000, tz=UTC) if limits_set and limits_end else None,
     )

@@ -84,6 +84,8 @@ def _issues(stats: Stats, limits: Thresholds) -> Iterator[tuple[bool, str]]:
             yield True, f"queue {name}: {queue.queued:,} jobs waiting and no worker serves it"
         elif queue.running and not queue.workers:
             yield True, f"queue {name}: {queue.running:,} jobs active and no live worker"
+        if queue.shed:
+            yield True, f"queue {name} refuses new jobs: Redis' memory is nearly full, see jobq memory"
         if queue.paused and queue.queued:
             yield False, f"queue {name} is paused with {queue.queued:,} jobs waiting"
         elif queue.target_s is not None and queue.oldest_queued_s > queue.target_s:

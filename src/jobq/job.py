@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -81,6 +82,12 @@ def new_job_id(task: str, *, now_ms: int | None = None) -> str:
     """
     stamp = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     return f"{_slug(task)}-{_base32(stamp, 9)}-{_base32(int.from_bytes(os.urandom(8)) >> 4, 12)}"
+
+
+def slot_job_id(schedule: str, slot_ms: int) -> str:
+    """The id of the one job of a schedule's slot: the same, whoever fires it."""
+    digest = hashlib.sha256(f"{schedule}\0{slot_ms}".encode()).digest()
+    return f"{_slug(schedule)}-{_base32(slot_ms, 9)}-{_base32(int.from_bytes(digest[:8]) >> 4, 12)}"
 
 
 class JobActions(Protocol):

@@ -17,6 +17,7 @@ from redis.exceptions import NoScriptError
 
 from jobq import lua
 from jobq.calls import Batch, Step
+from jobq.connection import detached
 from jobq.deadline import current
 from jobq.store import Store
 from jobq.wire import Wire
@@ -41,6 +42,10 @@ class KeptStore(Store):
 
     def close(self) -> None:
         """Close all idle connections."""
+        self._drop_idle()
+
+    def _leave(self) -> None:
+        super()._leave()
         self._drop_idle()
 
     def _send(self, step: Step) -> Any:
@@ -76,7 +81,7 @@ class KeptStore(Store):
             if time.monotonic() - used < _FRESH_S or wire.quiet():
                 return wire
             wire.close()
-        return Wire(self.client.connection_pool.make_connection())
+        return Wire(detached(self.client))
 
     def _drop_idle(self) -> None:
         for _ in range(len(self._idle)):

@@ -125,7 +125,7 @@ class Keys:
 
     @property
     def pulse(self) -> str:
-        """Hash: ``t`` last rescue pass, ``hold`` no rescue before, ``f`` last look for foreign leftovers."""
+        """Hash: ``t`` last rescue pass, ``hold`` no rescue before, ``f`` last look at foreign runs, ``m`` at memory."""
         return f"{self.n}pulse"
 
     @property
@@ -135,15 +135,46 @@ class Keys:
 
     @property
     def wake_channel(self) -> str:
-        """Pub/sub: names of queues that were paused or resumed."""
+        """Pub/sub: names of queues that were paused, resumed or limited."""
         return f"{self.n}wake"
+
+    @property
+    def gates(self) -> str:
+        """Sorted set: gates at which jobs wait, scored with the ms at which they may open."""
+        return f"{self.n}gates"
+
+    def gate(self, gate: str) -> str:
+        """Sorted set: ids that wait at a gate, in order."""
+        return f"{self.n}gate:{gate}"
+
+    def blocked(self, queue: str) -> str:
+        """Sorted set: ids of a queue that wait at any gate, scored with the ms since when."""
+        return f"{self.n}blocked:{queue}"
+
+    @property
+    def schedules(self) -> str:
+        """Hash: every schedule's name; the reason it cannot be fired, empty when it is in order."""
+        return f"{self.n}schedules"
+
+    @property
+    def due(self) -> str:
+        """Sorted set: names of schedules, scored with the ms at which they are looked at next."""
+        return f"{self.n}due"
+
+    def schedule(self, name: str) -> str:
+        """Hash: one schedule."""
+        return f"{self.n}schedule:{name}"
+
+    def declared(self, source: str) -> str:
+        """Hash: the sets of schedules that live workers of an application declare, and which one counts."""
+        return f"{self.n}declared:{source}"
 
     def claim(self, exec_id: str) -> str:
         """String: an executor's last claim, ``<number>:<lease end>:<id>:<id>…``."""
         return f"{self.n}claim:{exec_id}"
 
     def queue_state(self, queue: str) -> str:
-        """Hash: ``paused until by reason shed max parked``."""
+        """Hash: ``paused until by reason shed mem max parked``."""
         return f"{self.n}q:{queue}"
 
     def dedup(self, name: str) -> str:

@@ -1,13 +1,31 @@
-"""Limits on a task or a queue: declarations only, the counting happens in Redis."""
+"""Limits on a task or a queue: declarations, and how the scripts read them; the counting happens in Redis.
+
+What a limit blocks is a *gate*, written ``kind,limit,window ms,burst,name``: of kind ``r`` starts per window, ``b``
+the same with bursts, ``c`` runs at once. Several are joined by ``;``.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
+from typing import Any
 
+from jobq import dedup
 from jobq.errors import ConfigError
 from jobq.retry import duration, is_whole
+
+
+class Keep(Enum):
+    """In place of a value: what is there stays."""
+
+    KEEP = "keep"
+
+
+MOST_COUNTED = 10_000
+"""A rate without a burst counts its starts one by one up to this limit; above, a twentieth of it is the burst."""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _RATE = re.compile(r"\s*(\d{1,9})\s*/\s*(\d{1,9}(?:\.\d{1,6})?)?\s*(ms|s|m|h|d)\s*")
@@ -22,12 +40,14 @@ def _check(limit: int, key: str | None, what: str) -> None:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Rate:
-    """At most ``limit`` starts per window.
+    """At most ``limit`` starts in any window of that length.
 
     Args:
         limit: Starts per window, at least 1.
         per: Length of the window; seconds or a timedelta, 1 ms to 365 days. Default 60 s.
         key: Template over the params; each value is counted apart. None: one count for all.
+        burst: Most starts at once, below ``limit``; the others are spread evenly over the window. None: all may come
+            at once, and each is counted one by one, up to a limit of 10,000.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -36,8 +56,11 @@ class Rate:
     limit: int
     per: timedelta
     key: str | None
+    burst: int | None
 
-    def __init__(self, limit: int, per: float | timedelta = 60, key: str | None = None) -> None:
+    def __init__(
+        self, limit: int, per: float | timedelta = 60, key: str | None = None, burst: int | None = None
+    ) -> None:
         _check(limit, key, "rate")
         window = duration(per, "the window of a rate")
         if window < timedelta(milliseconds=1):
@@ -45,6 +68,11 @@ class Rate:
         object.__setattr__(self, "limit", limit)
         object.__setattr__(self, "per", window)
         object.__setattr__(self, "key", key)
+        if burst is not None and not is_whole(burst, 1, limit - 1):
+            raise ConfigError(
+                f"the burst of a rate must be a whole number from 1 to {limit - 1}, got {burst!r}"
+            )
+        object.__setattr__(self, "burst", burst)
 
     @classmethod
     def parse(cls, text: str) -> Rate:
@@ -64,6 +92,19 @@ class Rate:
         """Length of the window in ms."""
         return self.per // timedelta(milliseconds=1)
 
+    def __str__(self) -> str:
+        """As :meth:`parse` reads it, such as ``50/m``; the key and the burst are left out."""
+        ms = self.per_ms
+        for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
+            if ms % length == 0:
+                return f"{self.limit}/{'' if ms == length else ms // length}{unit}"
+        return f"{self.limit}/{ms}ms"
+
+    def gate(self, name: str) -> str:
+        """As the scripts read it."""
+        burst = self.burst or (self.limit // 20 if self.limit > MOST_COUNTED else 0)
+        return f"{'b' if burst else 'r'},{self.limit},{self.per_ms},{burst},{name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Concurrency:
@@ -82,3 +123,62 @@ class Concurrency:
 
     def __post_init__(self) -> None:
         _check(self.limit, self.key, "concurrency limit")
+
+    def gate(self, name: str) -> str:
+        """As the scripts read it."""
+        return f"c,{self.limit},0,0,{name}"
+
+
+def task_gates(
+    task: str, rate: Rate | None, concurrency: Concurrency | None, params: Mapping[str, Any]
+) -> str:
+    """The gates that one job has to pass.
+
+    Raises:
+        PayloadError: A key's param is missing or no simple value.
+    """
+    asked = (("r", rate), ("c", concurrency))
+    return ";".join(limit.gate(_name(kind, task, limit.key, params)) for kind, limit in asked if limit)
+
+
+def _name(kind: str, task: str, key: str | None, params: Mapping[str, Any]) -> str:
+    name = f"{kind}:{task}"
+    return name if key is None else f"{name}:{dedup.digest(task, dedup.render(key, params))}"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """What a whole queue is limited to, over all workers.
+
+    Attributes:
+        rate: Starts per window; None: any number.
+        concurrency: Runs at once; None: any number.
+    """
+
+    rate: Rate | None = None
+    concurrency: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rate is not None and self.rate.key is not None:
+            raise ConfigError("the rate of a queue has no key: its jobs are of many tasks")
+        if self.concurrency is not None:
+            _check(self.concurrency, None, "concurrency limit")
+
+    def gates(self, queue: str) -> str:
+        """As the scripts read them; empty without a limit."""
+        found = [self.rate.gate(f"q:{queue}")] if self.rate else []
+        if self.concurrency is not None:
+            found.append(Concurrency(self.concurrency).gate(f"q:{queue}"))
+        return ";".join(found)
+
+    @classmethod
+    def of_gates(cls, text: str) -> QueueLimits:
+        """What :meth:`gates` wrote; what cannot be read limits nothing, as in the scripts."""
+        rate, concurrency = None, None
+        for kind, limit, window, burst in re.findall(r"([rbc]),(\d+),(\d+),(\d+),[^;]+", text):
+            if kind == "c":
+                concurrency = int(limit)
+            else:
+                asked = int(burst) if int(limit) <= MOST_COUNTED or int(burst) != int(limit) // 20 else 0
+                rate = Rate(int(limit), timedelta(milliseconds=int(window)), burst=asked or None)
+        return cls(rate, concurrency)

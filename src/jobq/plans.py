@@ -12,21 +12,13 @@ from jobq import calls, dead_letters, events
 from jobq.calls import Plan
 from jobq.dead_letters import DeadLetter, replay_conflict
 from jobq.errors import ConflictError, JobNotFoundError
-from jobq.fleet import QueueInfo, queues_plan
+from jobq.fleet import QueueInfo, queue_names_plan, queues_plan
 from jobq.job import Job, JobOwner, JobState
 from jobq.keys import Keys
+from jobq.limits import Keep, QueueLimits, Rate
+from jobq.listing import JobFilter, Page, jobs_plan, since_moment, states_of
 from jobq.queues import QueueSpec
-from jobq.views import (
-    JobFilter,
-    Page,
-    job_plan,
-    jobs_plan,
-    not_found,
-    queue_names_plan,
-    since_moment,
-    states_of,
-    valid_id,
-)
+from jobq.views import job_plan, not_found, valid_id
 
 CancelAnswer = Literal["cancelled", "requested"]
 
@@ -146,22 +138,54 @@ class Plans:
     def pause(
         self, name: str, for_: float | timedelta | None, reason: str | None, by: str
     ) -> Plan[QueueInfo]:
-        until_ms = 0
-        if for_ is not None:
-            length = for_ if isinstance(for_, timedelta) else timedelta(seconds=for_)
-            if length <= timedelta(0):
-                raise ValueError(f"a pause must be longer than 0, got {length}")
-            until_ms = _now_ms() + length // timedelta(milliseconds=1)
+        until_ms = _until_ms(for_, "a pause")
         yield from self.queue(name)
         yield calls.pause(self.keys, name, until_ms, by, reason or "")
         events.emit("queue.paused", queue=name, reason=reason or "")
         return (yield from self.queue(name))
+
+    def limit(
+        self,
+        name: str,
+        rate: Rate | str | Keep | None,
+        concurrency: int | Keep | None,
+        for_: float | timedelta | None,
+    ) -> Plan[QueueInfo]:
+        now = (yield from self.queue(name)).limits
+        if isinstance(rate, str):
+            rate = Rate.parse(rate)
+        wanted = QueueLimits(
+            now.rate if isinstance(rate, Keep) else rate,
+            now.concurrency if isinstance(concurrency, Keep) else concurrency,
+        )
+        yield calls.limit(self.keys, name, wanted.gates(name), _until_ms(for_, "a limit"))
+        events.emit("queue.limited", queue=name, rate=str(wanted.rate or ""), concurrency=wanted.concurrency)
+        return (yield from self.queue(name))
+
+    def reset_limit(self, name: str) -> Plan[QueueInfo]:
+        yield from self.queue(name)
+        yield calls.limit(self.keys, name, None)
+        info = yield from self.queue(name)
+        events.emit(
+            "queue.limited", queue=name, rate=str(info.limits.rate or ""), concurrency=info.limits.concurrency
+        )
+        return info
 
     def resume(self, name: str) -> Plan[QueueInfo]:
         yield from self.queue(name)
         yield calls.resume(self.keys, name)
         events.emit("queue.resumed", queue=name)
         return (yield from self.queue(name))
+
+
+def _until_ms(for_: float | timedelta | None, what: str) -> int:
+    """The ms since 1970 that is so far ahead; 0: for good."""
+    if for_ is None:
+        return 0
+    length = for_ if isinstance(for_, timedelta) else timedelta(seconds=for_)
+    if length <= timedelta(0):
+        raise ValueError(f"{what} must be longer than 0, got {length}")
+    return _now_ms() + length // timedelta(milliseconds=1)
 
 
 def _now_ms() -> int:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from jobq.errors import ConfigError
-from jobq.limits import Concurrency, Rate
+from jobq.limits import Concurrency, QueueLimits, Rate
 from jobq.retry import Delays, is_duration, is_number, is_whole
 
 Isolation = Literal["thread", "process"]
@@ -66,7 +66,7 @@ class QueueSpec:
         slots: Jobs that one worker runs at once.
         target: Service level: longest wait between due and started, a timedelta or seconds. None: no target.
         rate: Starts per window, over all workers. None: unlimited.
-        concurrency: Runs at once, over all workers. None: unlimited.
+        concurrency: Runs at once, over all workers; also as a plain number. None: unlimited.
         max_attempts: For tasks that do not say; None: ``JOBQ_MAX_ATTEMPTS``.
         backoff: For tasks that do not say; None: the default backoff.
         timeout: For tasks that do not say; None: the default of 180 s. Always finite.
@@ -77,6 +77,8 @@ class QueueSpec:
         keep_dead: Retention of dead letters; default 7 days, 5,000.
         redis_url: The queue's own Redis. None: the one of the settings.
         nice: Lowers the OS priority of its processes, 0 to 19.
+        priority: The lane that it is treated as while memory is short: less urgent ones refuse jobs first. None: a
+            lane is itself, any other queue is medium.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -96,6 +98,7 @@ class QueueSpec:
     keep_dead: Retention = Retention(timedelta(days=7), 5_000)
     redis_url: str | None = None
     nice: int = 0
+    priority: Priority | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -109,8 +112,30 @@ class QueueSpec:
         self._in_seconds()
         self._positive("target", self.target)
         self._positive("timeout", self.timeout)
+        if is_whole(self.concurrency, 1, 1_000_000_000):
+            object.__setattr__(self, "concurrency", Concurrency(self.concurrency))  # type: ignore[arg-type]
+        if self.concurrency is not None and self.concurrency.key is not None:
+            raise self._wrong("concurrency", "without a key: its jobs are of many tasks", self.concurrency)
+        if self.rate is not None and self.rate.key is not None:
+            raise self._wrong("rate", "without a key: its jobs are of many tasks", self.rate)
         if self.isolation not in (None, "thread", "process"):
             raise self._wrong("isolation", '"thread" or "process"', self.isolation)
+        if self.priority is not None:
+            if self.priority not in tuple(Priority):
+                raise self._wrong("priority", "a lane's name", self.priority)
+            object.__setattr__(self, "priority", Priority(self.priority))
+
+    @property
+    def limits(self) -> QueueLimits:
+        """What the whole queue is limited to."""
+        return QueueLimits(self.rate, self.concurrency.limit if self.concurrency else None)
+
+    @property
+    def urgency(self) -> Priority:
+        """The lane that it is treated as while memory is short."""
+        if self.priority is not None:
+            return self.priority
+        return Priority(self.name) if self.name in tuple(Priority) else Priority.MEDIUM
 
     def _in_seconds(self) -> None:
         """Plain numbers are seconds, and one retention stands for both."""
@@ -153,6 +178,31 @@ LANES: Mapping[str, QueueSpec] = MappingProxyType(
     }
 )
 """The five lanes as they are unless configured otherwise, most urgent first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShedAt:
+    """From how many percent of Redis' ``maxmemory`` on which queues refuse new jobs; 100: never.
+
+    Attributes:
+        low: Queues of the priorities low and batch.
+        medium: Those of medium and high, and all that do not say.
+        critical: Those of critical. What is left above it is for the jobs that run.
+    """
+
+    low: int = 80
+    medium: int = 90
+    critical: int = 95
+
+    def of(self, priority: Priority) -> int:
+        """The threshold of queues of this priority."""
+        if priority is Priority.CRITICAL:
+            return self.critical
+        return self.low if priority in (Priority.LOW, Priority.BATCH) else self.medium
+
+    def by_queue(self, specs: Mapping[str, QueueSpec]) -> dict[str, int]:
+        """The threshold of each queue."""
+        return {name: self.of(spec.urgency) for name, spec in specs.items()}
 
 
 def sla_met(spec: QueueSpec, wait: timedelta) -> bool:

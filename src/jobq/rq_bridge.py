@@ -22,9 +22,10 @@ from typing import Any
 from jobq.codec import Codec
 from jobq.config import Settings
 from jobq.context import JobContext, running_job
-from jobq.errors import ConfigError, ConflictError, JobFailedError, JobqError, Retry, Snooze
+from jobq.errors import ConfigError, ConflictError, JobFailedError, JobqError, RateLimited, Retry, Snooze
 from jobq.job import Job, JobOwner, JobState
 from jobq.records import decode_extra, decode_overrides, decode_progress
+from jobq.replies import clean_text
 from jobq.tasks import load_app, registry
 
 # --------------------------------------------------------------------------- dates
@@ -52,7 +53,7 @@ def iso(now_ms: int | None = None) -> str:
 
 def parse_iso(value: bytes | str | None) -> datetime | None:
     """The moment that rq wrote, as aware UTC; None when absent or unreadable."""
-    text = _text(value)
+    text = clean_text(value)
     if not text:
         return None
     for pattern in (_RQ_DATE, _RQ_OLD_DATE):
@@ -100,7 +101,7 @@ def state_of(status: bytes | str | None, *, attempts: int = 0, parked: bool = Fa
         attempts: Attempts spent: tells retrying from scheduled.
         parked: The hash has a ``park`` field: tells parked from deferred.
     """
-    word = _text(status)
+    word = clean_text(status)
     if word == "scheduled":
         return JobState.RETRYING if attempts > 0 else JobState.SCHEDULED
     if word == "deferred":
@@ -147,7 +148,7 @@ def job_from_fields(
     return Job(
         id=job_id,
         task=task_of(description),
-        queue=_text(origin),
+        queue=clean_text(origin),
         state=state,
         attempt=attempts + 1 if state is JobState.RUNNING else attempts,
         max_attempts=overrides.max_attempts,
@@ -156,15 +157,15 @@ def job_from_fields(
         due_at=None if due_ms is None else datetime.fromtimestamp(due_ms / 1000, tz=UTC),
         started_at=parse_iso(started),
         ended_at=parse_iso(ended),
-        worker=_text(worker) or None,
+        worker=clean_text(worker) or None,
         timeout=overrides.timeout or (timedelta(seconds=seconds) if seconds and seconds > 0 else None),
         progress=fraction,
         progress_text=progress_text,
         dead_reason=dead_reason(status, why) if dead else None,
-        error_fingerprint=(_text(fp) or None) if dead or attempts else None,
-        parked_reason=(_text(park) or _text(status)) if state is JobState.PARKED else None,
+        error_fingerprint=(clean_text(fp) or None) if dead or attempts else None,
+        parked_reason=(clean_text(park) or clean_text(status)) if state is JobState.PARKED else None,
         cancel_requested=bool(cx) and state is JobState.RUNNING,
-        dedup_key=_text(dk) or None,
+        dedup_key=clean_text(dk) or None,
         tags=tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else (),
         owner=owner,
     )
@@ -172,16 +173,12 @@ def job_from_fields(
 
 def task_of(description: bytes | str | None) -> str:
     """The task's name from rq's description: ours is the name, plain rq's is a call, ``name(params)``."""
-    return _text(description).partition("(")[0].strip()
+    return clean_text(description).partition("(")[0].strip()
 
 
 def dead_reason(status: bytes | str | None, why: bytes | str | None) -> str:
     """Why a job is dead; what a plain rq worker failed has no reason of ours and reads as exhausted."""
-    return _text(why) or ("stopped" if _text(status) == "stopped" else "exhausted")
-
-
-def _text(value: bytes | str | None) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else (value or "")
+    return clean_text(why) or ("stopped" if clean_text(status) == "stopped" else "exhausted")
 
 
 def _int(value: bytes | str | None) -> int | None:
@@ -226,7 +223,7 @@ class StreamResult:
 
 def read_result(entry: Mapping[Any, Any]) -> StreamResult:
     """A results stream entry, written by us or by rq; unreadable parts read as absent."""
-    fields = {_text(key): value for key, value in entry.items()}
+    fields = {clean_text(key): value for key, value in entry.items()}
     raw_value, raw_error = fields.get("return_value"), fields.get("exc_string")
     try:
         value = b64decode(raw_value) if raw_value else None
@@ -239,8 +236,10 @@ def read_result(entry: Mapping[Any, Any]) -> StreamResult:
             error = inflated.decode("utf-8", "replace") or None
         except (ValueError, zlib.error):
             error = None
-    kind = _text(fields.get("type"))
-    return StreamResult(kind == RESULT_SUCCESSFUL, value, error, _text(fields.get("worker_name")) or None)
+    kind = clean_text(fields.get("type"))
+    return StreamResult(
+        kind == RESULT_SUCCESSFUL, value, error, clean_text(fields.get("worker_name")) or None
+    )
 
 
 # --------------------------------------------------------------------------- workers
@@ -404,7 +403,7 @@ def perform(envelope: str) -> Any:
             result = task.invoke(params)
             if task.is_async:
                 result = asyncio.run(result)
-    except (Retry, Snooze) as signal:
+    except (Retry, Snooze, RateLimited) as signal:
         asked = "a retry" if isinstance(signal, Retry) else "a snooze"
         why = "" if task.secrets else f" ({signal})"
         raise JobFailedError(

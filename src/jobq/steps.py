@@ -118,6 +118,7 @@ class Claimed:
         overrides: JSON of the per-call options; ``extra``: JSON of tags and trace. Empty when there are none.
         timeout: Seconds; 0 when the hash has none that can be read.
         rq: Fields of a job that plain rq made; None for ours.
+        gated: Its task has limits.
     """
 
     id: str
@@ -132,6 +133,7 @@ class Claimed:
     description: str
     extra: bytes
     rq: dict[str, str] | None
+    gated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,20 +142,25 @@ class Claim:
 
     Attributes:
         now_ms: Redis' clock.
-        until_ms: When the leases end; for ``paused`` when the pause does, 0: by resume only.
+        until_ms: When the leases end; for ``paused`` when the pause does, 0: by resume only; for ``limited`` when
+            it is worth asking again.
         parked: The queue has parked jobs: name the buckets that can be run in the next claim.
         more: All that was asked for was taken off the list, so it may hold more.
+        limited: The queue has limits of its own.
     """
 
-    status: Literal["ok", "stale", "paused", "suspended"]
+    status: Literal["ok", "stale", "paused", "suspended", "limited"]
     now_ms: int
     until_ms: int
     parked: bool
     jobs: list[Claimed]
     more: bool
+    limited: bool = False
 
 
-OutcomeKind = Literal["succeeded", "retry", "dead", "snooze", "cancelled", "park", "hand_back", "interrupted"]
+OutcomeKind = Literal[
+    "succeeded", "retry", "dead", "snooze", "limited", "cancelled", "park", "hand_back", "interrupted"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +169,7 @@ class Outcome:
 
     Attributes:
         spends: It counts as an attempt.
-        delay_ms: For retry and snooze: due so many ms from now.
+        delay_ms: For retry and snooze: due so many ms from now; for limited: its gate is closed so long.
         reason: Why it is dead, parked or cancelled; ``bucket``: where a worker that can run it looks.
         record: JSON for the attempt history; empty: none.
         result: Encoded for rq's stream; empty: no entry. ``exc``: the traceback of a dead job, likewise.
@@ -211,7 +218,8 @@ class Rescued:
 
 @dataclass(frozen=True, slots=True)
 class Promoted:
-    """How many due jobs were queued, and when the next is due."""
+    """How many due jobs were queued, when the next is due, and whether a gate may open."""
 
     count: int
     next_due_ms: int | None
+    gate: bool = False

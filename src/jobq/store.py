@@ -24,7 +24,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from jobq.connection import Deadline
+from jobq.connection import Deadline, detached
 from jobq.errors import QueueFullError, StoreError, StorePermissionError, StoreUnavailableError
 from jobq.steps import (
     Batch,
@@ -60,6 +60,7 @@ __all__ = [
     "Rescued",
     "Step",
     "Store",
+    "is_demoted",
     "translate",
 ]
 
@@ -95,7 +96,7 @@ def translate(
                 "Redis takes no writes because it cannot save to disk (MISCONF): free its disk or mend its "
                 "permissions; it then goes on by itself"
             )
-        if isinstance(error, ReadOnlyError | ClusterDownError) or _AWAY.search(text):
+        if is_demoted(error):
             return StoreUnavailableError(f"Redis takes no writes for now: {text}")
         return StoreError(f"Redis answered with an error{f' to {script}.lua' if script else ''}: {text}")
     if isinstance(error, redis.BusyLoadingError):
@@ -104,6 +105,12 @@ def translate(
         ambiguous = not _NOT_SENT.search(text) if sent is None else sent
         return StoreUnavailableError(f"Redis cannot be reached: {text}", ambiguous=ambiguous)
     return StoreError(f"redis-py: {text}")
+
+
+def is_demoted(error: Any) -> bool:
+    """Whether the server answered that it takes no writes, as one that was a primary before a failover does."""
+    away = isinstance(error, ReadOnlyError | ClusterDownError) or _AWAY.search(str(error)) is not None
+    return isinstance(error, ResponseError) and away
 
 
 def _is_away(reply: Any, script: str = "") -> bool:
@@ -168,8 +175,14 @@ class Store:
                     lambda: self._send(step), idempotent=not isinstance(step, Call) or step.idempotent
                 )
         except (RedisError, OSError) as error:
+            if is_demoted(error):
+                self._leave()
             raise translate(error, script=name, sent=None if deadline is None else deadline.sent) from error
         return step.decode(reply)
+
+    def _leave(self) -> None:
+        """Close idle connections: of a demoted primary, whose name may lead to the new one by now."""
+        self.client.connection_pool.disconnect(inuse_connections=False)
 
     def _send(self, step: Step) -> Any:
         if isinstance(step, Batch):
@@ -232,8 +245,14 @@ class AsyncStore:
                     lambda: self._send(step), idempotent=not isinstance(step, Call) or step.idempotent
                 )
         except (RedisError, OSError) as error:
+            if is_demoted(error):
+                await self._leave()
             raise translate(error, script=name, sent=None if deadline is None else deadline.sent) from error
         return step.decode(reply)
+
+    async def _leave(self) -> None:
+        """See :meth:`Store._leave`."""
+        await self.client.connection_pool.disconnect(inuse_connections=False)
 
     async def _send(self, step: Step) -> Any:
         if isinstance(step, Batch):
@@ -270,8 +289,7 @@ class Link:
     """
 
     def __init__(self, client: redis.Redis | Any) -> None:
-        pool = getattr(client, "connection_pool", None)
-        self._connection: Any = client if pool is None else pool.make_connection()
+        self._connection: Any = detached(client) if hasattr(client, "connection_pool") else client
 
     def exchange(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """Send the calls and return their answers in order.

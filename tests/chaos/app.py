@@ -11,11 +11,33 @@ from tests.chaos.ledger import append
 LEDGER = "CHAOS_LEDGER"
 
 
+def _now() -> float:
+    """The kernel's clock: an experiment may have put ``time.time`` wrong."""
+    return time.clock_gettime(time.CLOCK_REALTIME)
+
+
 @jobq.task("chaos.work", priority="high", max_attempts=1, timeout=60)
 def work(token: str, seconds: float) -> None:
     """``max_attempts=1``: no kill may spend an attempt, or the job would end dead."""
     context = jobq.current_job()
     path = os.environ[LEDGER]
-    append(path, f"start {token} {context.job_id} {context.attempt} {os.getpid()} {time.time():.6f}")
+    append(path, f"start {token} {context.job_id} {context.attempt} {os.getpid()} {_now():.6f}")
     time.sleep(seconds)
-    append(path, f"end {token} {context.job_id} {context.attempt} {os.getpid()} {time.time():.6f}")
+    append(path, f"end {token} {context.job_id} {context.attempt} {os.getpid()} {_now():.6f}")
+
+
+@jobq.task("chaos.single", priority="high", max_attempts=1, timeout=60, dedup="{key}")
+def single(key: str) -> None:
+    """One of its key at a time, as long as it waits or runs."""
+    work.fn(key, 0.005)
+
+
+@jobq.task("chaos.large", priority="low", max_attempts=1, timeout=60)
+def large(token: str, blob: str) -> None:
+    """A payload of any size."""
+    work.fn(token, 0.0)
+
+
+@jobq.task("chaos.idle", priority="medium", max_attempts=1, timeout=60)
+def idle(number: int) -> None:
+    """Nothing, many times."""

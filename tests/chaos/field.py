@@ -10,9 +10,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil  # type: ignore[import-untyped]
 import redis
@@ -21,10 +21,11 @@ import jobq
 from jobq.errors import EnqueueError, JobNotFoundError, StoreUnavailableError
 from jobq.job import JobState
 from jobq.private_server import PrivateServer
+from jobq.tasks import Bound
 from tests.chaos import app
 from tests.chaos.audit import audit
 from tests.chaos.frame import Report, Setup
-from tests.chaos.ledger import Entry, Kill, ProducerLedger, compare, entries, percentile, rerun_waits
+from tests.chaos.ledger import Entry, HandlerLedger, Kill, ProducerLedger, compare, percentile, rerun_waits
 from tests.support.processes import until
 from tests.support.workers import Worker
 
@@ -40,9 +41,13 @@ class Field:
     """Use as ``with Field(setup) as field``; everything it started has ended after it.
 
     Args:
+        slots: Of each queue's lane; 0: as the queue's own options say.
         config: Options of the Redis server, by their names in ``redis.conf``.
+        slots: Slots of each queue of each worker.
+        lease_s: ``JOBQ_LEASE`` in seconds, when the form's own does not fit the fault.
         url: How workers reach the server, when not directly; None: its own URL.
         env: Variables for the workers, beside ``JOBQ_LEASE`` and the ledger.
+        program: The module that ``python -m`` starts as a worker.
     """
 
     def __init__(
@@ -53,22 +58,26 @@ class Field:
         config: Mapping[str, str] | None = None,
         queues: Sequence[str] = QUEUES,
         slots: int = 4,
+        lease_s: float | None = None,
         env: Mapping[str, str] | None = None,
         url: Callable[[PrivateServer], str] | None = None,
+        program: str = "jobq.cli",
     ) -> None:
         self.setup = setup
         self.folder = folder or setup.folder
         self.server = PrivateServer(config)
         self.queues = tuple(queues)
         self.slots = slots
+        self.lease_s = setup.lease_s if lease_s is None else lease_s
         self.env = dict(env or {})
         self.produced = ProducerLedger(self.folder / "producer.ledger")
         self.handled = self.folder / "handlers.ledger"
-        self.handled.touch()
+        self._runs = HandlerLedger(self.handled)
         self.workers: list[Worker] = []
         """Those that serve now."""
         self.everybody: list[Worker] = []
         self.kills: list[Kill] = []
+        self.program = program
         self._url = url
         self._stack = contextlib.ExitStack()
 
@@ -101,10 +110,12 @@ class Field:
 
     def spawn(self, *args: str, app: str = "tests.chaos.app", **env: str) -> Worker:
         """Start a worker without waiting for it."""
-        variables = {"CHAOS_LEDGER": str(self.handled), "JOBQ_LEASE": self.setup.lease, **self.env, **env}
+        variables = {"CHAOS_LEDGER": str(self.handled), "JOBQ_LEASE": f"{self.lease_s:g}s", **self.env, **env}
+        slots = ("--concurrency", str(self.slots)) if self.slots else ()
         made = Worker(
-            self.url, self.folder, "--concurrency", str(self.slots), *args, queues=self.queues, app=app, **variables
-        )
+            self.url, self.folder, *slots, *args,
+            queues=self.queues, app=app, program=self.program, **variables,
+        )  # fmt: skip
         self.everybody.append(made)
         self.workers.append(made)
         return made
@@ -142,7 +153,7 @@ class Field:
         return made
 
     def running(self) -> int:
-        """Jobs that run now, by the handlers' ledger."""
+        """Jobs that run now, by the handlers' ledger and the processes that live."""
         begun: set[tuple[str, int]] = set()
         for entry in self.runs():
             key = (entry.job_id, entry.pid)
@@ -150,7 +161,7 @@ class Field:
                 begun.add(key)
             else:
                 begun.discard(key)
-        return len(begun)
+        return sum(psutil.pid_exists(pid) for _, pid in begun)
 
     # -- producers --------------------------------------------------------------------------------------------------
 
@@ -181,10 +192,13 @@ class Field:
 
     def offer(self, token: str, seconds: float, number: int = 0, client: jobq.Client | None = None) -> str:
         """Enqueue one job of the chaos task, and note the answer; its id, or an empty text."""
-        queue = self.queues[number % len(self.queues)]
-        task = app.work.options(client=client or self.client, queue=queue)
+        task = app.work.options(client=client or self.client, queue=self.queues[number % len(self.queues)])
+        return self.enqueue(task, token, seconds=round(seconds, 4))
+
+    def enqueue(self, task: Bound[Any], token: str, **params: Any) -> str:
+        """Enqueue one job of any task that takes a ``token``, and note the answer; its id, or an empty text."""
         try:
-            job = task.enqueue(token=token, seconds=round(seconds, 4))
+            job = task.enqueue(token=token, **params)
         except StoreUnavailableError as error:
             self.produced.note(token, error.job_id or "", "ambiguous" if error.ambiguous else "failed")
             return error.job_id or ""
@@ -198,11 +212,11 @@ class Field:
 
     def runs(self) -> list[Entry]:
         """The handlers' ledger."""
-        return entries(self.handled)
+        return self._runs.entries()
 
     def waiting(self) -> int:
         """Jobs that are not yet terminal, by Redis."""
-        pipe = self.raw.pipeline(transaction=False)
+        pipe = self.raw.pipeline()  # one step: a job on its way from one to the other must not be missed
         pipe.zcard("jobq:leases")
         for queue in self.queues:
             pipe.llen(f"rq:queue:{queue}")
@@ -216,7 +230,7 @@ class Field:
             drained = True
         except AssertionError:
             drained = False
-        time.sleep(leases * self.setup.lease_s)
+        time.sleep(leases * self.lease_s)
         if stop:
             for worker in self.workers:
                 worker.send(signal.SIGTERM)
@@ -224,12 +238,15 @@ class Field:
                 worker.wait(40)
         return drained
 
-    def judge(self, report: Report, *, may_lose: bool = False, max_attempts: int = 1) -> None:
+    def judge(
+        self, report: Report, *, may_lose: bool = False, max_attempts: int = 1, dead: Collection[str] = ()
+    ) -> None:
         """Hold the ledgers and the data against what is always required, and add it to the report.
 
         Args:
             may_lose: The loss is Redis' own, and the experiment judges it: only noted here.
             max_attempts: More attempts than this were spent by nobody's failure.
+            dead: Ids of jobs that must end as dead letters.
         """
         offers, runs = self.produced.offers(), self.runs()
         found = compare(offers, runs)
@@ -249,8 +266,8 @@ class Field:
                 job = self.client.get(job_id)
                 stuck += job.state not in TERMINAL
                 spent += job.attempt > max_attempts
-                if job.state is JobState.DEAD:
-                    report.problems.append(f"{job_id} is dead: {job.dead_reason}")
+                if (job.state is JobState.DEAD) != (job_id in dead):
+                    report.problems.append(f"{job_id} is {job.state}, {job.dead_reason}")
         report.zero("stuck", stuck)
         report.zero("attempts spent by faults", spent)
         self.audit(report)

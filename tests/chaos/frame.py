@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import random
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +92,14 @@ class Report:
         """Note a measured value."""
         self.figures[name] = round(value, 3) if isinstance(value, float) else value
 
+    def add(self, other: Report) -> None:
+        """Take in the report of a part; counts add up."""
+        for name, value in other.figures.items():
+            so_far = self.figures.get(name, 0)
+            self.figures[name] = so_far + value if isinstance(value, int) else value  # type: ignore[operator]
+        self.problems += other.problems
+        self.notes += [note for note in other.notes if note not in self.notes]
+
     def expect(self, name: str, holds: bool, value: object = None) -> None:
         """A criterion: ``name`` says it in words, ``value`` what was measured instead."""
         if not holds:
@@ -168,5 +177,6 @@ def perform(found: Experiment, setup: Setup) -> tuple[Report, float]:
     try:
         report = found.run(setup)
     except Exception as error:
+        traceback.print_exc()
         report = Report(problems=[f"did not end: {type(error).__name__}: {error}"])
     return report, time.monotonic() - began

@@ -39,7 +39,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the handlers' ledger: a run began (``start``) or came to its end (``end``)."""
+    """One line of the handlers' ledger: a run began (``start``) or came to its end (``end``), or a task's own word."""
 
     word: str
     token: str
@@ -71,13 +71,28 @@ class ProducerLedger:
         return found
 
 
-def entries(path: Path) -> list[Entry]:
-    """The handlers' ledger, oldest first."""
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        word, token, job_id, attempt, pid, at = line.split(" ")
-        found.append(Entry(word, token, job_id, int(attempt), int(pid), float(at)))
-    return found
+class HandlerLedger:
+    """Written by tasks, in any number of processes; read here again and again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+        self._seen: list[Entry] = []
+        self._at = 0
+        self._lock = threading.Lock()
+
+    def entries(self) -> list[Entry]:
+        """All of them, oldest first."""
+        with self._lock:
+            with self.path.open("rb") as file:
+                file.seek(self._at)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._at += len(whole)
+            for line in whole.decode().splitlines():
+                word, token, job_id, attempt, pid, at = line.split(" ")
+                self._seen.append(Entry(word, token, job_id, int(attempt), int(pid), float(at)))
+            return list(self._seen)
 
 
 @dataclass
@@ -87,7 +102,7 @@ class Verdict:
     Attributes:
         lost: Acknowledged, and no run of it came to its end.
         phantom: Ran, and nobody had offered it.
-        duplicates: Runs beyond the first.
+        duplicates: Runs beyond the first of the same attempt.
         recovered: Ambiguous enqueues that ran.
         refused_ran: Refused for certain, and ran all the same.
     """
@@ -105,23 +120,24 @@ def compare(offers: Iterable[Offer], runs: Iterable[Entry]) -> Verdict:
     """Hold the ledgers against each other."""
     # The last word counts: an ambiguous enqueue that is sent again becomes an acknowledged one.
     outcomes = {offer.token: offer.outcome for offer in offers}
-    starts: Counter[str] = Counter()
+    starts: Counter[tuple[str, int]] = Counter()
     ended: set[str] = set()
     for entry in runs:
         if entry.word == "start":
-            starts[entry.token] += 1
+            starts[entry.token, entry.attempt] += 1
         elif entry.word == "end":
             ended.add(entry.token)
+    ran = {token for token, _ in starts}
     acked = [token for token, outcome in outcomes.items() if outcome == "acked"]
     unsure = [token for token, outcome in outcomes.items() if outcome == "ambiguous"]
     return Verdict(
         acked=len(acked),
         lost=[token for token in acked if token not in ended],
-        phantom=[token for token in starts if token not in outcomes],
+        phantom=sorted(ran - outcomes.keys()),
         duplicates=sum(count - 1 for count in starts.values()),
         recovered=sum(token in ended for token in unsure),
         ambiguous=len(unsure),
-        refused_ran=[token for token, outcome in outcomes.items() if outcome == "failed" and token in starts],
+        refused_ran=[token for token, outcome in outcomes.items() if outcome == "failed" and token in ran],
     )
 
 

@@ -54,14 +54,16 @@ def machine() -> str:
     return f"{platform.system()}, Python {platform.python_version()}, rq {rq.VERSION}, {flavour} {version}."
 
 
-def publish(
-    experiment: Experiment, setup: Setup, report: Report, took_s: float, page: Path = PAGE
-) -> None:
+def publish(experiment: Experiment, setup: Setup, report: Report, took_s: float, page: Path = PAGE) -> None:
     """Put the row in its place, in the order of the ids."""
     text = page.read_text()
     before, _, rest = text.partition(BEGIN)
     table, _, after = rest.partition(END)
-    rows = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines() if line.startswith("| FI-")}
+    rows = {
+        line.split(" | ")[0].removeprefix("| "): line
+        for line in table.splitlines()
+        if line.startswith("| FI-")
+    }
     rows[experiment.id] = row(experiment, setup, report, took_s)
     lines = [BEGIN, f"Last run on {machine()}", "", HEADER, *(rows[id_] for id_ in sorted(rows)), "", END]
     page.write_text(before + "\n".join(lines) + after)

@@ -16,7 +16,7 @@ GATE = [each for each in experiments().values() if each.gate]
 
 
 @pytest.mark.process
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("each", GATE, ids=lambda each: each.id)
 def test_short_form(each, tmp_path: Path) -> None:
     seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1_000_000))

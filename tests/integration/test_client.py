@@ -15,7 +15,7 @@ import redis
 from pydantic import SecretStr
 
 import jobq
-from jobq import calls, events, tasks
+from jobq import calls, dispatch, events
 from jobq.client import Client, configure, get_client
 from jobq.errors import (
     ConfigError,
@@ -620,7 +620,7 @@ def test_plain_rq_enqueues_with_our_serializer(
 
 
 def test_tasks_find_the_default_client() -> None:
-    assert tasks._provider is get_client
+    assert dispatch._provider is get_client
 
 
 def test_a_step_can_be_run_directly(client: Client) -> None:

@@ -13,18 +13,23 @@ import pytest
 import redis
 from redis import asyncio as aio
 
+import jobq
 from jobq.config import Settings
 from jobq.connection import (
     Deadline,
     check_client,
     connect,
     connect_async,
+    detached,
     inspect_server,
     inspect_server_async,
     require_usable,
 )
 from jobq.errors import ConfigError, StoreUnavailableError
 from jobq.private_server import find_server, free_port
+from jobq.worker.waiter import Waiter
+from tests.process import ledger_app
+from tests.support.proxy import Proxy
 
 
 def settings_for(url: str, **more) -> Settings:
@@ -43,7 +48,7 @@ def frozen(pid: int):
 # --- roles ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("role", ["command", "enqueue", "blocking", "pubsub"])
+@pytest.mark.parametrize("role", ["command", "enqueue", "worker", "blocking", "pubsub"])
 def test_each_role_is_named_and_answers_in_bytes(settings, role):
     with connect(settings, role) as client:
         client.set("k", "v")
@@ -74,10 +79,25 @@ def test_timeouts_and_retries_are_those_of_the_role(settings):
 
     assert policy(connect(settings, "command")) == (5, 5, 3)
     assert policy(connect(settings, "enqueue")) == (1, 1, 0)
+    assert policy(connect(settings, "worker")) == (5, 2, 0)
     assert policy(connect(settings, "blocking", block_s=7)) == (12, 5, 0)
     assert policy(connect(settings, "pubsub")) == (10, 5, 3)
-    for role in ("command", "enqueue", "blocking", "pubsub"):
+    for role in ("command", "enqueue", "worker", "blocking", "pubsub"):
         assert "protocol" not in connect(settings, role).connection_pool.connection_kwargs
+
+
+@pytest.mark.parametrize("role", ["enqueue", "command", "worker", "blocking"])
+def test_connecting_takes_two_round_trips(redis_client, role):
+    async def ping(url: str) -> None:
+        async with connect_async(settings_for(url), role) as client:
+            await client.ping()
+
+    port = redis_client.connection_pool.connection_kwargs["port"]
+    with Proxy(port) as proxy, connect(settings_for(proxy.url), role) as client:
+        client.ping()
+        assert len(proxy.requests) == 3, proxy.requests  # the third is the ping
+        asyncio.run(ping(proxy.url))
+        assert len(proxy.requests) <= 6, proxy.requests
 
 
 def test_an_url_shared_with_others_cannot_undo_the_policy(redis_url):
@@ -178,11 +198,9 @@ def test_a_slow_handshake_counts_against_the_deadline():
         def answer_slowly():
             conn, _ = listener.accept()
             with conn:
-                for _ in range(20):  # every reply is in time for a socket timeout of its own
-                    if not conn.recv(4096):
-                        return
-                    time.sleep(0.15)
-                    conn.sendall(b"+OK\r\n" * 3)
+                while request := conn.recv(4096):  # every reply is in time for a socket timeout of its own
+                    time.sleep(0.2)
+                    conn.sendall(b"%1\r\n+proto\r\n:3\r\n" if b"HELLO" in request else b"+OK\r\n")
 
         thread = threading.Thread(target=answer_slowly, daemon=True)
         thread.start()
@@ -438,3 +456,30 @@ def until(holds, timeout_s: float = 8.0) -> None:
             pass
         assert time.monotonic() < ends, "it did not come to hold"
         time.sleep(0.02)
+
+
+# --- outages of many attempts --------------------------------------------------------------------------------------
+
+
+def test_no_number_of_attempts_uses_a_client_up(server_factory):
+    """redis-py's pools refuse after having made a hundred connections in their life."""
+    server = server_factory().start()
+    settings = settings_for(server.url, enqueue_timeout="20ms")
+    with jobq.Client(settings) as client, connect(settings, "blocking") as waiting:
+        note = ledger_app.note.options(client=client)
+        waiter = Waiter(lambda: detached(waiting), "rq:queue:high")
+
+        def enqueued() -> bool:
+            with suppress(StoreUnavailableError):
+                return bool(note.enqueue(key="a").id)
+            return False
+
+        server.kill()
+        for _ in range(110):
+            assert not enqueued()
+            assert not waiter.arm(time.monotonic())
+        server.start()
+        until(enqueued)
+        assert waiter.arm(time.monotonic())
+        assert waiter.fire()
+        waiter.drop()

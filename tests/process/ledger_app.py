@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -26,6 +27,19 @@ def trace(word: str, key: str) -> None:
 def note(key: str) -> str:
     trace("ran", key)
     return f"noted {key}"
+
+
+@jobq.task("t.chain", priority="high")
+def chain(left: int) -> None:
+    if left:
+        chain.enqueue(left=left - 1)
+    trace("ran", str(left))
+
+
+@jobq.task("t.logs", priority="high")
+def logs(key: str) -> None:
+    for level in (logging.DEBUG, logging.INFO, logging.ERROR):
+        logging.getLogger("jobq").log(level, "t.logs")
 
 
 @jobq.task("t.nothing", priority="high")
@@ -112,3 +126,25 @@ def secret(code: Annotated[str, jobq.Secret]) -> None:
 def isolated(key: str) -> int:
     trace("ran", key)
     return os.getpid()
+
+
+@jobq.task("t.brief", priority="high", timeout=1)
+async def brief(key: str, seconds: float) -> None:
+    trace("start", key)
+    await asyncio.sleep(seconds)
+    trace("ran", key)
+
+
+@jobq.task("t.blocks_its_loop", priority="high", timeout=1, max_attempts=1)
+async def blocks_its_loop(key: str) -> None:
+    trace("start", key)
+    time.sleep(60)  # noqa: ASYNC251 - the very mistake
+
+
+_kept: list[bytes] = []
+
+
+@jobq.task("t.leak", priority="high")
+def leak(key: str) -> None:
+    _kept.append(os.urandom(4_000_000))
+    trace("ran", key)

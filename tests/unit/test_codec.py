@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, field_serializer
 
-from jobq import codec as codec_module
 from jobq.codec import PERFORM, Codec, Envelope, Serializer, bind_serializer
+from jobq.crypto import Key
 from jobq.errors import (
     CodecError,
     ConfigError,
@@ -316,11 +316,11 @@ def test_a_payload_cannot_be_moved_to_another_job():
 def test_ciphertext_cannot_be_moved_to_another_job_by_one_who_lacks_the_encryption_context():
     codec = Codec([NEW])
     body = json.loads(put(codec, {"code": "1"}, secrets={"code"}))["body"]
-    key = codec_module._derive(NEW)
+    key = Key(NEW)
     raw = json.dumps(body, separators=(",", ":")).encode()
     forged = b'{"v":1,"kid":"%s","sig":"%s","body":%s}' % (
         key.kid.encode(),
-        codec_module._sign(key, "another", raw),
+        key.sign("another", raw),
         raw,
     )
     with pytest.raises(SignatureError, match="encrypted"):
@@ -368,12 +368,12 @@ def test_unbound_payloads_fit_any_job_unless_refused(keys):
 
 
 def test_bound_cannot_be_passed_off_as_unbound_nor_the_reverse():
-    key = codec_module._derive(NEW)
+    key = Key(NEW)
     for signed_as, extra in ((None, b""), (ID, b',"unbound":true')):
         raw = b'{"task":"t","tv":1,"p":{}%s}' % extra
         data = b'{"v":1,"kid":"%s","sig":"%s","body":%s}' % (
             key.kid.encode(),
-            codec_module._sign(key, signed_as, raw),
+            key.sign(signed_as, raw),
             raw,
         )
         with pytest.raises(SignatureError):
@@ -381,7 +381,7 @@ def test_bound_cannot_be_passed_off_as_unbound_nor_the_reverse():
 
 
 def test_keys_are_derived_per_purpose_and_stay_as_they_are():
-    key = codec_module._derive(NEW)
+    key = Key(NEW)
     assert len({key.signing, key.encryption, NEW.encode()}) == 3
     assert Codec().signs is Codec().can_decrypt is False
     assert Codec([NEW]).signs is Codec([NEW]).can_decrypt is True
@@ -494,11 +494,11 @@ def test_a_later_format_is_newer():
     "part", [5, "", {}, {"n": 1, "c": 2}, {"n": "AAAA", "c": "AAAA"}, {"n": "é", "c": ""}, {"n": "A"}]
 )
 def test_malformed_ciphertext_is_a_codec_error(part):
-    key = codec_module._derive(NEW)
+    key = Key(NEW)
     raw = json.dumps({"task": "t", "tv": 1, "p": {}, "enc": part}, separators=(",", ":")).encode()
     data = b'{"v":1,"kid":"%s","sig":"%s","body":%s}' % (
         key.kid.encode(),
-        codec_module._sign(key, ID, raw),
+        key.sign(ID, raw),
         raw,
     )
     with pytest.raises(CodecError):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import time
+from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -16,8 +17,11 @@ from jobq.calls import Claimed
 from jobq.codec import Codec
 from jobq.queues import LANES
 from jobq.tasks import Registry, Task, task
+from jobq.worker.attempt import Assignment
 from jobq.worker.children import decode_report, decode_work, encode_report, encode_work
-from jobq.worker.runner import PARK_UNSUPPORTED, Assignment, Runner, describe_error, no_key_bucket
+from jobq.worker.failures import describe_error
+from jobq.worker.opening import PARK_UNSUPPORTED, no_key_bucket
+from jobq.worker.runner import Runner
 
 KEY = "k" * 32
 
@@ -259,3 +263,36 @@ def test_a_timeout_from_outside_counts_as_an_attempt(runner: Runner) -> None:
         True,
         timedelta(seconds=7) / timedelta(milliseconds=1),
     )
+
+
+class Odd(Exception):
+    """Breaks whoever asks what it is."""
+
+    @property
+    def __traceback__(self) -> Any:  # type: ignore[override]
+        raise KeyError("so odd")
+
+
+@_declare("r.odd", max_attempts=2)
+def odd() -> None:
+    raise Odd("secret words")
+
+
+@pytest.mark.parametrize(("attempts", "kind"), [(0, "retry"), (1, "dead")])
+def test_an_ending_that_cannot_be_worked_out_is_a_failed_attempt(
+    runner: Runner, attempts: int, kind: str
+) -> None:
+    for report in (
+        runner.run(work(odd, attempts=attempts)),
+        asyncio.run(runner.run_async(work(odd, attempts=attempts))),
+    ):
+        assert (report.outcome.kind, report.outcome.spends) == (kind, True)
+        assert report.outcome.delay_ms > 0 or kind == "dead"
+        assert json.loads(report.outcome.record)["outcome"] == "failed"
+        assert "secret words" not in repr(report.outcome)
+
+
+def test_a_broken_override_of_a_job_asks_nothing(runner: Runner) -> None:
+    job = work(raises, word="error")
+    job.job = replace(job.job, overrides=b'{"backoff": null}')
+    assert runner.run(job).outcome.kind == "retry"

@@ -8,9 +8,9 @@ import signal
 import pytest
 
 from jobq.worker.channel import Channel
-from jobq.worker.executor import LaneSpec
 from jobq.worker.lane import HUNG, HUNG_S, Lane
 from jobq.worker.slots import SlotState, SlotTable
+from jobq.worker.spec import LaneSpec
 
 
 @pytest.fixture
@@ -92,6 +92,7 @@ def test_an_executor_whose_loop_stands_still_is_found_and_its_runs_count_as_lost
 
     assert not lane.hung(100.0 + HUNG_S)
     assert lane.hung(100.1 + HUNG_S)
+    assert not lane.hung(190.0, since=170.0)  # the supervisor itself stood still until then
 
     lane.killed = HUNG
     outcomes = {outcome.job_id: outcome for outcome in lane.last_will(-9).outcomes}

@@ -17,7 +17,7 @@ from uuid import UUID
 import pytest
 from pydantic import AfterValidator, BaseModel, SecretStr
 
-from jobq import context, params, tasks
+from jobq import context, dispatch, params, tasks
 from jobq.context import JobContext, current_job, running_job
 from jobq.dedup import DedupSpec
 from jobq.errors import (
@@ -28,11 +28,12 @@ from jobq.errors import (
     PayloadUnreadableError,
     UnknownTaskError,
 )
+from jobq.helpers.helper import Helper
 from jobq.job import Job, JobState
 from jobq.limits import Concurrency, Rate
 from jobq.queues import LANES, Priority
 from jobq.retry import Backoff, Fixed, RetryPolicy
-from jobq.tasks import EnqueueRequest, Helper, Registry, Secret, Task, task
+from jobq.tasks import EnqueueRequest, Registry, Secret, Task, task
 
 
 class Colour(StrEnum):
@@ -87,7 +88,7 @@ def registry() -> Registry:
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    monkeypatch.setattr(tasks, "_provider", lambda: recorder)
+    monkeypatch.setattr(dispatch, "_provider", lambda: recorder)
     return recorder
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import queue
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,15 +19,20 @@ from jobq.queues import LANES
 from jobq.retry import RetryPolicy
 from jobq.steps import Beat, Claimed, Outcome
 from jobq.tasks import Registry
+from jobq.worker.attempt import Assignment, Report
 from jobq.worker.channel import Channel
 from jobq.worker.child import _Line
-from jobq.worker.children import ChildExecutor, encode_work
-from jobq.worker.executor import LaneExecutor, LaneSpec
+from jobq.worker.children import HARD_KILL_S, ChildExecutor, ChildrenSpec, encode_report, encode_work
+from jobq.worker.executor import LaneExecutor
+from jobq.worker.executors import MOST_WAITING_SUSPECTS, Executors
 from jobq.worker.inbox import Inbox
 from jobq.worker.lane import Lane
 from jobq.worker.maintenance import Fleet, Heartbeat, Keeper, Settlement
-from jobq.worker.runner import Assignment, Report, Runner
+from jobq.worker.memory import OomWatch
+from jobq.worker.recycling import Recycling, pause_after_stillbirth
+from jobq.worker.runner import Runner
 from jobq.worker.slots import SlotState, SlotTable
+from jobq.worker.spec import LaneSpec
 
 
 def claimed(job_id: str, token: str = "e.1", **fields: Any) -> Claimed:
@@ -65,9 +72,8 @@ def inbox(table: SlotTable) -> Inbox:
 
 def executor_with(inbox: Inbox, *works: Assignment) -> LaneExecutor:
     executor = object.__new__(LaneExecutor)
-    executor._inbox = inbox
     executor._works = {work.job.id: work for work in works}
-    executor._children = executor._suspects = None
+    executor._executors = type("E", (), {"cancel": staticmethod(lambda job_id: inbox.cancel([job_id]))})()
     return executor
 
 
@@ -117,9 +123,13 @@ def test_a_culprit_that_ended_before_the_kill_is_settled_once(table: SlotTable) 
 class Hooks:
     def __init__(self) -> None:
         self.begun: list[str] = []
+        self.back: list[Assignment] = []
 
     def started(self, work: Assignment) -> None:
+        work.started_at = time.monotonic()
         self.begun.append(work.job.id)
+
+    def postponed(self, work: Assignment, deadline: float) -> None: ...
 
     def finished(self, report: Report) -> None: ...
 
@@ -129,16 +139,22 @@ class Spawner:
 
     def __init__(self) -> None:
         self.lines: list[Channel] = []
+        self.killed: queue.SimpleQueue[int] = queue.SimpleQueue()
 
-    def send(self, op: str, *, fds: tuple[int, ...] = (), **_body: Any) -> None:
+    def send(self, op: str, *, fds: tuple[int, ...] = (), **body: Any) -> None:
         if op == "spawn":
             self.lines.append(Channel(socket.socket(fileno=os.dup(fds[0]))))
+        elif op == "kill":
+            self.killed.put(body["pid"])
 
 
-def children_of(spawner: Spawner, hooks: Hooks, limit: int = 1) -> ChildExecutor:
+def children_of(spawner: Spawner, hooks: Hooks, limit: int = 1, **recycling: Any) -> ChildExecutor:
     runner: Any = None
     line: Any = spawner
-    return ChildExecutor(limit, runner, hooks, line, prefix="c", queue="q", worker="w", nice=0, eager=True)
+    spec = ChildrenSpec(
+        prefix="c", limit=limit, queue="q", worker="w", eager=True, recycling=Recycling(**recycling)
+    )
+    return ChildExecutor(spec, runner, hooks, line, hooks.back.extend)
 
 
 def test_a_child_gets_no_job_before_it_is_up() -> None:
@@ -146,7 +162,7 @@ def test_a_child_gets_no_job_before_it_is_up() -> None:
     children = children_of(spawner, hooks)
     children.submit([Assignment(0, claimed("a"), 0.0, 0)])
     assert hooks.begun == []
-    spawner.lines[0].send("hello")
+    spawner.lines[0].send("hello", pid=0)
     children.read("c0")
     assert hooks.begun == ["a"]
 
@@ -157,6 +173,7 @@ def test_children_that_die_at_birth_are_not_replaced_at_once() -> None:
     children.submit([Assignment(0, claimed("a"), 0.0, 0)])
     children.exited("c0", 1)
     assert (len(spawner.lines), hooks.begun) == (1, [])  # and the job neither crashed nor ran
+    assert [work.job.id for work in hooks.back] == ["a"]  # but goes to whoever can run it
     children.tick(1e12)
     assert len(spawner.lines) == 2
 
@@ -164,7 +181,7 @@ def test_children_that_die_at_birth_are_not_replaced_at_once() -> None:
 def test_a_child_that_does_not_listen_is_told_once() -> None:
     spawner, hooks = Spawner(), Hooks()
     children = children_of(spawner, hooks)
-    spawner.lines[0].send("hello")
+    spawner.lines[0].send("hello", pid=0)
     children.read("c0")
     children.submit([Assignment(0, claimed("a"), 0.0, 0)])
     done = threading.Thread(target=lambda: [children.cancel("a") for _ in range(5_000)], daemon=True)
@@ -217,3 +234,137 @@ def test_what_cannot_be_settled_does_not_cost_the_heartbeat() -> None:
     keeper._tick()
     assert beats
     assert not keeper._posted
+
+
+def test_a_child_past_its_hard_timeout_is_killed_while_the_loop_waits_for_redis() -> None:
+    spawner, hooks = Spawner(), Hooks()
+    children = children_of(spawner, hooks)
+    spawner.lines[0].send("hello", pid=4711)
+    children.read("c0")
+    work = Assignment(0, claimed("a", timeout=1), 0.0, 0)
+    children.submit([work])
+    with children._at_work:
+        work.started_at = time.monotonic() - 1 - HARD_KILL_S - 0.1
+    assert spawner.killed.get(timeout=5) == 4711  # nobody calls the children meanwhile
+    children.close()
+
+
+def test_a_child_that_has_just_got_its_next_job_is_not_killed_for_the_last_one() -> None:
+    spawner, hooks = Spawner(), Hooks()
+    children = children_of(spawner, hooks)
+    spawner.lines[0].send("hello", pid=4711)
+    children.read("c0")
+    children.submit([Assignment(0, claimed("a", timeout=1), 0.0, 0)])
+    children._kill_overdue(time.monotonic() + HARD_KILL_S)
+    assert spawner.killed.empty()
+    children._kill_overdue(time.monotonic() + 1 + HARD_KILL_S + 0.1)
+    children._kill_overdue(time.monotonic() + 1 + HARD_KILL_S + 0.2)
+    assert [spawner.killed.get(), spawner.killed.empty()] == [4711, True]
+    children.close()
+
+
+def run_one(children: ChildExecutor, spawner: Spawner, ref: str, line: int, job_id: str) -> None:
+    children.submit([Assignment(0, claimed(job_id), 0.0, 0)])
+    done(children, spawner, ref, line, job_id)
+
+
+def done(children: ChildExecutor, spawner: Spawner, ref: str, line: int, job_id: str) -> None:
+    outcome = Outcome(job_id=job_id, token="e.1", kind="succeeded")
+    report = encode_report(Report(Assignment(0, claimed(job_id), 0.0, 0), outcome, ""), 1_000)
+    spawner.lines[line].send("done", **report)
+    children.read(ref)
+
+
+def test_a_tired_child_serves_until_its_successor_is_up() -> None:
+    spawner, hooks = Spawner(), Hooks()
+    children = children_of(spawner, hooks, jobs=2)
+    spawner.lines[0].send("hello", pid=1)
+    children.read("c0")
+    run_one(children, spawner, "c0", 0, "a")
+    assert len(spawner.lines) == 1
+    run_one(children, spawner, "c0", 0, "b")
+    assert len(spawner.lines) == 2  # the successor starts
+    run_one(children, spawner, "c0", 0, "c")
+    assert len(spawner.lines) == 2
+    children.submit([Assignment(0, claimed("d"), 0.0, 0)])
+    assert hooks.begun == ["a", "b", "c", "d"]  # nobody has waited
+    spawner.lines[1].send("hello", pid=2)
+    children.read("c1")
+    children.submit([Assignment(0, claimed("e"), 0.0, 0)])
+    assert [message.op for message in spawner.lines[1].receive()] == ["run"]
+    done(children, spawner, "c0", 0, "d")
+    children.exited("c0", 0)
+    assert len(spawner.lines) == 2  # one slot, one child
+    children.close()
+
+
+def test_a_successor_that_cannot_start_costs_nothing() -> None:
+    spawner, hooks = Spawner(), Hooks()
+    children = children_of(spawner, hooks, jobs=1)
+    spawner.lines[0].send("hello", pid=1)
+    children.read("c0")
+    run_one(children, spawner, "c0", 0, "a")
+    children.exited("c1", 1)
+    assert (children.barren, hooks.back) == (False, [])
+    run_one(children, spawner, "c0", 0, "b")
+    assert hooks.begun == ["a", "b"]
+    children.close()
+
+
+def test_children_made_on_demand_are_tried_again_though_their_jobs_went_elsewhere() -> None:
+    spawner, hooks = Spawner(), Hooks()
+    spec = ChildrenSpec(prefix="c", limit=2, queue="q", worker="w", recycling=Recycling())
+    children = ChildExecutor(spec, None, hooks, spawner, hooks.back.extend)
+    children.submit([Assignment(0, claimed("a"), 0.0, 0)])
+    children.exited("c0", 71)
+    assert ([work.job.id for work in hooks.back], children.barren) == (["a"], True)
+    children.tick(1e12)
+    spawner.lines[1].send("hello", pid=1)
+    children.read("c1")
+    assert not children.barren
+
+
+def test_each_kill_for_memory_explains_one_death() -> None:
+    kills = [3]
+    watch = OomWatch(lambda: kills[0])
+    assert not watch.explains(-9, 0.0)  # those before it are none of ours
+    kills[0] = 4
+    assert not watch.explains(-15, 1.0)
+    assert watch.explains(-9, 1.0)
+    assert not watch.explains(-9, 1.1)  # the same kill again
+    kills[0] = 5
+    watch.look(2.0)
+    assert not watch.explains(-9, 60.0)  # long ago, and nobody of ours died of it
+
+
+def test_a_recycling_limit_is_a_limit_and_none_is_none() -> None:
+    reached = {"jobs": 10, "age_s": 10.0, "growth_kb": 10}
+    assert not Recycling().is_due(**reached)
+    for name in reached:
+        assert Recycling(**{name: 10}).is_due(**reached)
+        assert not Recycling(**{name: 11}).is_due(**reached)
+
+
+def test_what_cannot_start_is_tried_once_a_second_at_most_and_takes_a_sixth_of_a_core_at_most() -> None:
+    assert pause_after_stillbirth(0.01, 1) == 1.0
+    assert pause_after_stillbirth(0.01, 5) == 5.0  # five lanes, one try a second
+    for took_s, peers in ((0.5, 1), (0.5, 5), (2.0, 5)):
+        pause_s = pause_after_stillbirth(took_s, peers)
+        assert took_s * peers / (took_s + pause_s) <= 1 / 5
+    assert pause_after_stillbirth(100, 10) == 60.0
+
+
+def test_one_more_suspect_than_may_wait_goes_back_for_a_while(inbox: Inbox) -> None:
+    settings = jobq.Settings()
+    lane = LaneSpec("high", 4, "w", 12_000, "e")
+    runner = Runner(codec=Codec(), registry=Registry(), spec=LANES["high"], worker="w", sink=inbox)
+    spawner: Any = Spawner()
+    executors = Executors(lane, LANES["high"], settings, Registry(), runner, inbox, spawner)
+    for n in range(MOST_WAITING_SUSPECTS + 1):
+        job = claimed(f"s{n}", crashes=1)
+        executors.submit([Assignment(0, job, 0.0, 0, executor=executors.place(job))])
+    assert executors.waiting_suspects == MOST_WAITING_SUSPECTS
+    (aside,) = inbox.take(100)
+    assert (aside.outcome.kind, aside.outcome.delay_ms, aside.outcome.spends) == ("snooze", 1_000, False)
+    assert executors.take_back_ahead() == []  # handed back, they would come again at once
+    executors.close()

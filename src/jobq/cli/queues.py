@@ -1,7 +1,8 @@
-"""``jobq queues``: list queues, pause and resume them."""
+"""``jobq queues``: list queues, pause, resume and limit them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ import click
 from jobq.cli.common import State, check_queue, pass_state
 from jobq.cli.options import DURATION, Group
 from jobq.cli.output import Column, duration_text
+from jobq.errors import ConfigError
+from jobq.limits import Keep, Rate
 
 if TYPE_CHECKING:
     from jobq.fleet import QueueInfo
@@ -27,6 +30,10 @@ def _fields(info: QueueInfo) -> dict[str, Any]:
         "paused_reason": info.paused_reason,
         "shed": info.shed,
         "maximum": info.maximum,
+        "rate": None if info.limits.rate is None else str(info.limits.rate),
+        "concurrency": info.limits.concurrency,
+        "limits_set": info.limits_set,
+        "limits_until": info.limits_until,
         "slots": spec.slots if spec else None,
         "target_s": spec.target if spec else None,
         "isolation": spec.isolation if spec else None,
@@ -36,7 +43,7 @@ def _fields(info: QueueInfo) -> dict[str, Any]:
 
 @click.group(cls=Group)
 def queues() -> None:
-    """List queues, pause and resume them."""
+    """List queues, pause, resume and limit them."""
 
 
 @queues.command("list")
@@ -52,6 +59,7 @@ def list_queues(state: State) -> None:
             Column("name", lambda row: row["name"]),
             Column("queued", lambda row: row["queued"], right=True),
             Column("paused", lambda row: row["paused"]),
+            Column("shed", lambda row: row["shed"]),
             Column("slots", lambda row: row["slots"], right=True),
             Column(
                 "target" if people else "target_s",
@@ -60,6 +68,8 @@ def list_queues(state: State) -> None:
             ),
             Column("configured", lambda row: row["configured"], wide=True),
             Column("isolation", lambda row: row["isolation"], wide=True),
+            Column("rate", lambda row: row["rate"], wide=True),
+            Column("concurrency", lambda row: row["concurrency"], right=True, wide=True),
             Column("reason", lambda row: row["paused_reason"], grow=True),
         ],
         document={"queues": records},
@@ -104,3 +114,58 @@ def resume(state: State, name: str) -> None:
     client = state.client()
     check_queue(client, name)
     _show(state, client.queues.resume(name))
+
+
+def _slots(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+class _Limit(click.ParamType[Any]):
+    """A limit, or ``none`` for no limit."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any], example: str) -> None:
+        self.name = name
+        self._parse = parse
+        self._example = example
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The limit, None for none, or a usage error that says what to write."""
+        if value is Keep.KEEP:
+            return value
+        try:
+            return None if value == "none" else self._parse(value)
+        except (ValueError, ConfigError):
+            self.fail(f"{value!r} is not a limit; write {self._example} or none.", param, ctx)
+
+
+@queues.command("limit")
+@click.argument("name", metavar="Q")
+@click.option(
+    "--rate", type=_Limit("rate", Rate.parse, "50/m"), default=Keep.KEEP, metavar="50/m",
+    help="Starts per window, over all workers; none: any number.",
+)  # fmt: skip
+@click.option(
+    "--slots", type=_Limit("slots", _slots, "5"), default=Keep.KEEP, metavar="N",
+    help="Runs at once, over all workers; none: any number.",
+)  # fmt: skip
+@click.option(
+    "--for", "for_", type=DURATION, metavar="10m", help="Until then; afterwards the settings count."
+)
+@click.option("--reset", is_flag=True, help="The settings count again.")
+@pass_state
+def limit(state: State, name: str, rate: Any, slots: Any, for_: timedelta | None, reset: bool) -> None:
+    """Limit a queue while it runs, in place of what the settings say; what is not given stays."""
+    given = rate is not Keep.KEEP or slots is not Keep.KEEP
+    if reset == given or (reset and for_):
+        raise click.UsageError("Give --rate or --slots, or --reset alone.")
+    if for_ is not None and not for_:
+        raise click.BadParameter("a limit must be longer than 0.", param_hint="'--for'")
+    client = state.client()
+    check_queue(client, name)
+    if reset:
+        _show(state, client.queues.reset_limit(name))
+    else:
+        _show(state, client.queues.limit(name, rate=rate, concurrency=slots, for_=for_))

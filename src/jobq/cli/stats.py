@@ -36,7 +36,7 @@ _SUMMED = frozenset(
     | {"slots", "busy", "throughput_per_s", "failed_attempts"}
 )
 _FIELDS = _SUMMED | {
-    "paused", "workers", "oldest_queued_s", "wait_p50_s", "wait_p95_s", "wait_p99_s", "target_s", "sla_met"
+    "paused", "shed", "workers", "oldest_queued_s", "wait_p50_s", "wait_p95_s", "wait_p99_s", "target_s", "sla_met"
 }  # fmt: skip
 
 
@@ -91,6 +91,12 @@ def _of(name: str) -> Callable[[Mapping[str, Any]], Any]:
     return lambda row: row[name]
 
 
+def _named(row: Mapping[str, Any]) -> str:
+    """The queue, and why it does not go on, or takes nothing."""
+    marks = [word for word in ("paused", "shed") if row[word]]
+    return f"{row['queue']} ({', '.join(marks)})" if marks else str(row["queue"])
+
+
 def _time(name: str) -> Callable[[Mapping[str, Any]], Any]:
     return lambda row: duration_text(row[name])
 
@@ -109,7 +115,7 @@ def _columns(people: bool) -> list[Column]:
         return Column(name, _of(name), right=True, wide=wide)
 
     return [
-        Column("queue", lambda row: f"{row['queue']} (paused)" if people and row["paused"] else row["queue"]),
+        Column("queue", _named if people else _of("queue")),
         count("queued"),
         count("scheduled"),
         count("retrying"),
@@ -119,7 +125,7 @@ def _columns(people: bool) -> list[Column]:
         count("deferred", wide=True),
         count("parked", wide=True),
         count("cancelled", wide=True),
-        *([] if people else [Column("paused", _of("paused"))]),
+        *([] if people else [Column("paused", _of("paused")), Column("shed", _of("shed"))]),
         count("workers"),
         Column("busy", lambda row: f"{row['busy']}/{row['slots']}" if people else row["busy"], right=True),
         *([] if people else [count("slots")]),

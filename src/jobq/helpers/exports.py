@@ -23,8 +23,8 @@ from pydantic_core import to_json
 
 from jobq.context import current_job
 from jobq.errors import Cancel, ConfigError
+from jobq.helpers.helper import helper
 from jobq.helpers.settings import helper_settings
-from jobq.tasks import helper
 
 Format = Literal["csv", "jsonl"]
 

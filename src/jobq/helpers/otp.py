@@ -13,11 +13,11 @@ from pydantic import AfterValidator
 
 from jobq.context import current_job
 from jobq.errors import ConfigError
+from jobq.helpers.helper import helper
 from jobq.helpers.settings import helper_settings
 from jobq.helpers.smtp import MailRejectedError, SmtpPool, SmtpServer
 from jobq.params import Secret
 from jobq.retry import Backoff, RetryPolicy
-from jobq.tasks import helper
 
 _PART: Final = r"[^\s@<>()\[\]\\,;:\"\x00-\x1f\x7f]"
 _ADDRESS: Final = re.compile(f"{_PART}{{1,64}}@{_PART}{{1,253}}")

@@ -19,9 +19,9 @@ from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import from_json
 
 from jobq.errors import ConfigError, JobqError, Retry
+from jobq.helpers.helper import helper
 from jobq.helpers.settings import helper_settings
 from jobq.retry import RetryPolicy
-from jobq.tasks import helper
 
 _AMOUNT: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,4})?")
 _CURRENCY: Final = re.compile(r"[A-Z]{3}")

@@ -27,7 +27,11 @@ local function leave(queue, status, bucket)
     redis.call('ZREM', N .. 'retrying:' .. queue, id)
   else
     redis.call('ZREM', P .. 'deferred:' .. queue, id)
-    if bucket then
+    local gate = bucket and bucket:match('^~gate:(.*)$')
+    if gate then
+      redis.call('ZREM', N .. 'gate:' .. gate, id)
+      redis.call('ZREM', N .. 'blocked:' .. queue, id)
+    elseif bucket then
       local zset = N .. 'parked:' .. queue .. ':' .. bucket
       redis.call('ZREM', zset, id)
       if redis.call('EXISTS', zset) == 0 then

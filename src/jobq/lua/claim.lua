@@ -11,11 +11,17 @@
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix
 -- ARGV[4]  exec   ARGV[5] claim number   ARGV[6] n   ARGV[7] lease ms   ARGV[8] worker name   ARGV[9] started_at, ISO
 -- ARGV[10] queue name   ARGV[11+] names of parked buckets that the caller can run
--- Returns  {word, now, until, parked 0|1, more 0|1, job, ...}; word: ok | stale | paused | suspended
---          job: {id, data, q, attempts, crashes, lost, o, timeout, description, jk, rq fields or nil}
--- Keys built inside: P:job:<id>, jobq:dedup:<name>, jobq:parked:<q>:<bucket>.
+-- Returns  {word, now, until, flags, more 0|1, job, ...}; word: ok | stale | paused | suspended | limited
+--          flags: 1 the queue has parked jobs, 2 it has limits of its own
+--          job: {id, data, q, attempts, crashes, lost, o, timeout, description, jk, rq fields or gates or nil}
+-- A gate is written 'kind,limit,window ms,burst,name': r counts the starts in any window, b spaces out what is beyond
+-- a burst so that no window holds more than limit, c counts what runs at once; several are joined by ';'. A queue's
+-- are in its state, a job's in lm. A job that finds one closed waits at it, parked, until open.lua lets it back. All
+-- gates of a job are looked at before one is passed.
+-- Keys built inside: P:job:<id>, jobq:dedup:<name>, jobq:parked:<q>:<bucket>; for jobs and queues with limits:
+--          jobq:rate:<gate>, jobq:held:<gate>, jobq:closed:<gate>, jobq:gate:<gate>, jobq:gates, jobq:blocked:<q>.
 -- Idempotent: the same number yields the same jobs again, as far as their leases stand; a lower one yields none.
--- Full memory: the first write is LPOP, which frees; after it Redis lets the rest of a script pass.
+-- Full memory: the first write is LPOP or ZREM, which free; after it Redis lets the rest of a script pass.
 local P, N = ARGV[2], ARGV[3]
 local now = tonumber(ARGV[1])
 if not now then
@@ -30,20 +36,24 @@ local out = { 'ok', now, lease_end, 0, 0 }
 local RQ = { 'retries_left', 'result_ttl', 'failure_ttl', 'ttl', 'success_callback_name', 'failure_callback_name',
   'stopped_callback_name', 'webhooks', 'repeats_left', 'rate_limit_key', 'enqueued_at' }
 
--- Reads a job: the row to return with the id in the place of the status, and status, st, ttl, dk, park, bucket.
+-- Reads a job: the row to return with the id in the place of the status, and status, st, ttl, dk, lm, park.
 local function read(id)
   local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'data', 'q', 'attempts', 'crashes', 'lost', 'o',
-    'timeout', 'description', 'jk', 'st', 'ttl', 'dk', 'park', 'pb')
+    'timeout', 'description', 'jk', 'st', 'ttl', 'dk', 'lm', 'park')
   if row.err then return nil, 'broken' end
-  local status, settled, ttl, dk, park, bucket = row[1], row[11], row[12], row[13], row[14], row[15]
+  local status, settled, ttl, dk, lm, park = row[1], row[11], row[12], row[13], row[14], row[15]
   if not status and not row[2] then return nil, 'gone' end
   -- An id goes into members and records whose parts are told apart by colons, and through the worker as text.
   if not status or not row[2] or #id > 180 or id:find('[^ -9;-~]') then return nil, 'broken' end
   row[1] = id
   for i = 15, 11, -1 do row[i] = nil end
   -- Only jobs that plain rq made lack q.
-  if not row[3] then row[11] = redis.call('HMGET', P .. 'job:' .. id, unpack(RQ)) end
-  return row, status, settled, ttl, dk, park, bucket
+  if lm then
+    row[11] = lm
+  elseif not row[3] then
+    row[11] = redis.call('HMGET', P .. 'job:' .. id, unpack(RQ))
+  end
+  return row, status, settled, ttl, dk, lm, park
 end
 
 if flags[2] then
@@ -66,7 +76,7 @@ end
 if flags[1] then
   return { 'suspended', now, 0, 0, 0 }
 end
-local state = redis.call('HMGET', KEYS[5], 'paused', 'until', 'parked')
+local state = redis.call('HMGET', KEYS[5], 'paused', 'until', 'parked', 'limit', 'limit_set', 'closed')
 if state[1] == '1' then
   local ends = tonumber(state[2] or '0')
   if ends == 0 or ends > now then
@@ -76,8 +86,127 @@ end
 
 if want < 1 then return out end
 
-local taken, leases, wip = {}, {}, {}
-local function take(id, row, settled, ttl, dk)
+local GATE = '(%a),(%d+),(%d+),(%d+),([^;]+)'
+local gates, of_queue = {}, {}
+
+-- A gate as it stands: room is how many may start now. Each is looked at once a call.
+local function look(kind, limit, window, burst, name)
+  local gate = gates[name]
+  if gate then return gate end
+  limit, window, burst = tonumber(limit), tonumber(window), tonumber(burst)
+  -- A start follows its claim: so much longer, that no window holds more of them by the handlers' clocks either.
+  local span = window + math.min(500, window / 20)
+  gate = { kind = kind, name = name, room = 0, passed = {}, span = span, step = span / (limit - burst), burst = burst }
+  gates[name] = gate
+  if kind == 'c' then
+    local held = redis.call('ZCARD', N .. 'held:' .. name)
+    if held >= limit then
+      -- Whoever has no lease any more does not hold it: what a crash leaves behind goes here at the latest.
+      local members, gone = redis.call('ZRANGE', N .. 'held:' .. name, 0, 999), {}
+      local scores = redis.call('ZMSCORE', KEYS[3], unpack(members))
+      for i, member in ipairs(members) do
+        if not scores[i] then gone[#gone + 1] = member end
+      end
+      if #gone > 0 then redis.call('ZREM', N .. 'held:' .. name, unpack(gone)) end
+      held = held - #gone
+    end
+    gate.room = limit - held
+    return gate
+  end
+  gate.closed = tonumber(redis.call('GET', N .. 'closed:' .. name) or '0')
+  if kind == 'r' then
+    redis.call('ZREMRANGEBYSCORE', N .. 'rate:' .. name, '-inf', now - gate.span)
+    gate.used = redis.call('ZCARD', N .. 'rate:' .. name)
+    gate.rank = math.max(0, gate.used - limit)
+    gate.room = limit - gate.used
+  else
+    gate.full_at = math.max(now, tonumber(redis.call('GET', N .. 'rate:' .. name) or '0'))
+    gate.room = math.floor(burst - (gate.full_at - now) / gate.step + 1e-6)
+  end
+  if gate.closed > now then gate.room = 0 end
+  return gate
+end
+
+-- When a gate without room is worth another look, ms.
+local function opens(gate)
+  local at
+  if gate.kind == 'c' then
+    -- Who settles says so at once; this is for those who cannot.
+    at = now + 2000
+  elseif gate.kind == 'r' then
+    local oldest = gate.used > 0 and redis.call('ZRANGE', N .. 'rate:' .. gate.name, gate.rank, gate.rank, 'WITHSCORES')
+    at = (oldest and tonumber(oldest[2]) or now) + gate.span
+  else
+    at = gate.full_at + (#gate.passed / 2 - gate.burst + 1) * gate.step
+  end
+  return math.ceil(math.max(at, gate.closed or 0))
+end
+
+-- The first closed gate of a job; or nil, and it has passed them all.
+local function stopped_by(id, lm)
+  local open = {}
+  for kind, limit, window, burst, name in lm:gmatch(GATE) do
+    local gate = look(kind, limit, window, burst, name)
+    if gate.room < 1 then return gate end
+    open[#open + 1] = gate
+  end
+  for _, gate in ipairs(open) do
+    local k = #gate.passed
+    gate.room = gate.room - 1
+    gate.passed[k + 1], gate.passed[k + 2] = now, id .. ':' .. token
+  end
+end
+
+if state[4] or state[5] or state[6] then
+  out[4] = 2
+  local ends, text = (state[5] or ''):match('^(%d+)|(.*)$')
+  if not ends or (ends ~= '0' and tonumber(ends) <= now) then text = state[4] or '' end
+  local open_at = tonumber(state[6] or '0')
+  if open_at > now then want = 0 end
+  for kind, limit, window, burst, name in text:gmatch(GATE) do
+    local room, at
+    if kind == 'c' then
+      -- What stock workers run counts, too. Nobody tells when one of another worker's ends.
+      room, at = tonumber(limit) - redis.call('ZCARD', KEYS[2]), now + 250
+    else
+      local gate = look(kind, limit, window, burst, name)
+      room, of_queue[#of_queue + 1] = gate.room, gate
+      if room < 1 then at = opens(gate) end
+    end
+    if room < 1 then open_at = math.max(open_at, at) end
+    want = math.min(want, room)
+  end
+  if want < 1 then
+    -- An empty queue is waited for as ever.
+    if redis.call('EXISTS', KEYS[1]) == 0 then return out end
+    return { 'limited', now, open_at, 2, 0 }
+  end
+end
+
+local taken, leases, wip, deferred, blocked = {}, {}, {}, {}, {}
+
+-- Lets a job wait at a gate, in the order in which such jobs became queued.
+local function block(id, row, gate)
+  redis.call('HSET', P .. 'job:' .. id, 'status', 'deferred', 'park', gate.kind == 'c' and 'concurrency' or 'rate',
+    'pb', '~gate:' .. gate.name)
+  local key, score = N .. 'gate:' .. gate.name, tonumber(row[3] or now)
+  if not gate.last then
+    local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
+    gate.last = tonumber(last[2] or '0')
+    redis.call('ZADD', N .. 'gates', 'LT', opens(gate), gate.name)
+  end
+  -- Of one millisecond there are many.
+  if score <= gate.last and gate.last - score < 1 then score = gate.last + 0.001 end
+  gate.last = math.max(gate.last, score)
+  redis.call('ZADD', key, string.format('%.3f', score), id)
+  local k = #blocked
+  blocked[k + 1], blocked[k + 2] = now, id
+  deferred[k + 1], deferred[k + 2] = math.floor(now / 1000), id
+end
+
+local function take(id, row, settled, ttl, dk, lm)
+  local gate = lm and stopped_by(id, lm)
+  if gate then return block(id, row, gate) end
   local key = P .. 'job:' .. id
   if settled or ttl then
     -- Settled before, so it may be a dead letter that an rq tool requeued: it still has the old expiry and verdict.
@@ -92,12 +221,15 @@ local function take(id, row, settled, ttl, dk)
   local member, k = id .. ':' .. token, #leases
   leases[k + 1], leases[k + 2] = lease_end, member
   wip[k + 1], wip[k + 2] = '+inf', member
+  for _, each in ipairs(of_queue) do
+    each.passed[k + 1], each.passed[k + 2] = now, member
+  end
   taken[#taken + 1] = id
   out[#out + 1] = row
 end
 
 if state[3] then
-  out[4] = 1
+  out[4] = out[4] + 1
   if #ARGV > 10 then
     local known = {}
     for i = 11, math.min(#ARGV, 900) do known[i - 10] = ARGV[i] end
@@ -111,10 +243,10 @@ if state[3] then
           redis.call('ZREM', KEYS[9], unpack(ids))
         end
         for _, id in ipairs(ids) do
-          local row, status, settled, ttl, dk, park = read(id)
+          local row, status, settled, ttl, dk, lm, park = read(id)
           if row and status == 'deferred' and park then
             redis.call('HDEL', P .. 'job:' .. id, 'park', 'pb')
-            take(id, row, settled, ttl, dk)
+            take(id, row, settled, ttl, dk, lm)
           elseif status == 'broken' then
             redis.call('ZADD', KEYS[8], now, id)
           end
@@ -133,9 +265,9 @@ for _ = 1, 10 do
   if room < 1 then break end
   local ids = redis.call('LPOP', KEYS[1], room) or {}
   for _, id in ipairs(ids) do
-    local row, status, settled, ttl, dk = read(id)
+    local row, status, settled, ttl, dk, lm = read(id)
     if row and status == 'queued' then
-      take(id, row, settled, ttl, dk)
+      take(id, row, settled, ttl, dk, lm)
     elseif status == 'broken' then
       redis.call('ZADD', KEYS[8], now, id)
     end
@@ -146,6 +278,25 @@ end
 if #taken > 0 then
   redis.call('ZADD', KEYS[3], unpack(leases))
   redis.call('ZADD', KEYS[2], unpack(wip))
+end
+if #blocked > 0 then
+  redis.call('ZADD', KEYS[9], unpack(deferred))
+  redis.call('ZADD', N .. 'blocked:' .. ARGV[10], unpack(blocked))
+end
+for name, gate in pairs(gates) do
+  if #gate.passed > 0 then
+    if gate.kind == 'c' then
+      redis.call('ZADD', N .. 'held:' .. name, unpack(gate.passed))
+      -- Longer than any job may run: for those that an rq tool deletes while they do.
+      redis.call('EXPIRE', N .. 'held:' .. name, 2678400)
+    elseif gate.kind == 'r' then
+      redis.call('ZADD', N .. 'rate:' .. name, unpack(gate.passed))
+      redis.call('PEXPIRE', N .. 'rate:' .. name, math.ceil(gate.span) + 1000)
+    else
+      local full_at = gate.full_at + #gate.passed / 2 * gate.step
+      redis.call('SET', N .. 'rate:' .. name, string.format('%.6f', full_at), 'PX', math.ceil(full_at - now) + 1000)
+    end
+  end
 end
 -- An empty claim is recorded too: the command of a client that timed out may run later, and must find itself stale.
 redis.call('SET', KEYS[4], ARGV[5] .. ':' .. string.format('%.0f', lease_end) .. ':' .. table.concat(taken, ':'),

@@ -5,7 +5,7 @@
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] job id
 -- Returns  deleted | running | gone
 -- Keys built inside: of the job's queue: list, registries, jobq:retrying, jobq:parked, jobq:q; of the job: results,
---          dependents, dependencies, jobq:attempts, jobq:dedup, jobq:wait, jobq:done.
+--          dependents, dependencies, jobq:attempts, jobq:dedup, jobq:wait, jobq:done; jobq:cancels.
 -- Idempotent by nature: a second call answers gone.
 -- Full memory: the first write is a ZREM.
 local P, N, id = ARGV[2], ARGV[3], ARGV[4]
@@ -19,7 +19,11 @@ local function leave(queue, status, bucket)
     redis.call('ZREM', N .. 'retrying:' .. queue, id)
   else
     redis.call('ZREM', P .. 'deferred:' .. queue, id)
-    if bucket then
+    local gate = bucket and bucket:match('^~gate:(.*)$')
+    if gate then
+      redis.call('ZREM', N .. 'gate:' .. gate, id)
+      redis.call('ZREM', N .. 'blocked:' .. queue, id)
+    elseif bucket then
       local zset = N .. 'parked:' .. queue .. ':' .. bucket
       redis.call('ZREM', zset, id)
       if redis.call('EXISTS', zset) == 0 then
@@ -52,6 +56,7 @@ if redis.call('EXISTS', KEYS[1]) == 0 then return 'gone' end
 if status == 'started' then return 'running' end
 redis.call('ZREM', KEYS[2], id)
 redis.call('ZREM', KEYS[3], id)
+redis.call('SREM', N .. 'cancels', id)
 if status == 'finished' then
   redis.call('ZREM', P .. 'finished:' .. queue, id)
 elseif status == 'failed' or status == 'stopped' then

@@ -139,10 +139,11 @@ for _, step in ipairs(plan) do
   if over then
     -- Only what the new call brings: the payload, its options, its tags; the holder keeps its id and its past.
     local status, at = due > 0 and 'scheduled' or 'queued', due > 0 and string.format('%.0f', due) or now_text
-    local set, drop = { 'status', status, 'q', at, 'rp', step.new }, { 'attempts', 'o', 'jk', 'lost', 'crashes' }
+    local set, drop = { 'status', status, 'q', at, 'rp', step.new }, { 'attempts', 'o', 'jk', 'lost', 'crashes', 'lm' }
     for f = step.first, step.last, 2 do
       local field = ARGV[f]
-      if field == 'data' or field == 'timeout' or field == 'o' or field == 'jk' or field == 'dk' then
+      if field == 'data' or field == 'timeout' or field == 'o' or field == 'jk' or field == 'dk'
+        or field == 'lm' then
         set[#set + 1], set[#set + 2] = field, ARGV[f + 1]
       end
     end

@@ -1,7 +1,8 @@
 -- promote.lua: move due jobs of some queues into their lists.
 -- KEYS[1]  quarantine   jobq:quarantine
+-- KEYS[2]  gates        jobq:gates
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] most jobs per queue   ARGV[5+] queue names
--- Returns  {count, ms of the next due job or -1}
+-- Returns  {count, ms of the next due job or -1, 1 = a gate may open: see open.lua}
 -- Keys built inside: P:scheduled:<q>, P:queue:<q>, P:job:<id>, jobq:retrying:<q>.
 -- Idempotent: a due id is in the set that a cancel removes it from too, so exactly one of the two finds it.
 -- Full memory: the first write is ZREM, which frees.
@@ -59,4 +60,5 @@ for a = 5, #ARGV do
     if next_due < 0 or due < next_due then next_due = due end
   end
 end
-return { count, next_due }
+local gate = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+return { count, next_due, gate[1] and tonumber(gate[2]) <= now and 1 or 0 }

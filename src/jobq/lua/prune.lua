@@ -9,7 +9,7 @@
 -- ARGV[8]  ISO time a minute ago: what ended later is not deleted for the count
 -- Returns  count of entries removed
 -- Keys built inside: P:job:<id>, P:results:<id>, P:job:<id>:dependents, P:job::<id>:dependencies,
---          jobq:attempts:<id>, jobq:dedup:<name>.
+--          jobq:attempts:<id>, jobq:dedup:<name>, jobq:cancels.
 -- Idempotent by nature.   Full memory: it only frees.
 local P, N, most = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local now = tonumber(ARGV[1])
@@ -23,6 +23,8 @@ local removed = 0
 local function clear(zset, ids, words)
   if #ids == 0 then return end
   redis.call('ZREM', zset, unpack(ids))
+  -- A stock worker knows nothing of the request that its job had.
+  redis.call('SREM', N .. 'cancels', unpack(ids))
   removed = removed + #ids
   for _, id in ipairs(ids) do
     local key = P .. 'job:' .. id

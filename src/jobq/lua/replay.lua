@@ -4,7 +4,7 @@
 -- ARGV[4+] id, new payload ('' = as it is), ... two per job
 -- Returns  {word, ...}: queued | conflict:<holder> | gone | the state that forbids it
 -- Keys built inside: P:job:<id>, P:queue:<q>, P:failed:<q>, P:canceled:<q>, P:results:<id>, P:job:<id>:dependents,
---          P:job::<id>:dependencies, jobq:attempts:<id>, jobq:dedup:<name>.
+--          P:job::<id>:dependencies, P:wip:<q>, jobq:attempts:<id>, jobq:dedup:<name>, jobq:leases, jobq:cancels.
 -- Idempotent: a job that the first call queued answers queued.
 -- Full memory: the first write is ZREM, which frees.
 local P, N = ARGV[2], ARGV[3]
@@ -31,6 +31,23 @@ local function rival(dk, id)
   return holder
 end
 
+-- rq's cancel of a running job leaves its lease: the run that replay allows must be the only one that can settle.
+local wip = {}
+local function unlease(queue, id)
+  if not wip[queue] then
+    wip[queue] = {}
+    for _, member in ipairs(redis.call('ZRANGE', P .. 'wip:' .. queue, 0, -1)) do
+      wip[queue][member:match('^[^:]*')] = member
+    end
+  end
+  local member = wip[queue][id]
+  if member then
+    redis.call('ZREM', N .. 'leases', member)
+    redis.call('ZREM', P .. 'wip:' .. queue, member)
+  end
+  redis.call('SREM', N .. 'cancels', id)
+end
+
 for a = 4, #ARGV, 2 do
   local id, word = ARGV[a], nil
   local key = P .. 'job:' .. id
@@ -49,6 +66,7 @@ for a = 4, #ARGV, 2 do
       else
         word = 'queued'
         redis.call('ZREM', P .. (dead and 'failed:' or 'canceled:') .. queue, id)
+        unlease(queue, id)
         -- A window is not taken again: it says how often equal jobs may come, not that one may not be repaired.
         if dk and dk:sub(1, 2) ~= 'w:' then redis.call('SET', N .. 'dedup:' .. dk:sub(3), dk:sub(1, 2) .. id) end
         -- rq's ttl bounded the first wait, which is over.

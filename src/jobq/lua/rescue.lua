@@ -43,7 +43,7 @@ local function move(member)
   local id = member:match('^([^:]*):')
   if not id then return end
   local key = P .. 'job:' .. id
-  local row = redis.pcall('HMGET', key, 'status', 'origin', 'lost', 'attempts', 'dk', 'cx')
+  local row = redis.pcall('HMGET', key, 'status', 'origin', 'lost', 'attempts', 'dk', 'cx', 'lm')
   if row.err then
     redis.call('ZADD', KEYS[4], now, id)
     orphans[#orphans + 1] = member
@@ -51,11 +51,17 @@ local function move(member)
   end
   local queue = row[2]
   if not row[1] or not queue then
+    redis.call('SREM', KEYS[3], id)
     orphans[#orphans + 1] = member
     return
   end
   redis.call('ZREM', P .. 'wip:' .. queue, member)
   if row[6] or row[1] ~= 'started' then redis.call('SREM', KEYS[3], id) end
+  for name in (row[7] or ''):gmatch('c,%d+,%d+,%d+,([^;]+)') do
+    if redis.call('ZREM', N .. 'held:' .. name, member) == 1 then
+      redis.call('ZADD', N .. 'gates', 'XX', 'LT', now, name)
+    end
+  end
   if row[1] ~= 'started' then return end
   local lost = (tonumber(row[3] or '0') or 0) + 1
   local word = 'queued'

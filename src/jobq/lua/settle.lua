@@ -19,7 +19,10 @@
 --          delay (ms) why fp bucket rec res exc worker crash alone n (counter names, comma-separated)
 -- Returns  {word, ...} in order: ok | already | lost | cancelled | gone
 -- Keys built inside: P:job:<id>, P:results:<id>, P:job:<id>:dependents, jobq:dedup:<name>, jobq:attempts:<id>,
---          jobq:wait:<id>, jobq:done:<id>, jobq:parked:<q>:<bucket>, jobq:n:<q>:<minute>.
+--          jobq:wait:<id>, jobq:done:<id>, jobq:parked:<q>:<bucket>, jobq:n:<q>:<minute>; for jobs with limits:
+--          jobq:held:<gate>, jobq:rate:<gate>, jobq:closed:<gate>, jobq:gate:<gate>, jobq:gates, jobq:blocked:<q>.
+-- A job that was limited waits at its rate gate, which is closed for the delay; without one its queue is, if that has
+-- a rate; else it is snoozed. open.lua lets in who waits for a run that has ended here.
 -- Idempotent: membership in leases is the fence; a token that settled before is found in st.
 -- Full memory: the first write is ZREM, which frees; after it Redis lets the rest of a script pass.
 local P, N, queue, ended_at = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -46,10 +49,10 @@ local scores = redis.call('ZMSCORE', KEYS[1], unpack(members))
 local flagged = redis.call('EXISTS', unpack(flags)) > 0
 
 -- First look at everything, then write.
-local free, uncancel, broken, seen = {}, {}, {}, {}
+local free, uncancel, broken, seen, gated = {}, {}, {}, {}, {}
 for i, job in ipairs(jobs) do
   local row = redis.pcall('HMGET', P .. 'job:' .. job.id, 'status', 'attempts', 'dk', 'cx', 'st', 'lost', 'crashes',
-    'q')
+    'q', 'lm')
   if row.err then
     answers[i] = 'gone'
     if scores[i] then
@@ -67,6 +70,7 @@ for i, job in ipairs(jobs) do
   else
     seen[members[i]] = true
     free[#free + 1] = members[i]
+    if row[9] then gated[#gated + 1] = { member = members[i], lm = row[9], back = job.kind == 'hand_back' } end
     if row[4] or row[1] ~= 'started' then uncancel[#uncancel + 1] = job.id end
     if not row[1] then
       answers[i] = 'gone'
@@ -87,11 +91,36 @@ redis.call('ZREM', KEYS[1], unpack(free))
 redis.call('ZREM', KEYS[2], unpack(free))
 if #uncancel > 0 then redis.call('SREM', KEYS[10], unpack(uncancel)) end
 for _, id in ipairs(broken) do redis.call('ZADD', KEYS[14], now, id) end
+for _, run in ipairs(gated) do
+  for kind, name in run.lm:gmatch('(%a),%d+,%d+,%d+,([^;]+)') do
+    -- What never started has used up nothing.
+    local set = kind == 'c' and 'held:' or run.back and kind == 'r' and 'rate:'
+    if set and redis.call('ZREM', N .. set .. name, run.member) == 1 then
+      redis.call('ZADD', N .. 'gates', 'XX', 'LT', now, name)
+    end
+  end
+end
 
 local finished, failed, canceled, scheduled, retrying, back, counts, names = {}, {}, {}, {}, {}, {}, {}, {}
 local function add(list, score, id)
   local k = #list
   list[k + 1], list[k + 2] = score, id
+end
+
+-- Closes what limits a job until `till`: where it waits instead of running again at once.
+local function close(lm, till)
+  local gate = (lm or ''):match('[rb],%d+,%d+,%d+,([^;]+)')
+  if gate then
+    local name = N .. 'closed:' .. gate
+    till = math.max(till, tonumber(redis.call('GET', name) or '0'))
+    redis.call('SET', name, string.format('%.0f', till), 'PX', math.max(1, till - now))
+    redis.call('ZADD', N .. 'gates', till, gate)
+    return 'gate', gate
+  end
+  local state = redis.call('HMGET', KEYS[12], 'limit', 'limit_set', 'closed')
+  if not ((state[1] or '') .. (state[2] or '')):find('[rb],%d') then return 'snooze' end
+  redis.call('HSET', KEYS[12], 'closed', string.format('%.0f', math.max(till, tonumber(state[3] or '0'))))
+  return 'queue'
 end
 
 -- What every end has in common: expiry, dedup key, waiters, children.
@@ -123,6 +152,10 @@ for _, job in ipairs(jobs) do
     local id, row, kind = job.id, job.row, job.kind
     local key = P .. 'job:' .. id
     local attempts = tonumber(row[2] or '0') or 0
+    local gate
+    if kind == 'limited' then
+      kind, gate = close(row[9], now + tonumber(job.delay or '0'))
+    end
     local set = { 'st', job.token, 'status' }
     local function put(name, value)
       local k = #set
@@ -178,6 +211,13 @@ for _, job in ipairs(jobs) do
       redis.call('ZADD', N .. 'parked:' .. queue .. ':' .. bucket, now, id)
       redis.call('SADD', KEYS[13], bucket)
       redis.call('HSET', KEYS[12], 'parked', '1')
+    elseif kind == 'gate' then
+      set[word] = 'deferred'
+      put('park', 'rate')
+      put('pb', '~gate:' .. gate)
+      redis.call('ZADD', KEYS[8], now_s, id)
+      redis.call('ZADD', N .. 'blocked:' .. queue, now, id)
+      redis.call('ZADD', N .. 'gate:' .. gate, row[8] or now, id)
     else
       set[word] = 'queued'
       back[#back + 1] = id

@@ -1,11 +1,12 @@
 -- withdraw.lua: make sure that a job whose enqueue may have landed will not run, so that the caller can run it.
--- KEYS[1]  job hash      P:job:<id>
--- KEYS[2]  leases        jobq:leases
+-- KEYS[1]  job hash           P:job:<id>
+-- KEYS[2]  leases             jobq:leases
+-- KEYS[3]  children to come   jobq:after
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] job id   ARGV[5] ended_at, ISO
 -- ARGV[6]  seconds to keep the withdrawn job
 -- Returns  withdrawn | started | finished | gone (it never came, and will find itself mine if it still does)
 -- Keys built inside: of the job's queue: list, scheduled, deferred, canceled, jobq:retrying, jobq:parked, jobq:q;
---          of the job: jobq:dedup, jobq:wait, jobq:done.
+--          of the job: results, dependents, jobq:attempts, jobq:dedup, jobq:wait, jobq:done.
 -- Idempotent: what it leaves behind gives the same answer.
 -- Full memory: the first write is a ZREM of nobody.
 local P, N, id, keep = ARGV[2], ARGV[3], ARGV[4], math.max(600, tonumber(ARGV[6]))
@@ -24,7 +25,11 @@ local function leave(queue, status, bucket)
     redis.call('ZREM', N .. 'retrying:' .. queue, id)
   else
     redis.call('ZREM', P .. 'deferred:' .. queue, id)
-    if bucket then
+    local gate = bucket and bucket:match('^~gate:(.*)$')
+    if gate then
+      redis.call('ZREM', N .. 'gate:' .. gate, id)
+      redis.call('ZREM', N .. 'blocked:' .. queue, id)
+    elseif bucket then
       local zset = N .. 'parked:' .. queue .. ':' .. bucket
       redis.call('ZREM', zset, id)
       if redis.call('EXISTS', zset) == 0 then
@@ -46,7 +51,7 @@ local function tell()
     redis.call('EXPIRE', N .. 'done:' .. id, 60)
   end
 end
-local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'st')
+local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'st', 'attempts')
 if row.err then return 'gone' end
 local status, queue = row[1], row[2]
 redis.call('ZREM', KEYS[2], '')
@@ -64,6 +69,12 @@ redis.call('HSET', KEYS[1], 'status', 'canceled', 'cx', '1', 'why', 'withdrawn',
 redis.call('HDEL', KEYS[1], 'park', 'pb')
 redis.call('ZADD', P .. 'canceled:' .. (queue or ''), math.floor(now / 1000), id)
 redis.call('EXPIRE', KEYS[1], keep)
+if row[6] then
+  redis.call('EXPIRE', N .. 'attempts:' .. id, keep)
+  redis.call('EXPIRE', P .. 'results:' .. id, keep)
+end
 free(row[3])
 tell()
+redis.call('EXPIRE', P .. 'job::' .. id .. ':dependencies', keep)
+if redis.call('EXPIRE', P .. 'job:' .. id .. ':dependents', keep) == 1 then redis.call('ZADD', KEYS[3], now, id) end
 return 'withdrawn'

@@ -6,20 +6,19 @@ It has no Redis connection: the executor hands it the claimed job over a socket,
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import time
 from types import FrameType
 from typing import Any
 
-from jobq import events
 from jobq.config import Settings
 from jobq.errors import SoftTimeout
 from jobq.tasks import registry
+from jobq.worker.attempt import Assignment, Report
 from jobq.worker.channel import Channel, ChannelClosed
 from jobq.worker.children import decode_work, encode_report
-from jobq.worker.executor import ignore_signals
-from jobq.worker.runner import Assignment, Report, Runner
+from jobq.worker.memory import rss_kb
+from jobq.worker.runner import Runner
 
 _PROGRESS_EVERY_S = 0.2
 
@@ -34,7 +33,7 @@ class _Line:
 
     def hello(self) -> None:
         """Say that jobs may come: before, their time would run while this process still imports."""
-        self._channel.send("hello")
+        self._channel.send("hello", pid=os.getpid())
 
     def next_job(self) -> Assignment:
         """Block until there is a job."""
@@ -51,8 +50,7 @@ class _Line:
 
     def done(self, report: Report) -> None:
         """Hand the report over."""
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        self._channel.send("done", **encode_report(report, usage.ru_maxrss))
+        self._channel.send("done", **encode_report(report, rss_kb()))
 
     def progress(self, job_id: str, fraction: float, text: str) -> None:
         """Pass progress on, a few times a second at most."""
@@ -94,8 +92,6 @@ class _Alarm:
 
 def child_entry(settings: Settings, body: dict[str, Any], fds: list[int]) -> int:
     """What a job child runs after the fork."""
-    ignore_signals()
-    events.configure_logging(settings.log_format)
     if body["nice"]:
         os.nice(body["nice"])
     line = _Line(Channel.from_fd(fds[0]))

@@ -1,206 +1,199 @@
-"""Where a function runs: threads (sync tasks), an event loop (async tasks), child processes (isolated tasks).
-
-All three speak one small protocol: ``submit`` takes assignments, every ending goes to ``hooks.finished``,
-``take_back`` returns what has not started. At most the queue's slots run at a time; threads may hold more.
-"""
+"""Which place a job runs in: a thread, the event loop, a child process, or, for a suspect, a child of its own."""
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
-import queue
-import threading
-import time
-from collections import deque
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
-from jobq.errors import SoftTimeout
-from jobq.worker.runner import Assignment, Report, Runner
+from jobq.config import Settings
+from jobq.errors import UnknownTaskError
+from jobq.queues import QueueSpec
+from jobq.rq_bridge import task_of
+from jobq.steps import Claimed
+from jobq.tasks import Registry, Task
+from jobq.worker.attempt import Assignment
+from jobq.worker.channel import Channel
+from jobq.worker.children import ChildExecutor, ChildrenSpec
+from jobq.worker.inbox import Inbox
+from jobq.worker.loop import LoopExecutor
+from jobq.worker.places import Place
+from jobq.worker.recycling import Recycling
+from jobq.worker.runner import Runner
+from jobq.worker.spec import PREFETCH, LaneSpec
+from jobq.worker.threads import ThreadExecutor
 
-_CLOCK_TICK_S = 0.2
-_JOIN_S = 1.0
+PREFETCH_START_S = 0.005
+"""More than the free slots is claimed only while run times say that such a job starts within this time."""
 
+SUSPECTS = 2
+"""Children for suspects, each of which runs alone."""
 
-class Hooks(Protocol):
-    """What an executor tells its owner. Called from any thread."""
+MOST_WAITING_SUSPECTS = 40
+"""Suspects that may wait here for such a child, beside the slots; more go back for a while."""
 
-    def started(self, work: Assignment) -> None: ...
-    def finished(self, report: Report) -> None: ...
-
-
-class Executor(Protocol):
-    """A place where functions run."""
-
-    def submit(self, works: list[Assignment]) -> None: ...
-    def take_back(self) -> list[Assignment]: ...
-    def close(self) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    work: Assignment
-    deadline: float
-    fired: bool = False
+JOBS_PER_CHILD = 1_000
 
 
-def _interrupt(thread_id: int, error: type[BaseException] | None) -> None:
-    """Raise ``error`` in a thread at its next bytecode; None takes back what has not been delivered."""
-    target = ctypes.py_object(error) if error is not None else None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), target)
+class Executors:
+    """The places of one executor process, each made when a job first needs it.
 
-
-class ThreadExecutor:
-    """Runs sync tasks in a fixed set of threads.
-
-    A soft timeout is an asynchronous ``SoftTimeout``: it cannot interrupt C code, which is what the supervisor's
-    hard timeout is for.
+    Args:
+        lane: What the supervisor asked for.
+        spec: The queue: where its jobs run by default.
+        tasks: Knows where each task wants to run.
+        spawner: The line to the process that forks children.
     """
 
-    def __init__(self, slots: int, runner: Runner, hooks: Hooks) -> None:
+    def __init__(
+        self,
+        lane: LaneSpec,
+        spec: QueueSpec,
+        settings: Settings,
+        tasks: Registry,
+        runner: Runner,
+        inbox: Inbox,
+        spawner: Channel,
+    ) -> None:
+        self._lane = lane
+        self._spec = spec
+        self._tasks = tasks
         self._runner = runner
-        self._hooks = hooks
-        self._backlog: queue.SimpleQueue[Assignment | None] = queue.SimpleQueue()
-        self._running: dict[int, _Running] = {}
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"slot-{n}", daemon=True) for n in range(slots)
-        ]
-        self._threads.append(threading.Thread(target=self._watch, name="clock", daemon=True))
-        for thread in self._threads:
-            thread.start()
+        self._inbox = inbox
+        self._spawner = spawner
+        self._recycling = Recycling.of(settings, jobs=JOBS_PER_CHILD)
+        self._threads: ThreadExecutor | None = None
+        self._loop: LoopExecutor | None = None
+        self._children: ChildExecutor | None = None
+        self._suspects: ChildExecutor | None = None
+        if spec.isolation == "process":
+            self._children = self._make_children("c", lane.slots, eager=True)
+
+    # -- jobs ---------------------------------------------------------------------------------------------------
+
+    def place(self, job: Claimed) -> Place:
+        """Where a job runs. By its label, which is not signed: the runner checks, and copes with a wrong one."""
+        task = self._task(task_of(job.description))
+        isolation = (task.spec.isolation if task is not None else None) or self._spec.isolation
+        if isolation == "process":
+            if self._children is None:
+                self._children = self._make_children("c", self._lane.slots)
+            return self._children
+        if job.crashes >= 1 or job.lost >= 3:
+            if self._suspects is None:
+                self._suspects = self._make_children("s", SUSPECTS)
+            return self._suspects
+        if task is not None and task.is_async:
+            if self._loop is None:
+                self._loop = LoopExecutor(self._lane.slots, self._runner, self._inbox)
+            return self._loop
+        if self._threads is None:
+            self._threads = ThreadExecutor(self._lane.slots, self._runner, self._inbox)
+        return self._threads
 
     def submit(self, works: list[Assignment]) -> None:
-        """Hand over assignments; a free thread takes each."""
-        put = self._backlog.put
+        """Hand each job to its place, those of one place at once."""
+        first = works[0].executor
+        if all(work.executor is first for work in works) and first is not self._suspects:
+            self._submit(first, works)
+            return
         for work in works:
-            put(work)
+            self._submit(work.executor, [work])
+
+    def _submit(self, place: Place, works: list[Assignment]) -> None:
+        if isinstance(place, ChildExecutor) and (
+            place.barren or (place is self._suspects and place.waiting >= MOST_WAITING_SUSPECTS)
+        ):
+            for work in works:
+                self._inbox.finished(self._runner.reporter.set_aside(work))
+            return
+        place.submit(works)
 
     def take_back(self) -> list[Assignment]:
-        """What no thread has taken yet."""
-        taken: list[Assignment] = []
-        while True:
-            try:
-                work = self._backlog.get_nowait()
-            except queue.Empty:
-                return taken
-            if work is not None:
-                taken.append(work)
+        """Everything that has not started."""
+        return [work for place in self._all() for work in place.take_back()]
+
+    def take_back_ahead(self) -> list[Assignment]:
+        """What was claimed ahead and has not started; suspects are not, they wait for their turn alone."""
+        return [work for place in self._all() if place is not self._suspects for work in place.take_back()]
+
+    def hand_back(self, works: list[Assignment]) -> None:
+        """Put jobs that did not start back to the front of their queue."""
+        for work in works:
+            self._inbox.finished(self._runner.reporter.handed_back(work))
+
+    def cancel(self, job_id: str) -> None:
+        """Tell the run of this job that it was asked to stop."""
+        self._inbox.cancel([job_id])
+        for children in self.child_sets():
+            children.cancel(job_id)
+
+    # -- how many -----------------------------------------------------------------------------------------------
+
+    @property
+    def waiting_suspects(self) -> int:
+        """Suspects that wait for a child of their own. They take no slot: they would hold up all the others."""
+        return 0 if self._suspects is None else self._suspects.waiting
+
+    @property
+    def barren(self) -> bool:
+        """Whether all jobs of this queue run in children by default, and none can be started."""
+        return self._spec.isolation == "process" and self._children is not None and self._children.barren
+
+    @property
+    def ready(self) -> bool:
+        """Whether a job that was claimed now could start."""
+        return self._children is None or self._children.ready
+
+    def prefetch(self, run_s: float) -> int:
+        """Jobs beyond the free slots; only threads, which all draw from one backlog, take any.
+
+        Args:
+            run_s: What a job takes of late; 0: not known.
+        """
+        if self._threads is None or not 0 < run_s < PREFETCH_START_S or len(self._all()) > 1:
+            return 0
+        return min(PREFETCH, int(self._lane.slots * PREFETCH_START_S / run_s))
+
+    # -- the processes behind them ------------------------------------------------------------------------------
+
+    def child_sets(self) -> list[ChildExecutor]:
+        """Every set of children."""
+        return [children for children in (self._children, self._suspects) if children is not None]
+
+    def look(self, now: float) -> None:
+        """What wants to be looked at several times a second."""
+        for children in self.child_sets():
+            children.tick(now)
+        if self._loop is not None:
+            self._loop.look(now)
+
+    @property
+    def restless(self) -> bool:
+        """Whether :meth:`look` wants to be called soon, though nobody says anything."""
+        return self._loop is not None and self._loop.busy
 
     def close(self) -> None:
-        """Let idle threads end. Busy ones are left to the process' end."""
-        self._closed.set()
-        for _ in self._threads:
-            self._backlog.put(None)
+        """Let everything end that is idle."""
+        for place in self._all():
+            place.close()
 
-    def _work(self) -> None:
-        thread_id = threading.get_ident()
-        while True:
-            work = self._backlog.get()
-            if work is None:
-                return
-            self._run_one(thread_id, work)
+    def _all(self) -> list[Place]:
+        places = (self._threads, self._loop, self._children, self._suspects)
+        return [place for place in places if place is not None]
 
-    def _run_one(self, thread_id: int, work: Assignment) -> None:
-        report: Report | None = None
-        self._hooks.started(work)
-        running = _Running(work, work.started_at + work.timeout_s)
+    def _make_children(self, prefix: str, limit: int, *, eager: bool = False) -> ChildExecutor:
+        spec = ChildrenSpec(
+            prefix=prefix,
+            limit=limit,
+            queue=self._lane.queue,
+            worker=self._lane.worker,
+            nice=self._spec.nice,
+            eager=eager,
+            recycling=self._recycling,
+        )
+        return ChildExecutor(spec, self._runner, self._inbox, self._spawner, self.hand_back)
+
+    def _task(self, name: str) -> Task[..., Any] | None:
         try:
-            self._running[thread_id] = running
-            report = self._runner.run(work)
-        except SoftTimeout:  # it struck in our own code, after the function had ended
-            pass
-        # From here on no interrupt may reach this thread, or it would hit the next job, or lose this one.
-        while thread_id in self._running:
-            try:
-                with self._lock:
-                    del self._running[thread_id]
-                    if running.fired:
-                        _interrupt(thread_id, None)
-            except SoftTimeout:
-                continue
-        if report is None:
-            report = self._runner.timed_out(work)
-        self._hooks.finished(report)
-
-    def _watch(self) -> None:
-        """Interrupt whoever is past its deadline, once."""
-        while not self._closed.wait(_CLOCK_TICK_S):
-            now = time.monotonic()
-            for thread_id, running in list(self._running.items()):
-                if running.fired or now < running.deadline:
-                    continue
-                with self._lock:
-                    if self._running.get(thread_id) is running:
-                        running.fired = True
-                        _interrupt(thread_id, SoftTimeout)
-
-
-class LoopExecutor:
-    """Runs async tasks in one event loop, in a thread of its own."""
-
-    def __init__(self, slots: int, runner: Runner, hooks: Hooks) -> None:
-        self._slots = slots
-        self._runner = runner
-        self._hooks = hooks
-        self._backlog: deque[Assignment] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run_loop, name="loop", daemon=True)
-        self._thread.start()
-
-    def submit(self, works: list[Assignment]) -> None:
-        """Hand over assignments; up to the number of slots run at once."""
-        self._backlog.extend(works)
-        self._loop.call_soon_threadsafe(self._fill)
-
-    def take_back(self) -> list[Assignment]:
-        """What has not started yet."""
-        taken = []
-        while self._backlog:
-            try:
-                taken.append(self._backlog.popleft())
-            except IndexError:  # the loop was quicker
-                break
-        return taken
-
-    def close(self) -> None:
-        """Stop the loop; what still runs in it is left to the process' end."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_JOIN_S)
-
-    def _run_loop(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
-    def _fill(self) -> None:
-        while self._backlog and len(self._tasks) < self._slots:
-            try:
-                work = self._backlog.popleft()
-            except IndexError:
-                return
-            task = self._loop.create_task(self._run_one(work))
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._fill()
-
-    async def _run_one(self, work: Assignment) -> None:
-        self._hooks.started(work)
-        inner = self._loop.create_task(self._runner.run_async(work))
-        expire = self._loop.call_later(work.timeout_s, _expire, work, inner)
-        try:
-            report = await inner
-        except asyncio.CancelledError:  # it struck before the runner's own handling, or after it
-            report = self._runner.timed_out(work)
-        finally:
-            expire.cancel()
-        self._hooks.finished(report)
-
-
-def _expire(work: Assignment, inner: asyncio.Task[Report]) -> None:
-    work.expired = True
-    inner.cancel()
+            return self._tasks.resolve(name)
+        except UnknownTaskError:
+            return None

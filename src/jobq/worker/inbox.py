@@ -9,7 +9,7 @@ import time
 from collections import deque
 
 from jobq.records import encode_progress
-from jobq.worker.runner import Assignment, Report
+from jobq.worker.attempt import Assignment, Report
 from jobq.worker.slots import SlotTable
 
 PROGRESS_EVERY_S = 0.5
@@ -43,9 +43,13 @@ class Inbox:
         work.started_at = now
         self._table.start(work.slot, now, now + work.timeout_s)
 
+    def postponed(self, work: Assignment, deadline: float) -> None:
+        """A run may take longer, because another one has held it up."""
+        self._table.start(work.slot, work.started_at, deadline)
+
     def finished(self, report: Report) -> None:
         """A run has ended: queue its report, and wake the loop if it sleeps."""
-        if report.outcome.kind != "hand_back":  # that one never started, and must not count as interrupted
+        if report.assignment.started_at:  # what never started must not count as interrupted
             self._table.finish(report.assignment.slot)
         self._reports.append(report)
         if self._asleep:

@@ -11,16 +11,19 @@ from typing import Any
 
 from jobq.steps import Outcome
 from jobq.worker.channel import Channel, ChannelClosed
-from jobq.worker.children import HARD_KILL_S, oom_kills
-from jobq.worker.executor import LaneSpec
+from jobq.worker.children import HARD_KILL_S
 from jobq.worker.maintenance import Settlement
 from jobq.worker.slots import Slot, SlotState, SlotTable
+from jobq.worker.spec import LaneSpec
 
 RETIRE_S = 2.0
 """Seconds past a job's soft timeout after which its executor is retired: it claims no more, a successor starts."""
 
 HUNG_S = 30.0
-"""An executor whose loop has not turned for this long is killed: it would keep its leases for ever."""
+"""An executor whose loop has not turned for this long is killed: it would keep its leases for ever.
+
+More than twice what a turn takes at most, which is 12 s: two exchanges with a Redis that accepts and does not answer.
+"""
 
 HUNG = "hung"
 
@@ -35,21 +38,28 @@ class Lane:
     Attributes:
         spec: What it was told to serve.
         ref: Its name between supervisor and spawner.
+        replaces: The one that serves until this one does.
         retired: It finishes what it runs; a successor claims.
         killed: Why the worker ended it: ``timeout``, ``grace``, ``force`` or ``spawner``; empty: it did not.
+        first_rss_kb: Its memory when it had claimed its first job.
+        stillborn: It ended before its loop turned once.
+        replace_after: When it may be recycled, since its last successor could not start.
     """
 
     spec: LaneSpec
     ref: str
     table: SlotTable
     control: Channel
+    replaces: Lane | None = None
     pid: int = 0
     retired: bool = False
     draining: bool = False
     killed: str = ""
     started_at: float = field(default_factory=time.monotonic)
     culprits: tuple[Slot, ...] = ()
-    oom_before: int = field(default_factory=oom_kills)
+    first_rss_kb: int = 0
+    stillborn: bool = False
+    replace_after: float = 0.0
 
     @property
     def last_turn(self) -> float:
@@ -84,26 +94,30 @@ class Lane:
                 retire = True
         return retire or bool(culprits), tuple(culprits)
 
-    def hung(self, now: float) -> bool:
-        """Whether its loop has stopped turning, so that nobody claims, settles or hands back."""
-        return now - max(self.last_turn, self.started_at) > HUNG_S
+    def hung(self, now: float, since: float = 0.0) -> bool:
+        """Whether its loop has stopped turning, so that nobody claims, settles or hands back.
+
+        Args:
+            since: When the supervisor itself last woke from standing still, as all of a frozen container does.
+        """
+        return now - max(self.last_turn, self.started_at, since) > HUNG_S
 
     def close(self) -> None:
         """Free what belonged to it."""
         self.control.close()
         self.table.close()
 
-    def last_will(self, status: int) -> Settlement:
+    def last_will(self, status: int, *, by_oom: bool = False) -> Settlement:
         """What its end means for the jobs it held.
 
         Args:
             status: Exit code, or minus the signal that ended it.
+            by_oom: The kernel ended it, for lack of memory.
         """
         slots = self.table.read()
         culprits = {slot.member for slot in self.culprits}
         running = [s for s in slots if s.state is SlotState.STARTED and s.member not in culprits]
         own = [slot for slot in running if not slot.isolated]
-        by_oom = status == -9 and oom_kills() > self.oom_before
         crash = not self.killed and (status not in (-9, -15) or by_oom)
         outcomes = [
             Outcome(job_id=slot.job_id, token=slot.token, kind="hand_back")

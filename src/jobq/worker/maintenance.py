@@ -16,16 +16,19 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
-from jobq import calls, events, rq_bridge
+from jobq import brake, calls, events, rq_bridge
+from jobq.audit import free_dedup
 from jobq.errors import SoftTimeout, StoreError, StoreUnavailableError
 from jobq.job import Attempt
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.records import encode_attempt
+from jobq.replies import as_text
 from jobq.retry import Dead, RetryPolicy
 from jobq.steps import Batch, Outcome
 from jobq.store import Store
-from jobq.worker.runner import describe_error, override_policy
+from jobq.worker.failures import describe_error
+from jobq.worker.opening import override_policy
 
 _log = logging.getLogger("jobq")
 
@@ -35,8 +38,14 @@ RESCUE_S = 0.5
 after an outage."""
 RELEASE_S = 0.5
 PRUNE_S = 5.0
+PRUNE_BEHIND_S = 0.05
+"""Between two passes while more ends than one pass deletes: a lane may end 10,000 jobs a second."""
+SWEEP_S = 1.0
+BRAKE_S = 1.0
 REGISTER_S = 10.0
 LOOK_S = 0.25
+_OUTAGE = 2
+"""Failures in a row that are an outage: after one, the connection may just have been closed."""
 _MOST_ROUNDS = 20
 """Full batches in a row before the other duties have their turn."""
 
@@ -67,6 +76,7 @@ class Fleet:
         members: ``<id>:<token>`` of every job in the executors' hands that may still be extended.
         tell: Passes the members whose lease is lost, or that were asked to stop, on to the executors.
         workers: The registration of each executor, as arguments of ``calls.register_worker``.
+        thresholds: Of the memory brake, for each queue of the settings.
     """
 
     name: str
@@ -77,6 +87,7 @@ class Fleet:
     tell: Callable[[list[str]], None]
     workers: Callable[[], list[dict[str, Any]]]
     policies: dict[str, RetryPolicy] = field(default_factory=dict)
+    thresholds: Mapping[str, int] = field(default_factory=dict)
 
 
 def executor_name(worker: str, queue: str) -> str:
@@ -112,14 +123,17 @@ class Heartbeat:
 
 
 class Promote:
-    """Moves due jobs into their queues."""
+    """Moves due jobs into their queues, and those that waited at a gate which may be open by now."""
 
     period_s = PROMOTE_S
 
     def tick(self, store: Store, fleet: Fleet) -> None:
         queues = list(fleet.specs)
         for _ in range(_MOST_ROUNDS):
-            if store.run(calls.promote(fleet.keys, queues)).count < 100:
+            promoted = store.run(calls.promote(fleet.keys, queues))
+            if promoted.gate:
+                store.run(calls.open_gates(fleet.keys))
+            if promoted.count < 100:
                 return
 
 
@@ -155,11 +169,13 @@ class Release:
 
 
 class Prune:
-    """Deletes ended jobs beyond their retention."""
+    """Deletes ended jobs beyond their retention, as fast as they end."""
 
-    period_s = PRUNE_S
+    def __init__(self) -> None:
+        self.period_s = PRUNE_S
 
     def tick(self, store: Store, fleet: Fleet) -> None:
+        behind = False
         for name, spec in fleet.specs.items():
             for _ in range(_MOST_ROUNDS):
                 deleted = store.run(
@@ -171,8 +187,62 @@ class Prune:
                         keep_cancelled_s=int(spec.keep_succeeded.age.total_seconds()),
                     )
                 )
-                if deleted < 100:
+                if deleted < calls.MOST_JOBS:
                     break
+            else:
+                behind = True
+        self.period_s = PRUNE_BEHIND_S if behind else PRUNE_S
+
+
+class Sweep:
+    """Deletes dedup keys whose holder is not live: an rq tool or a stock worker ended it."""
+
+    period_s = SWEEP_S
+
+    def __init__(self) -> None:
+        self._cursor = 0
+
+    def tick(self, store: Store, fleet: Fleet) -> None:
+        page = store.run(
+            Batch(
+                (("SCAN", self._cursor, "MATCH", f"{fleet.keys.dedup('')}*", "COUNT", calls.MOST_JOBS),),
+                lambda replies: replies[0],
+            )
+        )
+        if isinstance(page, Exception):
+            return  # a user who may not SCAN: these keys refuse nobody
+        self._cursor, names = int(page[0]), [as_text(name) for name in page[1]]
+        if names:
+            store.run(free_dedup(fleet.keys, names, fix=True))
+
+
+class Brake:
+    """Lets queues refuse new jobs while memory is short."""
+
+    period_s = BRAKE_S
+
+    def tick(self, store: Store, fleet: Fleet) -> None:
+        changed = store.run(brake.look(fleet.keys, fleet.thresholds))
+        for name, queues in (("queue.shed", changed.shed), ("queue.admitted", changed.admitted)):
+            for queue in queues:
+                events.emit(name, queue=queue, memory_percent=changed.percent, worker=fleet.name)
+
+
+class DeclareLimits:
+    """Notes what the settings limit queues to, when the worker starts; later only what has been lost since."""
+
+    period_s = REGISTER_S
+
+    def __init__(self) -> None:
+        self._first = True
+
+    def tick(self, store: Store, fleet: Fleet) -> None:
+        gates = {name: spec.limits.gates(name) for name, spec in fleet.specs.items()}
+        if not self._first:
+            gates = {name: text for name, text in gates.items() if text}
+        if gates:
+            store.run(calls.declare_limits(fleet.keys, gates, first=self._first))
+        self._first = False
 
 
 class Register:
@@ -201,19 +271,32 @@ class Keeper:
     Args:
         store: Its own connection.
         fleet: The worker it serves.
+        more: Duties beside its own.
     """
 
-    def __init__(self, store: Store, fleet: Fleet) -> None:
+    def __init__(self, store: Store, fleet: Fleet, more: Sequence[Duty] = ()) -> None:
         self._store = store
         self._fleet = fleet
         beat, rescue = Heartbeat(fleet.lease_ms), Rescue(fleet.lease_ms)
-        self._duties: list[Duty] = [beat, rescue, Promote(), Release(), Register(), Prune()]
+        self._duties: list[Duty] = [
+            beat,
+            rescue,
+            Promote(),
+            Release(),
+            Register(),
+            DeclareLimits(),
+            Prune(),
+            Brake(),
+            Sweep(),
+            *more,
+        ]
         self._due = [0.0] * len(self._duties)
         self._due[1] = time.monotonic() + rescue.period_s
         self._posted: deque[Settlement] = deque()
         self._wake = threading.Condition()
         self._ending = False
-        self._away = False
+        # Who comes back later than rescue holds off after a gap, a third of a lease, has its leases taken away.
+        self._longest_pause_s = min(1.0, fleet.lease_ms / 12_000)
         self._rand = random.Random()
         self.last_success = 0.0
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
@@ -236,7 +319,7 @@ class Keeper:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        failures = 0
+        failures, answered_at = 0, time.monotonic()
         while True:
             with self._wake:
                 if not self._ending and not self._posted:
@@ -252,12 +335,17 @@ class Keeper:
                 failures += 1
                 if ending and failures > 3:
                     return
-                self._note_away(error)
-                self._due[0] = 0.0  # after an outage the leases come first
-                time.sleep(min(1.0, 0.05 * 2 ** min(failures, 5)) * self._rand.uniform(0.8, 1.0))
+                if failures == _OUTAGE:
+                    events.emit("redis.unavailable", error_type=type(error).__name__, error=str(error))
+                # After an outage the leases come first. A beat for nobody asks Redis nothing, a rescue pass always does.
+                self._due[:2] = 0.0, 0.0
+                pause_s = min(self._longest_pause_s, 0.05 * 2 ** min(failures, 5))
+                time.sleep(pause_s * self._rand.uniform(0.8, 1.0))
             else:
-                failures = 0
-                self._note_back()
+                now = time.monotonic()
+                if failures >= _OUTAGE:
+                    events.emit("redis.recovered", away_s=round(now - answered_at, 1))
+                failures, answered_at, self.last_success = 0, now, now
 
     def _tick(self) -> None:
         for place, duty in enumerate(self._duties):
@@ -353,14 +441,3 @@ class Keeper:
         for queue in self._fleet.specs:
             name = executor_name(self._fleet.name, queue)
             self._store.run(calls.unregister_worker(self._fleet.keys, name, (queue,)))
-
-    def _note_away(self, error: StoreError) -> None:
-        if not self._away:
-            self._away = True
-            events.emit("redis.unavailable", error_type=type(error).__name__, error=str(error))
-
-    def _note_back(self) -> None:
-        self.last_success = time.monotonic()
-        if self._away:
-            self._away = False
-            events.emit("redis.recovered")

@@ -24,6 +24,8 @@ _FILL = struct.Struct(
 )  # flags, id length, token length, start, deadline, id, token
 _TIMES = struct.Struct("<dd")
 _DOUBLE = struct.Struct("<d")
+_COUNT = struct.Struct("<Q")
+_OFF_BEAT, _OFF_CLAIMED, _OFF_READY = 8, 16, 24
 _OFF_TIMES = 1 + struct.calcsize("<BHHxxx")
 
 ISOLATED = 1
@@ -129,7 +131,15 @@ class SlotTable:
 
     def beat(self, now: float) -> None:
         """The executor's sign of life, written by each turn of its loop."""
-        _DOUBLE.pack_into(self._mem, 8, now)
+        _DOUBLE.pack_into(self._mem, _OFF_BEAT, now)
+
+    def count_claimed(self, total: int) -> None:
+        """How many jobs the executor has claimed, those it handed back apart."""
+        _COUNT.pack_into(self._mem, _OFF_CLAIMED, total)
+
+    def set_ready(self, ready: bool) -> None:
+        """Whether the executor hears from Redis, and a job that it claimed now could start."""
+        self._mem[_OFF_READY] = ready
 
     @property
     def pulse(self) -> float:
@@ -145,7 +155,17 @@ class SlotTable:
     @property
     def last_beat(self) -> float:
         """When the executor's loop last turned; 0.0 before its first."""
-        return float(_DOUBLE.unpack_from(self._mem, 8)[0])
+        return float(_DOUBLE.unpack_from(self._mem, _OFF_BEAT)[0])
+
+    @property
+    def claimed(self) -> int:
+        """Jobs that the executor has claimed and not handed back."""
+        return int(_COUNT.unpack_from(self._mem, _OFF_CLAIMED)[0])
+
+    @property
+    def ready(self) -> bool:
+        """Whether it serves: not while Redis is away, or while its job children have not come up, or cannot."""
+        return bool(self._mem[_OFF_READY])
 
     def read(self) -> list[Slot]:
         """Every record in use."""

@@ -24,8 +24,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from jobq import lua
 from jobq.config import Settings
 from jobq.errors import JobqError
+from jobq.events import configure_logging
+from jobq.schedule_spec import declared
+from jobq.schedules import records_of
 from jobq.tasks import Registry, load_app, registry
 from jobq.worker.channel import Channel, ChannelClosed, Message
 
@@ -33,6 +37,9 @@ Entry: TypeAlias = Callable[[Settings, dict[str, Any], list[int]], int]
 
 CHANNEL_ENV = "JOBQ_SPAWNER_FD"
 FRESH_ENV = "JOBQ_FRESH_FD"
+LOG_LEVEL_ENV = "JOBQ_WORKER_LOG_LEVEL"
+"""How the processes of a worker hear what a command line cannot tell them; none is a setting."""
+
 APP_MODULES = ("jobq.helpers",)  # by name: the catalogue stands above the worker
 
 
@@ -70,10 +77,13 @@ class Spawner:
         entries: What a process of each kind runs after the fork: ``entry(settings, body, fds)``.
     """
 
-    def __init__(self, channel: Channel, settings: Settings, entries: Mapping[str, Entry]) -> None:
+    def __init__(
+        self, channel: Channel, settings: Settings, entries: Mapping[str, Entry], log_level: str
+    ) -> None:
         self._supervisor = channel
         self._settings = settings
         self._entries = entries
+        self._log_level = log_level
         self._children: dict[int, _Child] = {}
         self._fresh = False
         self._wake_r, self._wake_w = os.pipe()
@@ -84,20 +94,22 @@ class Spawner:
         """Serve until the supervisor closes its end. Returns the exit code."""
         try:
             load_app(APP_MODULES + tuple(self._settings.app), registry)
+            schedules = [record.to_dict() for record in records_of(declared.all(), self._settings)]
         except Exception as error:
             text = str(error) if isinstance(error, JobqError) else traceback.format_exc(limit=-6)
             self._supervisor.send("failed", error=text.strip())
             return 78
         self._fresh = threading.active_count() > 1
+        _warm_up(self._settings, self._log_level)
         gc.collect()
         gc.freeze()  # what is imported now is shared by all children: the collector must not touch its pages
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        limited = [
-            name for name in registry.names() if (spec := registry.get(name).spec).rate or spec.concurrency
-        ]
         self._supervisor.send(
-            "ready", tasks=describe(registry, self._settings), threads=self._fresh, unlimited=limited
+            "ready",
+            tasks=describe(registry, self._settings),
+            schedules=schedules,
+            threads=self._fresh,
         )
         try:
             while True:
@@ -152,7 +164,7 @@ class Spawner:
             sys.stderr.write(f"jobq: cannot start a process: {error}\n")
             if ours is not None:
                 ours.close()
-            line.send("exited", ref=ref, pid=0, status=71)
+            line.send("exited", ref=ref, pid=0, status=71, cpu_s=0.0)
             return
         finally:
             for number in fds:
@@ -189,7 +201,7 @@ class Spawner:
         read, write = os.pipe()
         process = subprocess.Popen(
             [sys.executable, "-m", "jobq.worker.spawner"],
-            env={**os.environ, FRESH_ENV: str(read)},
+            env={**os.environ, FRESH_ENV: str(read), LOG_LEVEL_ENV: self._log_level},
             pass_fds=(*fds, read),
             process_group=0,
         )
@@ -202,7 +214,7 @@ class Spawner:
     def _reap(self) -> None:
         while self._children:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if not pid:
@@ -214,7 +226,13 @@ class Spawner:
             if child.requests is not None:
                 self._forget_line(child.requests)
             try:
-                child.channel.send("exited", ref=child.ref, pid=pid, status=os.waitstatus_to_exitcode(status))
+                child.channel.send(
+                    "exited",
+                    ref=child.ref,
+                    pid=pid,
+                    status=os.waitstatus_to_exitcode(status),
+                    cpu_s=usage.ru_utime + usage.ru_stime,
+                )
             except ChannelClosed:
                 if child.channel is self._supervisor:
                     raise
@@ -231,6 +249,14 @@ class Spawner:
     def _kill_all(self) -> None:
         for pid in self._children:
             _kill_group(pid)
+
+
+def _warm_up(settings: Settings, log_level: str) -> None:
+    """Import and build here what each process needs: after a fork it would be a copy in each (12 MB, tried)."""
+    configure_logging(settings.log_format, int(log_level) if log_level.isdigit() else log_level)
+    settings.codec()
+    for name in lua.names():
+        lua.script(name)
 
 
 def _kill_group(pid: int, *, leader: bool = True) -> None:
@@ -255,11 +281,13 @@ def main() -> int:
     ignore_signals()  # service managers signal every process of a service; the supervisor decides
     die_with_parent()
     fresh = os.environ.pop(FRESH_ENV, None)
+    log_level = os.environ.pop(LOG_LEVEL_ENV, "INFO")
     if fresh is not None:
         with os.fdopen(int(fresh), "rb") as file:
             request = json.load(file)
         settings = Settings.load()
         load_app(APP_MODULES + tuple(settings.app), registry)
+        _warm_up(settings, log_level)
         return entries[request["kind"]](settings, request["body"], request["fds"])
     channel = Channel.from_fd(int(os.environ.pop(CHANNEL_ENV)))
     try:
@@ -267,7 +295,7 @@ def main() -> int:
     except JobqError as error:
         channel.send("failed", error=str(error))
         return 78
-    return Spawner(channel, settings, entries).run()
+    return Spawner(channel, settings, entries, log_level).run()
 
 
 if __name__ == "__main__":

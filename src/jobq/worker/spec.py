@@ -1,12 +1,16 @@
-"""What one worker is asked to do."""
+"""What a worker, and each of its executors, is asked to do."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
+from typing import Any
 
 from jobq.errors import ConfigError
+
+PREFETCH = 90
+"""Most jobs that an executor holds beyond its slots."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,100}")
 
@@ -49,3 +53,35 @@ class WorkerSpec:
             raise ConfigError(f"grace must not be negative, got {self.grace}")
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise ConfigError(f"a worker's name is made of letters, digits and _.@-, got {self.name!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSpec:
+    """What the supervisor tells an executor.
+
+    Attributes:
+        queue: The queue it serves.
+        slots: Jobs at once.
+        worker: The name it goes by in Redis.
+        lease_ms: Length of a lease.
+        exec_id: Its name in tokens; unique for each process.
+        burst: End when the queue is empty.
+        max_jobs: End after claiming this many; None: never.
+    """
+
+    queue: str
+    slots: int
+    worker: str
+    lease_ms: int
+    exec_id: str
+    burst: bool = False
+    max_jobs: int | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Records in the slot table: all that can be in the executor's hands at once."""
+        return self.slots + PREFETCH
+
+    def to_dict(self) -> dict[str, Any]:
+        """As keyword arguments, JSON-able."""
+        return asdict(self)

@@ -1,4 +1,4 @@
-"""The supervisor: starts the executors, keeps their jobs' leases alive, enforces deadlines, drains.
+"""The supervisor: starts the executors, keeps their jobs' leases alive, enforces deadlines, replaces, drains.
 
 It imports no application code. Its main thread owns the processes, its keeper thread owns Redis; neither waits for
 the other.
@@ -11,45 +11,46 @@ import os
 import select
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections import deque
-from datetime import timedelta
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from pydantic import SecretStr
-
-from jobq import __version__, events
+from jobq import events
 from jobq.config import Settings
 from jobq.connection import connect, inspect_server, require_usable
 from jobq.errors import ConfigError
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.retry import RetryPolicy
+from jobq.schedules import Record
 from jobq.store import Store
 from jobq.worker.channel import Channel, ChannelClosed, Message
-from jobq.worker.executor import LaneSpec
 from jobq.worker.health import HealthServer
 from jobq.worker.lane import HUNG, HUNG_S, Lane, new_exec_id
-from jobq.worker.maintenance import Fleet, Keeper, executor_name
+from jobq.worker.lanes import Lanes
+from jobq.worker.maintenance import Duty, Fleet, Keeper, Settlement, executor_name
+from jobq.worker.memory import OomWatch, rss_kb
+from jobq.worker.recycling import Recycling, pause_after_stillbirth
 from jobq.worker.reload import run_with_reload
-from jobq.worker.slots import SlotState, SlotTable
-from jobq.worker.spawner import CHANNEL_ENV
-from jobq.worker.spec import WorkerSpec
+from jobq.worker.schedules import DeclareSchedules, FireSchedules
+from jobq.worker.slots import SlotTable
+from jobq.worker.spawner_process import START_TIMEOUT_S, SpawnerProcess, note_warnings
+from jobq.worker.spec import LaneSpec, WorkerSpec
 
 _log = logging.getLogger("jobq")
 
 _TURN_S = 0.25
-_START_TIMEOUT_S = 60.0
+_RECYCLE_EVERY_S = 1.0
 _FAST_DEATHS = 5
 _FAST_DEATH_S = 2.0
 _RESPAWN_PAUSE_S = 1.0
 _FORCED_STOP_S = 2.0
-_READY_WITHIN_S = 5.0
-_READS_WITHIN_S = 15.0
+_READY_WITHIN_S = 4.0
+"""Readiness is withdrawn within 5 s, a probe's own pace apart."""
+_STOOD_STILL_S = 5.0
+"""A turn this late means that this process was stopped, and its executors with it."""
 
 
 class Supervisor:
@@ -67,20 +68,24 @@ class Supervisor:
         self._specs = self._served(settings, worker)
         self._keys = Keys(settings.key_prefix)
         self._lease_ms = int(settings.lease.total_seconds() * 1000)
-        self._lanes: dict[str, Lane] = {}
-        self._tables = threading.Lock()  # the keeper reads slot tables while lanes come and go
-        self._numbers = 0
         self._policies: dict[str, RetryPolicy] = {}
+        self._declared: list[Record] | None = None
+        self._lanes = Lanes(self._policies)
+        self._numbers = 0
+        self._left = dict.fromkeys(self._specs, worker.max_jobs or 0)
+        self._recycling = Recycling.of(settings)
+        self._recycled_at = 0.0
         self._keepers: dict[str | None, Keeper] = {}
+        self._oom = OomWatch()
         self._deaths: dict[str, deque[float]] = {name: deque(maxlen=_FAST_DEATHS) for name in self._specs}
-        self._restarts: list[tuple[float, str]] = []
-        self._spawner: subprocess.Popen[bytes] | None = None
-        self._line: Channel | None = None
-        self._birth_ms = time.time_ns() // 1_000_000
+        self._restarts: dict[str, float] = {}  # when a queue gets its next executor
+        self._spawner: SpawnerProcess | None = None
+        self._spawner_due: float | None = None  # when the next one is started
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
         self._signals: list[int] = []
+        self._turned_at = self._awake_since = time.monotonic()
         self._ending = False
         self._deadline = 0.0
         self._forced = 0
@@ -100,32 +105,47 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until a signal, the end of a burst, or a failure to start. Returns the exit code."""
-        self._check_servers()
-        self._install_signals()
-        self._start_spawner()
-        self._start_keepers()
-        for name in self._specs:
-            self._start_lane(name)
-        if self._worker.health_port is not None:
-            self._health = HealthServer(self._worker.health_port, self.problems)
-        events.emit(
-            "worker.started",
-            worker=self._name,
-            queues=list(self._specs),
-            slots=sum(self._slots(spec) for spec in self._specs.values()),
-        )
+        self._spawner = SpawnerProcess(
+            self._settings
+        )  # it imports the application while we look at the servers
         try:
-            while self._lanes or self._restarts:
-                try:
-                    self._turn()
-                except ChannelClosed:
-                    self._spawner_died()
+            self._check_servers()
+            self._install_signals()
+            said = self._spawner.wait_ready()
+        except BaseException:
+            self._spawner.kill()
+            raise
+        try:
+            self._start_keepers()
+            if self._worker.health_port is not None:
+                self._health = HealthServer(self._worker.health_port, self.problems)
+            self._attempt(lambda: self._spawner_ready(said))
+            events.emit(
+                "worker.started",
+                worker=self._name,
+                queues=list(self._specs),
+                slots=sum(self._slots(spec) for spec in self._specs.values()),
+            )
+            while self._lanes or not (self._ending or self._idle):
+                self._attempt(self._turn)
         finally:
             self._stop()
         events.emit("worker.stopped", worker=self._name)
         return 128 + self._forced if self._forced else 0
 
-    # -- starting -----------------------------------------------------------------------------------------------
+    @property
+    def _idle(self) -> bool:
+        """Whether nothing is about to start, either."""
+        booting = self._spawner is not None and not self._spawner.ready
+        return not (self._restarts or booting or self._spawner_due is not None)
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except ChannelClosed:
+            self._spawner_died()
+
+    # -- Redis --------------------------------------------------------------------------------------------------
 
     def _check_servers(self) -> None:
         for url in {spec.redis_url for spec in self._specs.values()}:
@@ -137,61 +157,6 @@ class Supervisor:
             if info.durability == "none":
                 _log.warning("Redis keeps nothing on disk: jobs are lost when it stops; set appendonly yes")
 
-    def _start_spawner(self) -> None:
-        line, theirs = Channel.pair()
-        self._spawner = subprocess.Popen(
-            [sys.executable, "-m", "jobq.worker.spawner"],
-            env={**self._environment(), CHANNEL_ENV: str(theirs.fileno())},
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
-        )
-        theirs.close()
-        self._line = line
-        ready, _, _ = select.select([line.fileno()], [], [], _START_TIMEOUT_S)
-        try:
-            messages = line.receive(block=bool(ready))
-        except ChannelClosed:
-            messages = []
-        if not messages or messages[0].op == "failed":
-            self._spawner.kill()
-            self._spawner.wait()
-            said = messages[0].body["error"] if messages else f"no answer within {_START_TIMEOUT_S:.0f} s"
-            raise ConfigError(f"the application cannot be loaded: {said}")
-        first = messages[0]
-        self._policies.update(
-            {name: RetryPolicy.from_dict(policy) for name, policy in first.body["tasks"].items()}
-        )
-        if first.body["unlimited"]:
-            _log.warning(
-                "rate= and concurrency= are checked and kept, but not enforced yet: %s run without limits",
-                ", ".join(first.body["unlimited"]),
-            )
-        if first.body["threads"]:
-            _log.warning(
-                "importing the application starts threads, so nothing can be forked from it; "
-                "start them on first use to save memory and start-up time"
-            )
-
-    def _environment(self) -> dict[str, str]:
-        """Ours, with what came by argument as variables: the spawner reads all other sources itself."""
-        environment = dict(os.environ)
-        for name, origin in self._settings.origins().items():
-            value = getattr(self._settings, name, None)
-            if origin != "argument" or value is None:
-                continue
-            if isinstance(value, SecretStr):
-                text = value.get_secret_value()
-            elif isinstance(value, timedelta):
-                text = f"{value / timedelta(milliseconds=1):.0f}ms"
-            elif isinstance(value, tuple):
-                text = ",".join(value)
-            else:
-                text = str(value)
-            environment[f"JOBQ_{name.upper()}"] = text
-            environment.pop(f"JOBQ_{name.upper()}_FILE", None)
-        return environment
-
     def _start_keepers(self) -> None:
         for url in {spec.redis_url for spec in self._specs.values()}:
             specs = {name: spec for name, spec in self._specs.items() if spec.redis_url == url}
@@ -200,71 +165,225 @@ class Supervisor:
                 keys=self._keys,
                 specs=specs,
                 lease_ms=self._lease_ms,
-                members=lambda names=frozenset(specs): self._members(names),  # type: ignore[misc]
-                tell=self._tell_all,
-                workers=lambda names=frozenset(specs): self._registrations(names),  # type: ignore[misc]
+                members=lambda names=frozenset(specs): self._lanes.members(names),  # type: ignore[misc]
+                tell=self._lanes.tell,
+                workers=lambda names=frozenset(specs): self._lanes.registrations(names),  # type: ignore[misc]
                 policies=self._policies,
+                thresholds=self._thresholds(url),
             )
-            keeper = Keeper(Store(connect(self._settings, "command", url=url)), fleet)
+            store = Store(connect(self._settings, "worker", url=url))
+            keeper = Keeper(store, fleet, self._schedule_duties(url))
             self._keepers[url] = keeper
             keeper.start()
+
+    def _schedule_duties(self, url: str | None) -> list[Duty]:
+        """What code declares belongs in the Redis of the settings alone; any may hold schedules that fall due."""
+        duties: list[Duty] = [FireSchedules(self._settings.codec())]
+        if url is None and self._settings.app:
+            duties.append(DeclareSchedules(",".join(self._settings.app), lambda: self._declared))
+        return duties
+
+    def _thresholds(self, url: str | None) -> dict[str, int]:
+        """Of all queues in this Redis: those that nobody serves fill its memory, too."""
+        specs = self._settings.queue_specs()
+        return self._settings.shed_at().by_queue({n: s for n, s in specs.items() if s.redis_url == url})
+
+    # -- the spawner --------------------------------------------------------------------------------------------
+
+    def _spawner_ready(self, said: dict[str, Any]) -> None:
+        """It has imported the application: every queue gets an executor."""
+        assert self._spawner is not None
+        self._spawner.ready = True
+        note_warnings(said)
+        policies = {name: RetryPolicy.from_dict(policy) for name, policy in said["tasks"].items()}
+        for gone in self._policies.keys() - policies.keys():
+            del self._policies[gone]
+        self._policies.update(policies)
+        self._declared = [Record.from_dict(record) for record in said["schedules"]]
+        for queue in self._specs:
+            self._start_lane(queue)
+
+    def _spawner_died(self) -> None:
+        """Its executors went with it: settle what they held, and begin again, later when it could not even start."""
+        now = time.monotonic()
+        for lane in self._lanes.all():
+            lane.killed = lane.killed or "spawner"
+            self._bury(lane, -9)
+        self._restarts.clear()  # every queue gets an executor as soon as there is a spawner
+        spawner, self._spawner = self._spawner, None
+        if spawner is None:
+            return
+        spawner.kill()
+        if self._ending:
+            return
+        events.emit("worker.lost", worker=self._name, queue="*", status=-9)
+        lived_s = now - spawner.started_at
+        self._spawner_due = now + (_RESPAWN_PAUSE_S if spawner.ready else pause_after_stillbirth(lived_s, 1))
+
+    def _check_spawner(self, now: float) -> None:
+        if self._spawner_due is not None and now >= self._spawner_due:
+            self._spawner_due = None
+            self._spawner = SpawnerProcess(self._settings)
+        spawner = self._spawner
+        if spawner is not None and not spawner.ready and now - spawner.started_at > START_TIMEOUT_S:
+            raise ChannelClosed
+
+    # -- the executors ------------------------------------------------------------------------------------------
 
     def _slots(self, spec: QueueSpec) -> int:
         return self._worker.concurrency or spec.slots
 
-    def _start_lane(self, queue: str) -> None:
-        assert self._line is not None
-        spec = self._specs[queue]
+    def _start_lane(self, queue: str, replaces: Lane | None = None) -> None:
+        if self._spawner is None:
+            raise ChannelClosed
+        max_jobs = None
+        if self._worker.max_jobs is not None:
+            max_jobs = self._left[queue] - sum(lane.table.claimed for lane in self._lanes.of(queue))
+            if max_jobs < 1:
+                return
         lane_spec = LaneSpec(
             queue=queue,
-            slots=self._slots(spec),
+            slots=self._slots(self._specs[queue]),
             worker=executor_name(self._name, queue),
             lease_ms=self._lease_ms,
             exec_id=new_exec_id(),
             burst=self._worker.burst,
-            max_jobs=self._worker.max_jobs,
+            max_jobs=max_jobs,
         )
         self._numbers += 1
         table = SlotTable.create(lane_spec.capacity)
         table.set_pulse(time.monotonic())
         control, theirs = Channel.pair()
-        lane = Lane(lane_spec, f"lane-{self._numbers}", table, control)
-        self._line.send(
-            "spawn", fds=(table.fd, theirs.fileno()), kind="executor", ref=lane.ref, lane=lane_spec.to_dict()
-        )
-        theirs.close()
-        with self._tables:
-            self._lanes[lane.ref] = lane
+        lane = Lane(lane_spec, f"lane-{self._numbers}", table, control, replaces=replaces)
+        try:
+            self._spawner.line.send(
+                "spawn",
+                fds=(table.fd, theirs.fileno()),
+                kind="executor",
+                ref=lane.ref,
+                lane=lane_spec.to_dict(),
+            )
+        except ChannelClosed:
+            lane.close()
+            raise
+        finally:
+            theirs.close()
+        self._lanes.add(lane)
+
+    def _lane_died(self, lane: Lane, status: int) -> None:
+        queue = lane.spec.queue
+        will = self._bury(lane, status)
+        expected = status == 0 and not will.outcomes
+        if not expected and not lane.killed:
+            events.emit("worker.lost", worker=lane.spec.worker, queue=queue, status=status)
+        over = expected and (self._worker.burst or (self._worker.max_jobs and self._left[queue] < 1))
+        if lane.stillborn and lane.replaces is not None:
+            # The old one serves on; it must not count as tired at once again.
+            lane.replaces.replace_after = time.monotonic() + self._pause(lane)
+        if not (self._ending or over or self._served_by_another(lane)):
+            self._restart(lane)
+
+    def _served_by_another(self, lane: Lane) -> bool:
+        """Whether its queue has an executor that claims, or is about to."""
+        queue = lane.spec.queue
+        others = (other for other in self._lanes.of(queue) if other is not lane)
+        return queue in self._restarts or any(not other.retired for other in others)
+
+    def _bury(self, lane: Lane, status: int) -> Settlement:
+        """Take an ended executor off the list, and have settled what it held."""
+        self._lanes.remove(lane)
+        queue = lane.spec.queue
+        will = lane.last_will(status, by_oom=self._oom.explains(status, time.monotonic()))
+        if status != 0 or will.outcomes:
+            self._keepers[self._specs[queue].redis_url].post(will)
+        self._left[queue] -= lane.table.claimed - len(will.outcomes)
+        lane.stillborn = not lane.last_turn
+        lane.close()
+        return will
+
+    def _restart(self, lane: Lane) -> None:
+        """Start a successor: at once, or later when the last ones died as soon as they were born."""
+        queue, now = lane.spec.queue, time.monotonic()
+        if lane.stillborn:
+            self._restarts[queue] = now + self._pause(lane)
+            return
+        deaths = self._deaths[queue]
+        if now - lane.started_at > _FAST_DEATH_S:
+            deaths.clear()  # it could serve: what ended it is no reason to let its jobs wait
+        deaths.append(now)
+        if len(deaths) == _FAST_DEATHS and now - deaths[0] < _FAST_DEATHS * _FAST_DEATH_S:
+            self._restarts[queue] = now + _RESPAWN_PAUSE_S
+        else:
+            self._start_lane(queue)
+
+    def _pause(self, stillborn: Lane) -> float:
+        return pause_after_stillbirth(time.monotonic() - stillborn.started_at, len(self._specs))
+
+    def _recycle(self, now: float) -> None:
+        """Replace executors that have run long enough: the old one serves until the new one does."""
+        if self._ending or self._worker.burst or self._worker.max_jobs is not None:
+            return
+        if now - self._recycled_at < _RECYCLE_EVERY_S:
+            return
+        self._recycled_at = now
+        for lane in self._lanes.all():
+            if lane.replaces is not None and lane.table.ready:
+                lane.replaces.retired = True
+                lane.replaces.send("retire")
+                lane.replaces = None
+            if not lane.retired and self._is_tired(lane, now) and not self._served_by_another(lane):
+                self._start_lane(lane.spec.queue, replaces=lane)
+
+    def _is_tired(self, lane: Lane, now: float) -> bool:
+        if now < lane.replace_after:
+            return False
+        claimed = lane.table.claimed
+        growth_kb = 0
+        if claimed and lane.pid:
+            resident = rss_kb(lane.pid)
+            lane.first_rss_kb = lane.first_rss_kb or resident
+            growth_kb = resident - lane.first_rss_kb
+        return self._recycling.is_due(jobs=claimed, age_s=now - lane.started_at, growth_kb=growth_kb)
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
         """Look after everything once. Raises ChannelClosed when the spawner has gone."""
-        assert self._line is not None
-        ready, _, _ = select.select([self._line.fileno(), self._wake_r], [], [], _TURN_S)
+        line = None if self._spawner is None else self._spawner.line
+        sources = [self._wake_r] if line is None else [self._wake_r, line.fileno()]
+        ready, _, _ = select.select(sources, [], [], _TURN_S)
         if self._wake_r in ready:
             os.read(self._wake_r, 512)
         while self._signals:
             self._on_signal(self._signals.pop(0))
-        if self._line.fileno() in ready:
-            for message in self._line.receive():
+        if line is not None and line.fileno() in ready:
+            for message in line.receive():
                 self._on_message(message)
         now = time.monotonic()
-        for lane in list(self._lanes.values()):
+        if now - self._turned_at > _STOOD_STILL_S:
+            self._awake_since = now
+        self._turned_at = now
+        self._oom.look(now)
+        self._check_spawner(now)
+        for lane in self._lanes.all():
             lane.table.set_pulse(now)
             self._check_deadlines(lane, now)
-        for at, queue in list(self._restarts):
+        for queue, at in list(self._restarts.items()):
             if now >= at:
-                self._restarts.remove((at, queue))
+                del self._restarts[queue]
                 self._start_lane(queue)
+        self._recycle(now)
         if self._ending and now > self._deadline:
             self._kill_all("grace")
 
     def _on_message(self, message: Message) -> None:
-        lane = self._lanes.get(message.body["ref"])
-        if lane is None:
+        if message.op == "ready":
+            self._spawner_ready(message.body)
+        elif message.op == "failed":
+            _log.error("the application cannot be loaded: %s", message.body["error"])
+        elif (lane := self._lanes.get(message.body["ref"])) is None:
             return
-        if message.op == "spawned":
+        elif message.op == "spawned":
             lane.pid = message.body["pid"]
             if lane.killed:  # before its number was known
                 self._kill(lane, lane.killed)
@@ -273,46 +392,17 @@ class Supervisor:
         elif message.op == "exited":
             self._lane_died(lane, message.body["status"])
 
-    def _lane_died(self, lane: Lane, status: int) -> None:
-        queue = lane.spec.queue
-        with self._tables:
-            del self._lanes[lane.ref]
-            will = lane.last_will(status)
-            lane.close()
-        expected = status == 0 and not will.outcomes
-        if not expected:
-            self._keepers[self._specs[queue].redis_url].post(will)
-            if not lane.killed:
-                events.emit("worker.lost", worker=lane.spec.worker, queue=queue, status=status)
-        over = expected and (self._worker.burst or self._worker.max_jobs is not None)
-        if self._ending or lane.retired or over:
-            return
-        self._restart(queue, time.monotonic() - lane.started_at)
-
-    def _restart(self, queue: str, lived_s: float) -> None:
-        """Start a successor: at once, or a second later when the last ones died as soon as they were born."""
-        now = time.monotonic()
-        deaths = self._deaths[queue]
-        if lived_s > _FAST_DEATH_S:  # it could serve: what ended it is no reason to let its jobs wait
-            deaths.clear()
-        deaths.append(now)
-        fast = len(deaths) == _FAST_DEATHS and now - deaths[0] < _FAST_DEATHS * _FAST_DEATH_S
-        if fast:
-            self._restarts.append((now + _RESPAWN_PAUSE_S, queue))
-        else:
-            self._start_lane(queue)
-
     def _check_deadlines(self, lane: Lane, now: float) -> None:
         retire, culprits = lane.overdue(now)
         if retire and not lane.retired:
             lane.retired = True
             lane.send("retire")
-            if not self._ending:
+            if not self._ending and not self._served_by_another(lane):
                 self._start_lane(lane.spec.queue)
         if culprits and not lane.killed:
             lane.culprits = culprits
             self._kill(lane, "timeout")
-        elif not lane.killed and lane.hung(now):
+        elif not lane.killed and lane.hung(now, self._awake_since):
             _log.error(
                 "the executor of queue %s has not answered for %.0f s: it is replaced",
                 lane.spec.queue,
@@ -321,78 +411,14 @@ class Supervisor:
             self._kill(lane, HUNG)
 
     def _kill(self, lane: Lane, why: str) -> None:
-        assert self._line is not None
         lane.killed = why
-        if lane.pid:
-            self._line.send("kill", pid=lane.pid)
+        if lane.pid and self._spawner is not None:
+            self._spawner.line.send("kill", pid=lane.pid)
 
     def _kill_all(self, why: str) -> None:
-        for lane in self._lanes.values():
+        for lane in self._lanes.all():
             if not lane.killed:
                 self._kill(lane, why)
-
-    def _spawner_died(self) -> None:
-        """Its executors went with it: settle what they held, and begin again."""
-        with self._tables:
-            for lane in self._lanes.values():
-                lane.killed = lane.killed or "spawner"
-                self._keepers[self._specs[lane.spec.queue].redis_url].post(lane.last_will(-9))
-                lane.close()
-            self._lanes.clear()
-        self._restarts.clear()  # every queue gets an executor below
-        if self._line is not None:
-            self._line.close()
-        if self._spawner is not None:
-            self._spawner.kill()
-            self._spawner.wait()
-        if self._ending:
-            return
-        events.emit("worker.lost", worker=self._name, queue="*", status=-9)
-        time.sleep(_RESPAWN_PAUSE_S)
-        self._start_spawner()
-        for name in self._specs:
-            self._start_lane(name)
-
-    # -- what the keeper asks, from its thread ------------------------------------------------------------------
-
-    def _members(self, queues: frozenset[str]) -> list[str]:
-        now = time.monotonic()
-        with self._tables:
-            return [
-                m for lane in self._lanes.values() if lane.spec.queue in queues for m in lane.members(now)
-            ]
-
-    def _tell_all(self, members: list[str]) -> None:
-        now = time.monotonic()
-        with self._tables:
-            for lane in self._lanes.values():
-                # Told again at each heartbeat: a line that nobody reads would fill, and this thread hang with it.
-                if now - lane.last_turn < _READS_WITHIN_S:
-                    lane.send("cancel", members=members)
-
-    def _registrations(self, queues: frozenset[str]) -> list[dict[str, Any]]:
-        now_ms = time.time_ns() // 1_000_000
-        with self._tables:
-            # One without a process id has not been forked yet.
-            known = (lane for lane in self._lanes.values() if lane.pid and not lane.retired)
-            lanes = [lane for lane in known if lane.spec.queue in queues]
-            return [self._registration(lane, now_ms) for lane in lanes]
-
-    def _registration(self, lane: Lane, now_ms: int) -> dict[str, Any]:
-        busy = sum(slot.state is SlotState.STARTED for slot in lane.table.read())
-        return {
-            "name": lane.spec.worker,
-            "queues": (lane.spec.queue,),
-            "slots": lane.spec.slots,
-            "busy": busy,
-            "tasks": tuple(self._policies),
-            "host": socket.gethostname(),
-            "pid": lane.pid,
-            "state": "draining" if self._ending else ("busy" if busy else "idle"),
-            "birth_ms": self._birth_ms,
-            "now_ms": now_ms,
-            "version": __version__,
-        }
 
     # -- ending -------------------------------------------------------------------------------------------------
 
@@ -410,12 +436,13 @@ class Supervisor:
             self._forced = number
             self._kill_all("force")
             return
-        self._ending = True
+        self._ending = self._lanes.draining = True
         grace_s = self._worker.grace.total_seconds()
         self._deadline = time.monotonic() + grace_s
         self._restarts.clear()
+        self._spawner_due = None
         events.emit("worker.draining", worker=self._name, grace_s=grace_s)
-        for lane in self._lanes.values():
+        for lane in self._lanes.all():
             lane.draining = True
             lane.send("drain")
 
@@ -425,12 +452,7 @@ class Supervisor:
         found = ["it is draining"] if self._ending else []
         if any(now - keeper.last_success > _READY_WITHIN_S for keeper in self._keepers.values()):
             found.append(f"Redis has not answered for {_READY_WITHIN_S:.0f} s")
-        with self._tables:
-            serving = {
-                lane.spec.queue
-                for lane in self._lanes.values()
-                if not lane.retired and now - lane.last_turn < _READY_WITHIN_S
-            }
+        serving = self._lanes.serving(_READY_WITHIN_S)
         return found + [f"queue {name} is not served" for name in self._specs if name not in serving]
 
     def _stop(self) -> None:
@@ -438,14 +460,8 @@ class Supervisor:
             self._health.close()
         for keeper in self._keepers.values():
             keeper.stop(_FORCED_STOP_S)
-        if self._line is not None:
-            self._line.close()
         if self._spawner is not None:
-            try:
-                self._spawner.wait(_FORCED_STOP_S)
-            except subprocess.TimeoutExpired:
-                self._spawner.kill()
-                self._spawner.wait()
+            self._spawner.end()
         signal.set_wakeup_fd(-1)
 
 
@@ -457,5 +473,5 @@ def run(settings: Settings, worker: WorkerSpec) -> int:
         StoreUnavailableError: Redis cannot be reached at start.
     """
     if worker.reload:
-        return run_with_reload()
+        return run_with_reload(settings.app)
     return Supervisor(settings, worker).run()

@@ -13,6 +13,8 @@ from typing import Any
 from redis.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
+from jobq.store import is_demoted
+
 BLOCK_S = 5.0
 _OVERDUE_S = 3.0
 """A reply this much later than the block means that the connection is dead without saying so."""
@@ -68,8 +70,10 @@ class Waiter:
         self._armed_at = None
         try:
             return self._connection.read_response() is not None
-        except ResponseError:
+        except ResponseError as error:
             # Out of memory, or a read-only replica: the claim will say so, or succeed. Do not spin meanwhile.
+            if is_demoted(error):
+                self.drop()  # its name may lead to the new primary by now
             time.sleep(0.1)
             return True
         except (RedisError, OSError):

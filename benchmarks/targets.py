@@ -1,0 +1,161 @@
+"""What jobq promises to reach, and what a run has reached."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.bench import Row
+
+BUSY = 0.25
+"""Cores used by anything else above which a measurement counts as disturbed."""
+
+Results = Mapping[str, Mapping[str, Sequence[Row]]]
+"""Rows by contender and workload, one per round; None where nothing was measured in that round."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One promise.
+
+    Attributes:
+        what: For people.
+        sign: ``>=`` or ``<=``.
+        limit: The number that is promised.
+        reached: The number that was measured.
+        spread: Lowest and highest of the rounds.
+        disturbed: No round was undisturbed.
+    """
+
+    what: str
+    sign: str
+    limit: float
+    reached: float
+    spread: tuple[float, float] | None = None
+    disturbed: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether it is kept."""
+        return self.reached >= self.limit if self.sign == ">=" else self.reached <= self.limit
+
+
+# jobq over another, or over itself elsewhere: what, workload, key, the other's name and workload, least.
+_RATIOS: tuple[tuple[str, str, str, str, float], ...] = (
+    ("Enqueue one by one", "enqueue", "huey", "enqueue", 1.0),
+    ("Enqueue one by one", "enqueue", "rq", "enqueue", 2.0),
+    ("Enqueue in bulk", "bulk", "bull", "bulk", 1.25),
+    ("Enqueue in bulk", "bulk", "rq", "bulk", 3.5),
+    ("Drain, 1 process of 10 slots", "drain_a", "rq", "drain_a", 50.0),
+    ("Drain, 1 process of 10 slots", "drain_a", "dramatiq", "drain_a", 2.0),
+    ("Drain, 1 process of 10 slots", "drain_a", "bull", "drain_a", 1.1),
+    ("Drain, 2 processes of 10 slots", "drain_b", "bull", "drain_b", 1.3),
+    ("Fail once, then succeed", "retry", "bull", "retry", 1.5),
+    ("Enqueue one by one, everysec", "enqueue@everysec", "jobq", "enqueue", 0.85),
+    ("Enqueue in bulk, everysec", "bulk@everysec", "jobq", "bulk", 0.85),
+    ("Drain, 1 process, everysec", "drain_a@everysec", "jobq", "drain_a", 0.85),
+    ("Drain, 2 processes, everysec", "drain_b@everysec", "jobq", "drain_b", 0.85),
+    ("Fail once, then succeed, everysec", "retry@everysec", "jobq", "retry", 0.85),
+)
+# jobq alone: what, workload, key, sign, limit.
+_LIMITS: tuple[tuple[str, str, str, str, float], ...] = (
+    ("Enqueue in bulk, jobs/s", "bulk", "per_s", ">=", 20_000),
+    ("Bytes per waiting job, server defaults", "enqueue", "bytes_per_job", "<=", 950),
+    ("Bytes per waiting job, `hash-max-listpack-value 512`", "enqueue@512", "bytes_per_job", "<=", 550),
+    ("Socket reads of Redis per job, drain", "drain_a", "reads_per_job", "<=", 0.3),
+    ("Worker, µs of CPU per job, drain", "drain_a", "worker_us_per_job", "<=", 100),
+    ("Redis, µs of CPU per job, drain", "drain_a", "redis_us_per_job", "<=", 60),
+    ("10 ms sleeps on 20 slots, time / ideal", "io", "ratio", "<=", 1.05),
+    ("Wait on an idle worker, p50 ms", "latency", "p50_ms", "<=", 0.6),
+    ("Wait on an idle worker, p99 ms", "latency", "p99_ms", "<=", 2.0),
+    ("Idle worker of one lane, PSS MB", "latency", "idle_pss_mb", "<=", 45),
+    ("Idle worker of five lanes, PSS MB", "five_lanes", "idle_pss_mb", "<=", 250),
+    ("OTP wait p99 while `low` burns and `batch` holds 10,000, ms", "otp_isolation", "call_p99_ms", "<=", 25),
+    ("Retry-failed of 100,000 dead letters, jobs/s", "replay", "per_s", ">=", 10_000),
+)
+_COMMANDS = 16.0
+
+
+def rivals(workload: str) -> frozenset[str]:
+    """Who must be measured beside jobq in every round of a workload: those whom a target names."""
+    both = [(ours, name, theirs) for _, ours, name, theirs, _ in _RATIOS]
+    return frozenset({"jobq"} | {name for ours, name, theirs in both if workload in (ours, theirs)})
+
+
+def rows(results: Results, name: str, workload: str) -> list[Row]:
+    """What was measured, without what broke."""
+    return [row for row in results.get(name, {}).get(workload, ()) if row and "error" not in row]
+
+
+def quiet(row: Row) -> bool:
+    """Whether hardly anything else ran."""
+    return float(row.get("other_cpu", 0.0)) <= BUSY
+
+
+def undisturbed(measured: Sequence[Row]) -> list[Row]:
+    """The rows during which hardly anything else ran, or all when there are none."""
+    return [row for row in measured if quiet(row)] or list(measured)
+
+
+def median(results: Results, name: str, workload: str, key: str) -> float | None:
+    """Of the undisturbed rounds, as long as there is one."""
+    values = [row[key] for row in undisturbed(rows(results, name, workload)) if row.get(key) is not None]
+    return statistics.median(values) if values else None
+
+
+def pairs(results: Results, ours: str, name: str, theirs: str) -> list[tuple[Row, Row]]:
+    """jobq's and another's rows of the same round: the undisturbed ones, or all when there are none."""
+    both = [
+        (a, b)
+        for a, b in zip(
+            results.get("jobq", {}).get(ours, ()), results.get(name, {}).get(theirs, ()), strict=False
+        )
+        if a and b and a.get("per_s") and b.get("per_s")
+    ]
+    return [pair for pair in both if quiet(pair[0]) and quiet(pair[1])] or both
+
+
+def ratios(results: Results, ours: str, name: str, theirs: str) -> list[float]:
+    """How many times another's rate jobq's was, in each round."""
+    return [a["per_s"] / b["per_s"] for a, b in pairs(results, ours, name, theirs)]
+
+
+def reached(results: Results) -> list[Target]:
+    """Each target of what was measured."""
+    return [*_compared(results), *_alone(results), *_commands(results)]
+
+
+def _compared(results: Results) -> Iterator[Target]:
+    for what, ours, name, theirs, least in _RATIOS:
+        found = ratios(results, ours, name, theirs)
+        if found:
+            all_quiet = all(quiet(row) for pair in pairs(results, ours, name, theirs) for row in pair)
+            title = f"{what}: jobq / {name if name != 'jobq' else 'without'}"
+            yield Target(
+                title, ">=", least, statistics.median(found), (min(found), max(found)), not all_quiet
+            )
+
+
+def _alone(results: Results) -> Iterator[Target]:
+    for what, workload, key, sign, limit in _LIMITS:
+        measured = [row for row in undisturbed(rows(results, "jobq", workload)) if row.get(key) is not None]
+        if measured:
+            yield _target(what, sign, limit, measured, lambda row, key=key: row[key])  # type: ignore[misc]
+
+
+def _commands(results: Results) -> Iterator[Target]:
+    enqueued = median(results, "jobq", "enqueue", "cmds_per_job")
+    drained = rows(results, "jobq", "drain_a")
+    if enqueued is not None and drained:
+        extra = enqueued
+        what = "Redis commands per job, enqueue included"
+        yield _target(what, "<=", _COMMANDS, undisturbed(drained), lambda row: row["cmds_per_job"] + extra)
+
+
+def _target(
+    what: str, sign: str, limit: float, measured: Sequence[Row], value: Callable[[Row], float]
+) -> Target:
+    values = [value(row) for row in measured]
+    spread = (min(values), max(values))
+    return Target(what, sign, limit, statistics.median(values), spread, not all(map(quiet, measured)))

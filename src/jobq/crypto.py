@@ -1,0 +1,99 @@
+"""What a secret key does: sign payloads, and encrypt the params in them that nobody else may read.
+
+The signature covers the body as bytes and the job's id, or ``*`` in its place for a payload that does not know
+its id yet; the encryption covers the id and the task's name likewise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import b2a_base64
+from typing import TYPE_CHECKING, Any
+
+from jobq.errors import SignatureError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+__all__ = ["Key"]
+
+_URLSAFE = bytes.maketrans(b"+/", b"-_")
+_UNBOUND_ID = "*"  # never a job id
+
+
+class Key:
+    """One configured secret: separate keys per purpose, so that neither use can weaken the other.
+
+    Attributes:
+        kid: Its name in payloads: 8 hex digits that tell nothing of the secret.
+        signing: The key of the signatures.
+        encryption: The key of the encryption.
+    """
+
+    __slots__ = ("_cipher", "encryption", "kid", "signing")
+
+    def __init__(self, secret: str) -> None:
+        root = secret.encode("utf-8", "surrogatepass")
+        self.signing = hmac.digest(root, b"jobq1 signing", "sha256")
+        self.encryption = hmac.digest(root, b"jobq1 encryption", "sha256")
+        self.kid = hashlib.sha256(self.signing).hexdigest()[:8]
+        self._cipher: AESGCM | None = None
+
+    def sign(self, job_id: str | None, raw: bytes) -> bytes:
+        """The signature of a body, base64url without padding; ``job_id`` None: unbound."""
+        signed = b"jobq1\0%s\0%s" % (
+            (_UNBOUND_ID if job_id is None else job_id).encode("utf-8", "surrogatepass"),
+            raw,
+        )
+        digest = hmac.digest(self.signing, signed, "sha256")
+        return b2a_base64(digest, newline=False).translate(_URLSAFE, b"=")
+
+    def verify(self, job_id: str, raw: bytes, signature: bytes) -> bool:
+        """Whether a body is signed for this job (True), or signed but unbound (False).
+
+        Raises:
+            SignatureError: It is neither.
+        """
+        # The base64 texts are compared, so that a second spelling of the same bytes does not pass.
+        if hmac.compare_digest(self.sign(job_id, raw), signature):
+            return True
+        if hmac.compare_digest(self.sign(None, raw), signature):
+            return False
+        raise SignatureError("the payload was altered, forged, or signed for another job")
+
+    def seal(self, clear: bytes, job_id: str | None, task: str) -> dict[str, str]:
+        """Encrypt, in the form that a body's ``enc`` has."""
+        nonce = os.urandom(12)
+        sealed = (self._cipher or self._load()).encrypt(nonce, clear, _context(job_id, task))
+        return {"n": urlsafe_b64encode(nonce).decode(), "c": urlsafe_b64encode(sealed).decode()}
+
+    def unseal(self, enc: Any, job_id: str | None, task: str) -> bytes:
+        """What :meth:`seal` encrypted for this job and task.
+
+        Raises:
+            SignatureError: It was altered, or belongs to another job.
+            ValueError, TypeError, KeyError, AttributeError: ``enc`` does not have that form.
+        """
+        from cryptography.exceptions import InvalidTag  # late: 20 ms that only secrets need
+
+        nonce, sealed = (urlsafe_b64decode(enc[part]) for part in ("n", "c"))
+        try:
+            return (self._cipher or self._load()).decrypt(nonce, sealed, _context(job_id, task))
+        except InvalidTag:
+            raise SignatureError(
+                "the payload's encrypted params were altered, or belong to another job"
+            ) from None
+
+    def _load(self) -> AESGCM:
+        # Late: 20 ms that only secrets need.
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        self._cipher = AESGCM(self.encryption)
+        return self._cipher
+
+
+def _context(job_id: str | None, task: str) -> bytes:
+    return f"jobq1\0{_UNBOUND_ID if job_id is None else job_id}\0{task}".encode("utf-8", "surrogatepass")

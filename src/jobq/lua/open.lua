@@ -1,0 +1,107 @@
+-- open.lua: queue again what waits at gates that may be open now, as many jobs as each lets in.
+-- KEYS[1]  gates        jobq:gates
+-- KEYS[2]  leases       jobq:leases
+-- KEYS[3]  quarantine   jobq:quarantine
+-- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] most gates   ARGV[5] most jobs
+-- Returns  {jobs queued, gates looked at}
+-- Keys built inside: P:job:<id>, P:deferred:<q>, P:queue:<q>, jobq:gate:<gate>, jobq:blocked:<q>, jobq:rate:<gate>,
+--          jobq:held:<gate>, jobq:closed:<gate>.
+-- A gate is as claim.lua describes it; only claim passes it, so one job too many here costs a claim, not a limit.
+-- Idempotent: a job that is queued waits at no gate.
+-- Full memory: the first write is a ZREM of nobody.
+local P, N = ARGV[2], ARGV[3]
+local now = tonumber(ARGV[1])
+if not now then
+  local t = redis.call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local most, queued, front, order = tonumber(ARGV[5]), 0, {}, {}
+redis.call('ZREM', KEYS[3], '')
+
+-- How many a gate lets in now, and when it is worth another look.
+local function room_of(kind, limit, window, burst, name)
+  local key = N .. (kind == 'c' and 'held:' or 'rate:') .. name
+  if kind == 'c' then
+    local held = redis.call('ZCARD', key)
+    if held >= limit then
+      for _, score in ipairs(redis.call('ZMSCORE', KEYS[2], unpack(redis.call('ZRANGE', key, 0, 999)))) do
+        if not score then held = held - 1 end
+      end
+    end
+    return limit - held, now + 2000
+  end
+  local closed = tonumber(redis.call('GET', N .. 'closed:' .. name) or '0')
+  if closed > now then return 0, closed end
+  local span = window + math.min(500, window / 20)
+  if kind == 'r' then
+    redis.call('ZREMRANGEBYSCORE', key, '-inf', now - span)
+    local used = redis.call('ZCARD', key)
+    local oldest = redis.call('ZRANGE', key, math.max(0, used - limit), math.max(0, used - limit), 'WITHSCORES')
+    return limit - used, math.ceil((tonumber(oldest[2] or '') or now) + span)
+  end
+  local step = span / (limit - burst)
+  local full_at = math.max(now, tonumber(redis.call('GET', key) or '0'))
+  local room = math.floor(burst - (full_at - now) / step + 1e-6)
+  return room, math.ceil(math.max(now, full_at - (burst - 1) * step) + step)
+end
+
+-- What lm of a waiting job says of its gate; nil when it does not wait at this one.
+local function spec_of(id, name)
+  local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'pb', 'lm')
+  if row.err then
+    redis.call('ZADD', KEYS[3], now, id)
+  elseif row[1] == 'deferred' and row[2] == '~gate:' .. name then
+    for kind, limit, window, burst, gate in (row[3] or ''):gmatch('(%a),(%d+),(%d+),(%d+),([^;]+)') do
+      if gate == name then return kind, tonumber(limit), tonumber(window), tonumber(burst), name end
+    end
+  end
+end
+
+local function queue(id, name)
+  local key = P .. 'job:' .. id
+  local row = redis.pcall('HMGET', key, 'status', 'pb', 'origin')
+  if row.err then
+    redis.call('ZADD', KEYS[3], now, id)
+  elseif row[1] == 'deferred' and row[2] == '~gate:' .. name and row[3] then
+    redis.call('ZREM', P .. 'deferred:' .. row[3], id)
+    redis.call('ZREM', N .. 'blocked:' .. row[3], id)
+    redis.call('HDEL', key, 'park', 'pb')
+    redis.call('HSET', key, 'status', 'queued')
+    if not front[row[3]] then
+      front[row[3]] = {}
+      order[#order + 1] = row[3]
+    end
+    table.insert(front[row[3]], 1, id)
+    queued = queued + 1
+  end
+end
+
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, tonumber(ARGV[4]))
+for _, name in ipairs(due) do
+  local waiting = N .. 'gate:' .. name
+  local first = redis.call('ZRANGE', waiting, 0, 0)[1]
+  local kind, limit, window, burst = nil, nil, nil, nil
+  if first then kind, limit, window, burst = spec_of(first, name) end
+  if not first then
+    redis.call('ZREM', KEYS[1], name)
+  elseif not kind then
+    redis.call('ZREM', waiting, first)
+  else
+    local room, again = room_of(kind, limit, window, burst, name)
+    local take = math.min(room, most - queued)
+    if take > 0 then
+      local ids = redis.call('ZRANGE', waiting, 0, take - 1)
+      redis.call('ZREM', waiting, unpack(ids))
+      for _, id in ipairs(ids) do queue(id, name) end
+    end
+    if redis.call('EXISTS', waiting) == 0 then
+      redis.call('ZREM', KEYS[1], name)
+    elseif take >= room then
+      redis.call('ZADD', KEYS[1], again, name)
+    end
+  end
+  if queued >= most then break end
+end
+-- In front, in the order in which they stood: they have waited longest.
+for _, name in ipairs(order) do redis.call('LPUSH', P .. 'queue:' .. name, unpack(front[name])) end
+return { queued, #due }

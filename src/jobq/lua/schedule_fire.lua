@@ -1,0 +1,113 @@
+-- schedule_fire.lua: enqueue the due slots of one schedule and move it on, in one step.
+-- KEYS[1]  schedule         jobq:schedule:<name>
+-- KEYS[2]  due schedules    jobq:due
+-- KEYS[3]  all schedules    jobq:schedules
+-- KEYS[4]  queue list       P:queue:<q>
+-- KEYS[5]  queue state      jobq:q:<q>
+-- KEYS[6]  set of queues    P:queues
+-- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix
+-- ARGV[4]  name   ARGV[5] rev   ARGV[6] slot that is next until now   ARGV[7] slot that is next then, '' = none
+-- ARGV[8]  ms at which that is looked at   ARGV[9] slots dropped   ARGV[10] overlap
+-- ARGV[11] dedup name or ''   ARGV[12] mode f|s|w   ARGV[13] window ms   ARGV[14] new payload or '' (as it is)
+-- ARGV[15] number of slots, then per slot: slot, job id, count of what follows, field, value, ... of the job hash
+-- Returns  {'stale'} | {'full', word, ...} | {'ok', word, ...}: queued | duplicate | overlap | mine, per slot dealt with
+-- Keys built inside: P:job:<id>, jobq:dedup:<name>.
+-- Idempotent: a slot is dealt with only while the schedule stands at it, at this revision; its job id is its own.
+-- Full memory: the first write is a HSET, so all is refused and nothing written: the slots stay due.
+local P, N = ARGV[2], ARGV[3]
+local now = tonumber(ARGV[1])
+if not now then
+  local t = redis.call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local row = redis.pcall('HMGET', KEYS[1], 'rev', 'next', 'paused', 'job')
+if row.err or (row[1] or '') ~= ARGV[5] or row[2] ~= ARGV[6] or row[3] then return { 'stale' } end
+local state = redis.call('HMGET', KEYS[5], 'shed', 'max')
+local room = math.huge
+if state[1] and state[1] ~= '0' then
+  room = 0
+elseif state[2] then
+  room = tonumber(state[2]) - redis.call('LLEN', KEYS[4])
+end
+local LIVE = { queued = true, scheduled = true, started = true, deferred = true, created = true,
+  ready_to_enqueue = true, rate_limited = true }
+local overlap, name, mode = ARGV[10], ARGV[11], ARGV[12]
+
+local function status_of(id)
+  local status = redis.pcall('HGET', P .. 'job:' .. id, 'status')
+  return type(status) == 'string' and status or nil
+end
+
+-- Whether a live job holds the dedup key.
+local function held()
+  local value = redis.call('GET', N .. 'dedup:' .. name)
+  local by, id = (value or ''):match('^(%a):(.*)$')
+  if not id then return false end
+  if by == 'w' then return true end
+  local status = status_of(id)
+  return status ~= nil and LIVE[status] and not (by == 's' and status == 'started')
+end
+
+local taken = name ~= '' and held()
+local before = row[4] and status_of(row[4]) or nil
+local answer, plan, pos = { 'ok' }, {}, 16
+local next_slot, look_at, last_job = ARGV[7], ARGV[8], row[4]
+local last_slot
+for _ = 1, tonumber(ARGV[15]) do
+  local slot, id = ARGV[pos], ARGV[pos + 1]
+  local first = pos + 3
+  local last = first + tonumber(ARGV[pos + 2]) - 1
+  pos = last + 1
+  local word = 'queued'
+  if redis.call('EXISTS', P .. 'job:' .. id) == 1 then
+    word = 'mine'
+  elseif before and LIVE[before] and (overlap == 'skip' or (overlap == 'queue_one' and before ~= 'started')) then
+    word = 'overlap'
+  elseif taken then
+    word = 'duplicate'
+  elseif room < 1 then
+    answer[1], next_slot, look_at = 'full', slot, string.format('%.0f', now + 2000)
+    break
+  else
+    room = room - 1
+    before, taken, last_job = 'queued', name ~= '', id
+    plan[#plan + 1] = { id = id, first = first, last = last }
+  end
+  last_slot = slot
+  answer[#answer + 1] = word
+end
+
+local push, fired = {}, #plan
+for k, job in ipairs(plan) do
+  local fields = { 'status', 'queued', 'q', string.format('%.0f', now) }
+  for f = job.first, job.last do fields[f - job.first + 5] = ARGV[f] end
+  redis.call('HSET', P .. 'job:' .. job.id, unpack(fields))
+  push[k] = job.id
+end
+if fired > 0 then
+  redis.call('RPUSH', KEYS[4], unpack(push))
+  redis.call('SADD', KEYS[6], KEYS[4])
+  if name ~= '' then
+    local value = mode .. ':' .. last_job
+    if mode == 'w' then
+      redis.call('SET', N .. 'dedup:' .. name, value, 'PX', tonumber(ARGV[13]))
+    else
+      redis.call('SET', N .. 'dedup:' .. name, value)
+    end
+  end
+  redis.call('HSET', KEYS[1], 'job', last_job)
+  redis.call('HINCRBY', KEYS[1], 'fired', fired)
+end
+if last_slot then redis.call('HSET', KEYS[1], 'last', last_slot) end
+if #answer - 1 > fired then redis.call('HINCRBY', KEYS[1], 'skipped', #answer - 1 - fired) end
+if ARGV[9] ~= '0' then redis.call('HINCRBY', KEYS[1], 'missed', ARGV[9]) end
+if ARGV[14] ~= '' then redis.call('HSET', KEYS[1], 'data', ARGV[14]) end
+redis.call('HSET', KEYS[3], ARGV[4], '')
+if next_slot == '' then
+  redis.call('HDEL', KEYS[1], 'next')
+  redis.call('ZREM', KEYS[2], ARGV[4])
+else
+  redis.call('HSET', KEYS[1], 'next', next_slot)
+  redis.call('ZADD', KEYS[2], look_at, ARGV[4])
+end
+return answer

@@ -1,0 +1,70 @@
+"""How a worker makes itself known, in rq's lists and ours; ``jobq.fleet`` reads what is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jobq.keys import Keys
+from jobq.rq_bridge import worker_fields
+from jobq.steps import Arg, Call, script_head
+
+WORKER_TTL_S = 60
+"""Seconds after which a worker that has not registered again is gone."""
+
+
+def register_worker(
+    keys: Keys,
+    *,
+    name: str,
+    queues: Sequence[str],
+    slots: int,
+    busy: int,
+    tasks: Sequence[str],
+    host: str,
+    pid: int,
+    state: str,
+    birth_ms: int,
+    now_ms: int,
+    version: str = "",
+    succeeded: int = 0,
+    failed: int = 0,
+    working_s: float = 0.0,
+) -> Call[bool]:
+    """Show a worker as alive for 60 s, in rq's lists and ours.
+
+    Args:
+        state: ``idle``, ``busy`` or ``draining``; rq's readers see the last as busy.
+        birth_ms: When it started, and ``now_ms``, now: ms since 1970.
+    """
+    theirs = worker_fields(
+        queues=queues,
+        pid=pid,
+        hostname=host,
+        birth_ms=birth_ms,
+        now_ms=now_ms,
+        state=state if state in ("idle", "busy", "suspended") else "busy",
+        succeeded=succeeded,
+        failed=failed,
+        working_s=working_s,
+    )
+    ours = {
+        "slots": str(slots),
+        "busy": str(busy),
+        "queues": ",".join(queues),
+        "tasks": ",".join(tasks),
+        "host": host,
+        "pid": str(pid),
+        "state": state,
+        "version": version,
+    }
+    args: list[Arg] = [*script_head(keys, now_ms), WORKER_TTL_S, len(queues), *queues, 2 * len(theirs)]
+    for item in (*theirs.items(), *ours.items()):
+        args += item
+    names = (keys.worker(name), keys.live_worker(name), keys.workers, keys.queues)
+    return Call("register", names, tuple(args), bool)
+
+
+def unregister_worker(keys: Keys, name: str, queues: Sequence[str]) -> Call[bool]:
+    """Take a worker out of the lists."""
+    names = (keys.worker(name), keys.live_worker(name), keys.workers)
+    return Call("unregister", names, (*script_head(keys, None), *queues), bool)

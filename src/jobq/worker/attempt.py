@@ -1,0 +1,74 @@
+"""One attempt of one job as the worker's parts hand it on: what was claimed, what it runs with, how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobq.context import JobContext
+from jobq.retry import RetryPolicy
+from jobq.rq_bridge import ForeignOptions
+from jobq.steps import Claimed, Outcome
+from jobq.tasks import Task
+
+
+@dataclass(slots=True, eq=False)
+class Assignment:
+    """One claimed job in an executor's hands.
+
+    Attributes:
+        slot: Index of its record in the slot table.
+        job: The job as claimed.
+        claimed_at: Seconds of the monotonic clock when the claim was answered.
+        claimed_ms: The same moment by Redis' clock.
+        started_at: Seconds of the monotonic clock when its run began; 0 before.
+        expired: Its event loop has cancelled it because its time was up.
+        ready: What it needs to run, once its payload is decoded.
+        executor: Where it runs.
+    """
+
+    slot: int
+    job: Claimed
+    claimed_at: float
+    claimed_ms: int
+    started_at: float = 0.0
+    expired: bool = False
+    ready: Ready | None = field(default=None, repr=False)
+    executor: Any = None
+
+    @property
+    def attempt(self) -> int:
+        """The attempt this run is, counted from 1."""
+        return self.job.attempts + 1
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds until the soft timeout; always finite."""
+        return float(self.job.timeout) if self.job.timeout > 0 else 180.0
+
+
+@dataclass(slots=True)
+class Report:
+    """How an attempt ended: what to settle, and what to tell once it is stored."""
+
+    assignment: Assignment
+    outcome: Outcome
+    event: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Ready:
+    """What a run needs, once its payload is verified, decoded and validated.
+
+    Attributes:
+        secrets: Every text inside its secret params, to be blotted out of what errors say.
+        foreign: What plain rq asked for, if it made the job.
+    """
+
+    task: Task[..., Any]
+    params: dict[str, Any]
+    secrets: tuple[str, ...]
+    policy: RetryPolicy
+    foreign: ForeignOptions
+    context: JobContext

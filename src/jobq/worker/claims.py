@@ -1,0 +1,94 @@
+"""When an executor asks for more jobs: what it knows of its queue from the last answer, and since."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jobq import calls
+from jobq.keys import Keys
+from jobq.rq_bridge import iso
+from jobq.steps import Call, Claim
+from jobq.worker.spec import LaneSpec
+
+BATCH = 100
+"""Jobs per script call at most."""
+
+_RECHECK_S = 1.0
+
+
+class Claims:
+    """One executor's claims, numbered, one outstanding at a time.
+
+    Args:
+        lane: What the supervisor asked for.
+        known: Names of the parked buckets whose jobs this executor can run.
+    Attributes:
+        hungry: The queue may hold jobs. Otherwise it was seen empty, and the waiter tells of the next one.
+        pending: A claim whose reply has not come: the same number goes again.
+        limited: The queue or its tasks have limits, which count from the claim: claim nothing ahead.
+    """
+
+    def __init__(self, lane: LaneSpec, keys: Keys, known: Sequence[str]) -> None:
+        self._lane = lane
+        self._keys = keys
+        self._known = known
+        self._number = 0
+        self._ask_parked = False
+        self._closed_until = 0.0
+        self.hungry = True
+        self.pending: Call[Claim] | None = None
+        self.limited = False
+
+    @property
+    def any_made(self) -> bool:
+        """Whether the queue has been looked into at all."""
+        return self._number > 0
+
+    def closed_for(self, now: float) -> float:
+        """Seconds for which a paused, suspended or limited queue need not be asked again."""
+        return max(0.0, self._closed_until - now)
+
+    def look(self) -> None:
+        """Something may have come: ask."""
+        self._closed_until, self.hungry = 0.0, True
+
+    def next(self, room: int, now: float) -> Call[Claim] | None:
+        """What to send now, if anything: the claim without an answer, or a new one.
+
+        Args:
+            room: Jobs that may be taken.
+        """
+        if self._closed_until and now >= self._closed_until:
+            self.look()
+        if self.pending is None and room > 0 and self.hungry:
+            self._number += 1
+            self.pending = calls.claim(
+                self._keys,
+                self._lane.queue,
+                exec_id=self._lane.exec_id,
+                number=self._number,
+                n=min(room, BATCH),
+                lease_ms=self._lane.lease_ms,
+                worker_name=self._lane.worker,
+                started_at_iso=iso(),
+                known=self._known if self._ask_parked else (),
+            )
+        return self.pending
+
+    def answered(self, claim: Claim, now: float) -> None:
+        """Learn from the reply."""
+        self.pending = None
+        # The first hint of parked jobs: ask again at once, naming what this worker can run.
+        hinted = claim.parked and not self._ask_parked
+        self._ask_parked = claim.parked
+        self._closed_until = 0.0
+        self.hungry = claim.more or hinted or bool(claim.jobs and claim.parked)
+        self.limited = claim.limited or any(job.gated for job in claim.jobs)
+        if claim.status in ("paused", "suspended"):
+            self.hungry = False
+            self._closed_until = now + _RECHECK_S
+        elif claim.status == "limited":
+            self.hungry = False
+            self._closed_until = now + min(_RECHECK_S, max(0.0, claim.until_ms - claim.now_ms) / 1000)
+        elif claim.status == "stale":  # a reply to a repeated send came after its successor: ask anew
+            self.hungry = True

@@ -1,0 +1,76 @@
+"""Errors as text: what a failed attempt leaves in Redis and in the log, with every secret value blotted out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jobq.codec import Envelope
+from jobq.tasks import Task
+
+_SHOWN_FRAMES = 20
+_FINGERPRINT_FRAMES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorDetails:
+    """What is kept of an exception: nothing in it shows a secret param."""
+
+    type: str = ""
+    message: str = ""
+    traceback: str = ""
+    fingerprint: str = ""
+
+
+def describe_error(error: BaseException, secrets: Iterable[str]) -> ErrorDetails:
+    """Type, message, traceback and fingerprint of an error, with every secret value blotted out.
+
+    The fingerprint is equal for errors of one type raised from the same place: SHA-256 of the type and of the last
+    five frames' file names and functions, without line numbers, which change with every edit.
+    """
+    kind = type(error)
+    name = f"{kind.__module__}.{kind.__qualname__}" if kind.__module__ != "builtins" else kind.__qualname__
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename.rpartition('/')[2]}:{frame.name}" for frame in frames[-_FINGERPRINT_FRAMES:]]
+    fingerprint = hashlib.sha256("|".join([name, *places]).encode()).hexdigest()[:12]
+    text = "".join(traceback.format_exception(kind, error, error.__traceback__, limit=-_SHOWN_FRAMES))
+    return ErrorDetails(name, redact(_text_of(error), secrets), redact(text, secrets), fingerprint)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(its message cannot be shown)"
+
+
+def secret_texts(task: Task[..., Any], envelope: Envelope) -> tuple[str, ...]:
+    """Every text inside the secret params, to be blotted out of what errors say."""
+    return tuple(text for name in task.secrets for text in _texts(envelope.params.get(name)) if text)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for member in value:
+            yield from _texts(member)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """``text`` without the secrets, however it quotes them."""
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
+        for form in {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]}:
+            text = text.replace(form, "•••")
+    return text
+
+
+def first_line(error: BaseException, secrets: Iterable[str]) -> str:
+    """The first line of an error's message, cut at 200 characters, for a note beside an event."""
+    return (redact(_text_of(error), secrets).splitlines() or [""])[0][:200]

@@ -1,0 +1,118 @@
+"""All executor processes of a worker: the supervisor's main thread changes the set, its keeper's thread reads it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Collection
+from typing import Any
+
+from jobq import __version__
+from jobq.worker.lane import Lane
+from jobq.worker.slots import SlotState
+
+_READS_WITHIN_S = 15.0
+
+
+class Lanes:
+    """The executor processes, by the names that supervisor and spawner give them.
+
+    Args:
+        tasks: Names of the tasks that the worker knows; they may change when the application is loaded again.
+    """
+
+    def __init__(self, tasks: Collection[str]) -> None:
+        self._tasks = tasks
+        self._birth_ms = time.time_ns() // 1_000_000
+        self._lanes: dict[str, Lane] = {}
+        self._lock = threading.Lock()
+        self.draining = False
+
+    # -- the main thread ----------------------------------------------------------------------------------------
+
+    def __bool__(self) -> bool:
+        return bool(self._lanes)
+
+    def all(self) -> list[Lane]:
+        """Every one that has not ended."""
+        return list(self._lanes.values())
+
+    def get(self, ref: str) -> Lane | None:
+        """The one of this name."""
+        return self._lanes.get(ref)
+
+    def of(self, queue: str) -> list[Lane]:
+        """Those of one queue."""
+        return [lane for lane in self._lanes.values() if lane.spec.queue == queue]
+
+    def add(self, lane: Lane) -> None:
+        """One was started."""
+        with self._lock:
+            self._lanes[lane.ref] = lane
+
+    def remove(self, lane: Lane) -> None:
+        """One has ended: after this its memory may go."""
+        with self._lock:
+            del self._lanes[lane.ref]
+
+    # -- the keeper's threads -----------------------------------------------------------------------------------
+
+    def members(self, queues: Collection[str]) -> list[str]:
+        """The leases to extend, ``<id>:<token>``."""
+        now = time.monotonic()
+        with self._lock:
+            return [
+                member
+                for lane in self._lanes.values()
+                if lane.spec.queue in queues
+                for member in lane.members(now)
+            ]
+
+    def tell(self, members: list[str]) -> None:
+        """Tell every executor of leases whose jobs are to stop."""
+        now = time.monotonic()
+        with self._lock:
+            for lane in self._lanes.values():
+                # Told again at each heartbeat: a line that nobody reads would fill, and this thread hang with it.
+                if now - lane.last_turn < _READS_WITHIN_S:
+                    lane.send("cancel", members=members)
+
+    def registrations(self, queues: Collection[str]) -> list[dict[str, Any]]:
+        """What Redis is to show of each executor, as arguments of ``calls.register_worker``."""
+        now_ms = time.time_ns() // 1_000_000
+        with self._lock:
+            # One without a process id has not been forked yet; of two for one queue the successor waits for its turn.
+            shown = (lane for lane in self._lanes.values() if lane.pid and not lane.retired)
+            first = {lane.spec.queue: lane for lane in reversed(list(shown))}
+            return [self._registration(lane, now_ms) for name, lane in first.items() if name in queues]
+
+    def _registration(self, lane: Lane, now_ms: int) -> dict[str, Any]:
+        busy = sum(slot.state is SlotState.STARTED for slot in lane.table.read())
+        return {
+            "name": lane.spec.worker,
+            "queues": (lane.spec.queue,),
+            "slots": lane.spec.slots,
+            "busy": busy,
+            "tasks": tuple(self._tasks),
+            "host": socket.gethostname(),
+            "pid": lane.pid,
+            "state": "draining" if self.draining else ("busy" if busy else "idle"),
+            "birth_ms": self._birth_ms,
+            "now_ms": now_ms,
+            "version": __version__,
+        }
+
+    def serving(self, within_s: float) -> set[str]:
+        """Queues with an executor that turns and can run jobs.
+
+        Args:
+            within_s: One that has not turned for longer does not count.
+        """
+        now = time.monotonic()
+        with self._lock:
+            return {
+                lane.spec.queue
+                for lane in self._lanes.values()
+                if not lane.retired and now - lane.last_turn < within_s and lane.table.ready
+            }

@@ -1,0 +1,328 @@
+"""Large numbers: what grows with a backlog, and what must not."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+
+from jobq.job import JobState, new_job_id
+from jobq.queues import LANES
+from tests.chaos import app
+from tests.chaos.field import Field
+from tests.chaos.frame import Report, Setup, experiment
+from tests.chaos.ledger import percentile
+from tests.support.processes import until
+
+_LANES = tuple(LANES)
+_SLOWEST_MS = 50.0
+_CHUNK = 10_000
+_SERVER_DEFAULTS = {"hash-max-listpack-value": "64"}
+
+
+@contextmanager
+def _slowest(field: Field, report: Report) -> Iterator[None]:
+    """Judge the longest command of Redis in between."""
+    field.raw.config_set("slowlog-log-slower-than", 5_000)
+    field.raw.config_set("slowlog-max-len", 1_000)
+    field.raw.slowlog_reset()
+    yield
+    found = field.raw.slowlog_get(1_000)
+    worst = max(found, key=lambda entry: entry["duration"], default=None)
+    report.at_most("longest Redis command, ms", worst["duration"] / 1_000 if worst else 0.0, _SLOWEST_MS)
+    if worst and worst["duration"] > _SLOWEST_MS * 1_000:
+        report.problems.append(f"the longest was {bytes(worst['command'])[:60]!r}")
+
+
+class _Probe(threading.Thread):
+    """Enqueues a CRITICAL job every 50 ms; how long each waited is in the handlers' ledger."""
+
+    def __init__(self, field: Field) -> None:
+        super().__init__(daemon=True)
+        self._field = field
+        self._enqueued: dict[str, float] = {}
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        task = app.work.options(client=self._field.client, queue="critical")
+        number = 0
+        while not self._over.wait(0.05):
+            token = f"probe{number}"
+            self._enqueued[token] = time.time()
+            job = task.enqueue(token=token, seconds=0.0)
+            self._field.produced.note(token, job.id, "acked")
+            number += 1
+
+    def judge(self, report: Report) -> None:
+        """Stop, wait for the last, and hold the waits against the lane's target."""
+        self._over.set()
+        self.join()
+
+        def all_ran() -> bool:
+            started = {entry.token for entry in self._field.runs() if entry.word == "start"}
+            return self._enqueued.keys() <= started
+
+        until(all_ran, 60, 0.2)
+        waits = sorted(
+            entry.at - self._enqueued[entry.token]
+            for entry in self._field.runs()
+            if entry.word == "start" and entry.token in self._enqueued
+        )
+        report.figure("CRITICAL jobs meanwhile", len(waits))
+        report.figure("their wait p50, s", percentile(waits, 0.5))
+        report.at_most("their wait p99, s", percentile(waits, 0.99), 1.0)
+
+
+def _enqueue_many(field: Field, total: int, queue: str, **options: Any) -> float:
+    """Enqueue no-op jobs in bulk; seconds it took."""
+    task = app.idle.options(client=field.client, queue=queue, **options)
+    began = time.monotonic()
+    for start in range(0, total, _CHUNK):
+        task.enqueue_many([{"number": number} for number in range(start, min(total, start + _CHUNK))])
+    return time.monotonic() - began
+
+
+@experiment(
+    "FI-35",
+    fault="a backlog of 1,000,000 jobs over five lanes",
+    criterion="enqueue_many ≥ 20,000/s; CRITICAL wait ≤ 1 s p99 meanwhile; stats ≤ 100 ms; Redis command ≤ 50 ms; "
+    "≤ 1.0 kB a job",
+    minutes=3,
+)
+def backlog(setup: Setup) -> Report:
+    report, total = Report(), setup.times(1_000_000, short=5_000)
+    with Field(setup, queues=("critical",), slots=20, config=_SERVER_DEFAULTS) as field:
+        field.start()
+        before = field.raw.info("memory")["used_memory"]
+        with _slowest(field, report):
+            probe = _Probe(field)
+            probe.start()
+            took = sum(_enqueue_many(field, total // 5, lane) for lane in ("high", "medium", "low", "batch"))
+            report.at_least("enqueue_many, jobs/s", (total // 5 * 4) / took, 20_000)
+            grown = field.raw.info("memory")["used_memory"] - before
+            report.at_most("bytes a job", grown / (total // 5 * 4), 1_000)
+            durations = []
+            for _ in range(20):
+                began = time.monotonic()
+                stats = field.client.stats()
+                durations.append((time.monotonic() - began) * 1_000)
+            field.queues = _LANES  # the verdict looks at all
+            report.at_most("stats, ms (median of 20)", percentile(sorted(durations), 0.5), 100)
+            queued = sum(stats.queues[lane].queued for lane in ("high", "medium", "low", "batch"))
+            report.expect("stats counts them all", queued == total // 5 * 4, queued)
+            probe.judge(report)
+        field.judge(report)
+    return report
+
+
+@experiment(
+    "FI-36",
+    fault="1,000,000 delayed jobs due in one second",
+    criterion="≥ 5,000 promotions/s; CRITICAL wait ≤ 1 s p99; no Redis command over 50 ms",
+    minutes=5,
+)
+def mass_promotion(setup: Setup) -> Report:
+    report, total = Report(), setup.times(1_000_000, short=5_000)
+    lead_s = 5 + total / 15_000
+    with Field(setup, queues=("critical", "medium"), slots=20) as field:
+        field.client.queues.pause("medium")  # promotion is what is measured, not the running
+        due = time.time() + lead_s
+        _enqueue_many(field, total, "medium", at=datetime.fromtimestamp(due, tz=UTC))
+        field.start(2)
+        with _slowest(field, report):
+            probe = _Probe(field)
+            probe.start()
+            until(lambda: time.time() >= due, lead_s + 60, 0.005)
+            began = time.monotonic()
+            until(lambda: not field.raw.zcard("rq:scheduled:medium"), 600, 0.05)
+            report.at_least("promotions/s", total / (time.monotonic() - began), 5_000)
+            probe.judge(report)
+        report.expect(
+            "all are queued", field.raw.llen("rq:queue:medium") == total, field.raw.llen("rq:queue:medium")
+        )
+        field.judge(report)
+    return report
+
+
+@experiment(
+    "FI-37",
+    fault="200,000 dead letters",
+    criterion="first page ≤ 100 ms; grouping ≤ 2 s; no Redis command over 50 ms; replay of all loses and doubles none",
+    minutes=4,
+)
+def dead_letters(setup: Setup) -> Report:
+    report, total = Report(), setup.times(200_000, short=2_000)
+    keep = {"JOBQ_QUEUES__MEDIUM__RETENTION__DEAD": "1000000"}
+    with Field(setup, queues=("medium",), env=keep) as field:
+        _make_dead(field, total, "medium")
+        with _slowest(field, report):
+            pages = []
+            for _ in range(10):
+                began = time.monotonic()
+                page = field.client.jobs(state=JobState.DEAD, limit=50)
+                pages.append((time.monotonic() - began) * 1_000)
+            report.at_most("first page, ms (median of 10)", percentile(sorted(pages), 0.5), 100)
+            report.expect("it is full", len(page.items) == 50, len(page.items))
+            began = time.monotonic()
+            groups = field.client.dead_letters.groups()
+            report.at_most("grouping, s", time.monotonic() - began, 2.0)
+            report.expect(
+                "groups count all",
+                sum(group.count for group in groups) == total,
+                sum(group.count for group in groups),
+            )
+            began = time.monotonic()
+            field.client.dead_letters.replay()
+            report.at_least("replay, jobs/s", total / (time.monotonic() - began), 10_000)
+        waiting = field.raw.llen("rq:queue:medium")
+        report.expect("each is queued once", waiting == total, waiting)
+        ids = field.raw.lrange("rq:queue:medium", 0, -1)
+        report.zero("doubled", len(ids) - len(set(ids)))
+        field.audit(report)
+    return report
+
+
+def _make_dead(field: Field, total: int, queue: str) -> None:
+    """Dead letters of three kinds of error, written as settle leaves them."""
+    now_s = int(time.time())
+    now = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime(now_s))
+    data = field.client.codec.encode(task="chaos.idle", version=1, params={"number": 1}, job_id=None)
+    for start in range(0, total, 1_000):
+        pipe = field.raw.pipeline(transaction=False)
+        for number in range(start, min(total, start + 1_000)):
+            job_id = new_job_id("dead")
+            fields = {
+                "data": data, "status": "failed", "origin": queue, "created_at": now, "enqueued_at": now,
+                "ended_at": now, "description": "chaos.idle", "timeout": "60", "q": str(now_s * 1000), "attempts": "1",
+                "why": "exhausted", "fp": f"{number % 3:012d}", "st": "gone.1",
+            }  # fmt: skip
+            pipe.hset(f"rq:job:{job_id}", mapping=fields)
+            pipe.expire(f"rq:job:{job_id}", 600_000)
+            pipe.zadd(f"rq:failed:{queue}", {job_id: now_s + 600_000})
+        pipe.execute()
+
+
+@experiment(
+    "FI-41",
+    fault="soak: 1,000,000 jobs through one fleet",
+    criterion="RSS +5 % at most; keys after the drain as before; connections constant",
+    minutes=6,
+)
+def soak(setup: Setup) -> Report:
+    report, total = Report(), setup.times(1_000_000, short=6_000)
+    rounds = 10
+    with Field(setup, queues=("high", "medium"), slots=10) as field:
+        (worker,) = field.start()
+        memory: list[int] = []
+        connections: list[int] = []
+        keys = 0
+        for number in range(rounds):
+            for lane in ("high", "medium"):
+                _enqueue_many(field, total // rounds // 2, lane)
+            until(lambda: not field.waiting(), 900, 0.1)
+            memory.append(_rss(worker.process.pid))
+            connections.append(len(field.raw.client_list()))
+            if number in (1, rounds - 1):
+                # What ended lives for a minute; then retention brings it down to the counts that are kept.
+                until(lambda: _terminal_kept(field), 180, 0.25)
+            if number == 1:  # pools, caches and retention are full from here on
+                keys = field.raw.dbsize()
+        report.figure("jobs", total)
+        report.figure(
+            "RSS after the second and the last tenth, MB", f"{memory[1] / 1e6:.1f}, {memory[-1] / 1e6:.1f}"
+        )
+        report.at_most("RSS growth, %", (memory[-1] / memory[1] - 1) * 100, 5.0)
+        report.figure("keys after the second and the last tenth", f"{keys}, {field.raw.dbsize()}")
+        # The counters of each minute are keys of their own, for 26 hours.
+        counters = len(list(field.raw.scan_iter("jobq:n:*", count=1_000)))
+        report.at_most("keys more, beside counters", field.raw.dbsize() - keys - counters, 0)
+        report.figure("connections", f"{min(connections[1:])} to {max(connections[1:])}")
+        report.at_most("connections, spread", max(connections[1:]) - min(connections[1:]), 1)
+        worker.send(signal.SIGTERM)
+        report.expect("worker ends with 0", worker.wait(40) == 0)
+        field.audit(report)
+    return report
+
+
+def _terminal_kept(field: Field) -> bool:
+    """Whether prune has brought what ended down to the counts that are kept."""
+    return all(field.raw.zcard(f"rq:finished:{lane}") <= 1_000 for lane in field.queues)
+
+
+def _rss(pid: int) -> int:
+    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return sum(process.memory_info().rss for process in processes)
+
+
+@experiment(
+    "FI-42",
+    fault="38 default slots on a server that allows 100 connections",
+    criterion="at most 60 connections while all slots are busy; refused 0",
+    minutes=1,
+)
+def connections(setup: Setup) -> Report:
+    report = Report()
+    with Field(setup, queues=_LANES, slots=0, config={"maxclients": "100"}) as field:
+        field.start()
+        most = 0
+        for number in range(120):
+            field.offer(f"busy{number}", 1.0, number)
+        ends = time.monotonic() + 6
+        while time.monotonic() < ends:
+            most = max(most, field.raw.info("clients")["connected_clients"] - 2)
+            time.sleep(0.02)
+        report.at_most("connections of the fleet", most, 60)
+        report.zero("refused", field.raw.info("stats")["rejected_connections"])
+        report.expect("drained", field.drain(120), False)
+        running = [entry.at for entry in field.runs() if entry.word == "start"]
+        report.figure("jobs", len(running))
+        field.judge(report)
+    return report
+
+
+@experiment(
+    "FI-43",
+    fault="10,000 leases that expire at once",
+    criterion="all queued again within 10 s; no Redis command over 50 ms",
+    minutes=1,
+)
+def mass_expiry(setup: Setup) -> Report:
+    report, total = Report(), setup.times(10_000, short=1_000)
+    with Field(setup, queues=("high", "medium"), slots=10) as field:
+        _enqueue_many(field, total, "medium")
+        seconds, micros = field.raw.time()
+        expires_ms = seconds * 1_000 + micros // 1_000 + 3_000
+        ids = [raw_id.decode() for raw_id in field.raw.lrange("rq:queue:medium", 0, -1)]
+        field.raw.delete("rq:queue:medium")
+        for start in range(0, total, 1_000):
+            pipe = field.raw.pipeline()
+            for job_id in ids[start : start + 1_000]:
+                pipe.hset(f"rq:job:{job_id}", "status", "started")
+                pipe.zadd("rq:wip:medium", {f"{job_id}:elsewhere.1": "inf"})
+                pipe.zadd("jobq:leases", {f"{job_id}:elsewhere.1": expires_ms})
+            pipe.execute()
+        field.client.queues.pause("medium")
+        field.start()
+        with _slowest(field, report):
+            until(lambda: _now_ms(field) >= expires_ms, 30, 0.01)
+            began = time.monotonic()
+            until(lambda: not field.raw.zcard("jobq:leases"), 60, 0.02)
+            report.at_most("until all were queued again, s", time.monotonic() - began, 10 + setup.patience_s)
+        report.expect("each is queued once", field.raw.llen("rq:queue:medium") == total)
+        back = field.raw.lrange("rq:queue:medium", 0, -1)
+        report.expect("all of them", {raw_id.decode() for raw_id in back} == set(ids))
+        field.client.queues.resume("medium")
+        report.expect("drained", field.drain(60), False)
+        field.audit(report)
+    return report
+
+
+def _now_ms(field: Field) -> int:
+    seconds, micros = field.raw.time()
+    return int(seconds * 1_000 + micros // 1_000)

@@ -1,0 +1,84 @@
+"""Two duties of a worker: orphan dedup keys go, and the brake says on and off once each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+import jobq
+from jobq import events
+from jobq.store import Store
+from jobq.worker.maintenance import Brake, Fleet, Sweep
+from tests.support.hand import Hand
+
+
+@jobq.task("duty.keyed", dedup="{key}")
+def keyed(key: str) -> None:
+    """Holds a dedup key while it is live."""
+
+
+@pytest.fixture
+def fleet(client: jobq.Client) -> Fleet:
+    return Fleet(
+        name="w", keys=client.keys, specs=client.specs, lease_ms=12_000, members=list, tell=lambda _: None,
+        workers=list, thresholds=client.settings.shed_at().by_queue(client.specs),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def said() -> Iterator[list[events.Event]]:
+    found: list[events.Event] = []
+    end = events.subscribe(found.append)
+    yield found
+    end()
+
+
+def test_orphan_dedup_keys_are_swept_and_live_ones_stay(
+    client: jobq.Client, redis_client: redis.Redis, fleet: Fleet
+) -> None:
+    queued = keyed.options(client=client).enqueue(key="queued")
+    running = keyed.options(client=client, queue="high").enqueue(key="running")
+    Hand(client).claim("high")
+    live = set(redis_client.keys("jobq:dedup:*"))
+    assert len(live) == 2
+    gone = keyed.options(client=client).enqueue(key="gone")
+    redis_client.delete(f"rq:job:{gone.id}")
+    redis_client.set("jobq:dedup:t.x:window", f"w:{gone.id}", px=60_000)
+    redis_client.mset({f"jobq:dedup:t.x:{number}": "f:nobody" for number in range(300)})
+    assert redis_client.dbsize() > 300
+    duty, store = Sweep(), Store(redis_client)
+    for _ in range(20):  # at most 100 keys each
+        duty.tick(store, fleet)
+    assert set(redis_client.keys("jobq:dedup:*")) == live | {b"jobq:dedup:t.x:window"}
+    assert {queued.refresh().state, running.refresh().state} == {"queued", "running"}
+
+
+def test_the_brake_tells_once_when_it_goes_on_and_off(
+    client: jobq.Client, redis_client: redis.Redis, fleet: Fleet, said: list[events.Event]
+) -> None:
+    duty, store = Brake(), Store(redis_client)
+
+    def look(percent: float) -> list[tuple[str, str]]:
+        used = redis_client.info("memory")["used_memory"]
+        redis_client.config_set("maxmemory", int(used * 100 / percent))
+        redis_client.hdel("jobq:pulse", "m")  # as if nobody had looked for a second
+        said.clear()
+        duty.tick(store, fleet)
+        return [(event.name, event.fields["queue"]) for event in said]
+
+    redis_client.config_set("maxmemory-policy", "noeviction")
+    redis_client.setrange("ballast", 30_000_000, "x")
+    try:
+        assert look(85) == [("queue.shed", "low"), ("queue.shed", "batch")]
+        assert said[0].fields["memory_percent"] == 85
+        assert look(85) == []
+        assert client.queues.get("low").shed
+        assert client.stats().queues["low"].to_dict()["shed"] is True
+        assert not client.stats().queues["high"].shed
+        assert look(50) == [("queue.admitted", "low"), ("queue.admitted", "batch")]
+        assert look(50) == []
+        assert not client.queues.get("low").shed
+    finally:
+        redis_client.config_set("maxmemory", 0)

@@ -1,0 +1,333 @@
+"""Rates, concurrency limits and gates: what claim lets start, where the others wait, and how they come back."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from jobq import calls
+from jobq.limits import Concurrency, QueueLimits, Rate
+from tests.lua.conftest import T0, Bench
+
+MINUTE = 60_000
+SPAN = MINUTE + 500
+"""How long a start counts in a window of a minute: it may follow its claim by half a second."""
+
+
+def limited(bench: Bench, rate: Rate | None = None, concurrency: int | None = None, queue: str = "q") -> None:
+    gates = QueueLimits(rate, concurrency).gates(queue)
+    bench.run(calls.declare_limits(bench.keys, {queue: gates}, first=True))
+
+
+def gated(bench: Bench, *ids: str, lm: str, queue: str = "q") -> None:
+    bench.enqueue(*ids, queue=queue, fields={"lm": lm})
+
+
+def ids(claim: calls.Claim) -> list[str]:
+    return [job.id for job in claim.jobs]
+
+
+def open_gates(bench: Bench) -> int:
+    answer: int = bench.run(calls.open_gates(bench.keys, now_ms=bench.now))
+    return answer
+
+
+R2 = Rate(2).gate("r:t")
+C1 = Concurrency(1).gate("c:t")
+
+
+# --------------------------------------------------------------------------- a whole queue
+
+
+@pytest.mark.covers("L-01", "L-02", "L-03")
+@pytest.mark.parametrize("limit", [10, 50, 20])
+def test_a_queue_starts_no_more_than_its_rate(bench: Bench, limit: int) -> None:
+    limited(bench, Rate(limit))
+    names = [f"j{n:03}" for n in range(limit + 5)]
+    bench.enqueue(*names)
+    assert ids(bench.claim(limit - 1)) == names[: limit - 1]
+    bench.now += 10_000
+    last = bench.claim(100)
+    assert (ids(last), last.limited) == (names[limit - 1 : limit], True)
+    refused = bench.claim(100)
+    assert (refused.status, refused.until_ms, ids(refused)) == ("limited", T0 + SPAN, [])
+    assert bench.waiting() == names[limit:], "they wait in the list, in order"
+    bench.now = T0 + SPAN - 1
+    assert bench.claim(100).status == "limited"
+    bench.now += 1
+    assert ids(bench.claim(100)) == names[limit:]
+
+
+def test_a_queue_runs_no_more_at_once_than_it_may(bench: Bench) -> None:
+    limited(bench, concurrency=2)
+    bench.enqueue(*"abcd")
+    first = bench.claim(10)
+    assert ids(first) == ["a", "b"]
+    assert bench.claim(10, ex="other").status == "limited"
+    bench.settle(first.jobs[0], kind="succeeded")
+    assert ids(bench.claim(10)) == ["c"]
+
+
+def test_an_empty_queue_is_not_limited_but_empty(bench: Bench) -> None:
+    """So that an idle executor waits for the next job, and does not ask again and again."""
+    limited(bench, concurrency=1)
+    bench.enqueue("a")
+    bench.claim(1)
+    assert bench.claim(1).status == "ok"
+
+
+def test_a_repeated_claim_counts_once(bench: Bench) -> None:
+    limited(bench, Rate(2))
+    bench.enqueue(*"abc")
+    call = bench.claim_call(1)
+    assert [ids(bench.run(call)) for _ in range(3)] == [["a"]] * 3
+    assert ids(bench.claim(10)) == ["b"]
+
+
+@pytest.mark.covers("L-04")
+def test_an_operators_limit_counts_before_the_settings_until_its_time_is_over(bench: Bench) -> None:
+    limited(bench, Rate(1))
+    bench.run(calls.limit(bench.keys, "q", Rate(2).gate("q:q"), T0 + 1_000))
+    bench.enqueue(*"abcd")
+    assert ids(bench.claim(10)) == ["a", "b"]
+    bench.run(calls.limit(bench.keys, "q", ""))
+    assert ids(bench.claim(1)) == ["c"], "no limit at all"
+    bench.run(calls.limit(bench.keys, "q", Rate(9).gate("q:q"), T0 + 1_000))
+    bench.now += 1_000
+    assert bench.claim(1).status == "limited", "as the settings say again"
+    bench.run(calls.limit(bench.keys, "q", Rate(9).gate("q:q")))
+    bench.run(calls.limit(bench.keys, "q", None))
+    assert bench.claim(1).status == "limited"
+
+
+def test_a_worker_that_starts_replaces_the_declared_limits_and_others_only_repair(bench: Bench) -> None:
+    def declare(gates: str, *, first: bool) -> int:
+        changed: int = bench.run(calls.declare_limits(bench.keys, {"q": gates, "q2": ""}, first=first))
+        return changed
+
+    assert declare(R2, first=True) == 1
+    assert declare("", first=False) == 0, "another worker's, older settings"
+    assert declare(C1, first=False) == 0
+    assert declare(C1, first=True) == 1
+    bench.redis.delete("jobq:q:q")
+    assert declare(C1, first=False) == 1
+    assert declare("", first=True) == 1
+    assert not bench.redis.exists("jobq:q:q")
+
+
+# --------------------------------------------------------------------------- a task, or a key of it
+
+
+def test_a_tasks_rate_holds_back_its_own_jobs_only(bench: Bench) -> None:
+    gated(bench, *"abcd", lm=R2)
+    bench.enqueue("x", "y")
+    assert ids(bench.claim(10)) == ["a", "b", "x", "y"]
+    found = bench.hash("c")
+    assert (found["status"], found["park"], found["pb"]) == ("deferred", "rate", "~gate:r:t")
+    assert list(bench.zset("jobq:gate:r:t")) == ["c", "d"]
+    assert list(bench.zset("jobq:blocked:q")) == ["c", "d"]
+    assert bench.zset("jobq:gates") == {"r:t": T0 + SPAN}
+    bench.now += SPAN - 1
+    assert open_gates(bench) == 0
+    bench.now += 1
+    bench.enqueue("z")
+    assert open_gates(bench) == 3, "two jobs, one gate"
+    assert bench.waiting() == ["c", "d", "z"], "in front of what came later, in their order"
+    assert "park" not in bench.hash("c")
+    assert ids(bench.claim(10)) == ["c", "d", "z"]
+    for key in ("jobq:gates", "jobq:gate:r:t", "jobq:blocked:q"):
+        assert not bench.redis.exists(key)
+
+
+def test_a_key_runs_once_at_a_time(bench: Bench) -> None:
+    gated(bench, "a1", "a2", "a3", lm=Concurrency(1).gate("c:t:a"))
+    gated(bench, "b1", lm=Concurrency(1).gate("c:t:b"))
+    first = bench.claim(10)
+    assert ids(first) == ["a1", "b1"]
+    assert bench.hash("a2")["park"] == "concurrency"
+    bench.settle(first.jobs[0], kind="succeeded")
+    assert open_gates(bench) == 2, "one job, one gate: as many as there is room for"
+    assert ids(bench.claim(10)) == ["a2"]
+    assert not bench.redis.exists("jobq:held:c:t:b") or bench.zset("jobq:held:c:t:b") == {"b1:ex.1": T0}
+
+
+def test_the_order_is_kept_however_often_they_are_let_in(bench: Bench) -> None:
+    names = [f"{n:02}" for n in (7, 3, 9, 1, 5, 8, 2)]  # all of one millisecond
+    gated(bench, *names, lm=C1)
+    done = []
+    for _ in names:
+        open_gates(bench)
+        (job,) = bench.claim(3).jobs
+        done.append(job.id)
+        bench.settle(job, kind="succeeded")
+    assert done == names
+
+
+def test_all_gates_or_none(bench: Bench) -> None:
+    """A job that one gate stops uses up nothing at the other."""
+    gated(bench, "a", lm=C1)
+    gated(bench, "b", "c", lm=f"{R2};{C1}")
+    a = bench.claim(10).jobs[0]
+    assert bench.zset("jobq:rate:r:t") == {}
+    bench.settle(a, kind="succeeded")
+    open_gates(bench)
+    assert ids(bench.claim(10)) == ["b"]
+    assert list(bench.zset("jobq:rate:r:t")) == ["b:ex.2"]
+
+
+@pytest.mark.parametrize("kind", ["succeeded", "retry", "dead", "snooze", "cancelled", "park", "hand_back", "interrupted"])
+def test_every_end_gives_the_place_back(bench: Bench, kind: str) -> None:
+    gated(bench, "a", "b", lm=C1)
+    (a,) = bench.claim(10).jobs
+    bench.settle(a, kind=kind, delay_ms=60_000)
+    assert not bench.redis.exists("jobq:held:c:t")
+    assert open_gates(bench) == 2
+
+
+def test_what_never_started_is_not_counted_in_the_window(bench: Bench) -> None:
+    gated(bench, "a", "b", "c", lm=R2)
+    a, b = bench.claim(10).jobs
+    bench.settle(a, kind="hand_back")
+    bench.settle(b, kind="interrupted")
+    assert list(bench.zset("jobq:rate:r:t")) == ["b:ex.1"]
+
+
+def test_a_rescue_gives_the_place_back(bench: Bench) -> None:
+    gated(bench, "a", "b", lm=C1)
+    bench.claim(10)
+    bench.run(calls.rescue(bench.keys, 12_000, now_ms=bench.now + 9_000))
+    bench.run(calls.rescue(bench.keys, 12_000, now_ms=bench.now + 11_999))
+    bench.now += 13_500
+    assert bench.run(calls.rescue(bench.keys, 12_000, now_ms=bench.now)).moved == [("a", "q", "queued")]
+    assert open_gates(bench) == 2
+    assert ids(bench.claim(1)) == ["b"], "opened last, so in front"
+    assert ids(bench.claim(1)) == []
+
+
+@pytest.mark.covers("L-04")
+def test_a_place_without_a_lease_heals_by_itself(bench: Bench) -> None:
+    """Whatever killed the holder and its traces: who has no lease holds nothing."""
+    gated(bench, "a", "b", "c", lm=C1)
+    bench.redis.zadd("jobq:held:c:t", {"dead:ex.0": T0 - 1})
+    assert ids(bench.claim(10)) == ["a"]
+    bench.redis.delete("jobq:leases", "rq:wip:q", "rq:job:a")  # as after a rollback to before its claim
+    assert open_gates(bench) == 0, "nobody has said so"
+    bench.now += 2_000
+    assert open_gates(bench) == 2
+    assert ids(bench.claim(10)) == ["b"]
+
+
+def test_the_gate_of_one_task_in_several_queues(bench: Bench) -> None:
+    gated(bench, "a", lm=C1)
+    gated(bench, "b", lm=C1, queue="q2")
+    (a,) = bench.claim(10).jobs
+    assert ids(bench.claim(10, queue="q2")) == []
+    bench.settle(a, kind="succeeded")
+    open_gates(bench)
+    assert bench.waiting("q2") == ["b"]
+    assert ids(bench.claim(10, queue="q2")) == ["b"]
+
+
+@pytest.mark.parametrize("word", ["cancel", "delete", "withdraw"])
+def test_a_job_that_waits_at_a_gate_can_leave(bench: Bench, word: str) -> None:
+    gated(bench, "a", "b", lm=C1)
+    bench.claim(10)
+    step = {"cancel": calls.cancel, "delete": calls.delete, "withdraw": calls.withdraw}[word](bench.keys, "b")
+    bench.run(step)  # type: ignore[arg-type]
+    for key in ("jobq:gate:c:t", "jobq:blocked:q", "rq:deferred:q"):
+        assert not bench.redis.exists(key)
+    bench.now += 2_000
+    assert open_gates(bench) == 1, "the gate alone, which is forgotten"
+    assert not bench.redis.exists("jobq:gates")
+
+
+def test_what_an_rq_tool_took_from_a_gate_is_passed_over(bench: Bench) -> None:
+    gated(bench, "a", "b", "c", lm=C1)
+    (a,) = bench.claim(10).jobs
+    bench.redis.delete("rq:job:b")
+    bench.settle(a, kind="succeeded")
+    while open_gates(bench):
+        pass
+    assert ids(bench.claim(10)) == ["c"]
+    assert bench.redis.zrem("rq:deferred:q", "b") == 1  # rq's delete has left the registry itself
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_thousand_blocked_jobs_cost_a_claim_nothing(bench: Bench, limit: int) -> None:
+    for start in range(0, 500, 100):
+        gated(bench, *(f"t{n:04}" for n in range(start, start + 100)), lm=Rate(limit).gate("r:t"))
+    bench.enqueue("other")
+    found: list[str] = []
+    for _ in range(20):
+        found += ids(bench.claim(10))
+    assert found == [*(f"t{n:04}" for n in range(limit)), "other"]
+    assert bench.redis.zcard("jobq:gate:r:t") == 500 - limit
+
+
+# --------------------------------------------------------------------------- exactness
+
+
+@pytest.mark.parametrize("rate", [Rate(5, per=1), Rate(7, per=1, burst=3), Rate(5, per=1, burst=1)])
+def test_no_window_of_the_handlers_clocks_holds_more(bench: Bench, rate: Rate) -> None:
+    rand = random.Random(4)
+    lm = rate.gate("r:t")
+    gated(bench, *(f"j{n:03}" for n in range(100)), lm=lm)
+    started: list[float] = []
+    while bench.now < T0 + 12_000 and len(started) < 100:
+        bench.now += rand.randrange(1, 90)
+        open_gates(bench)
+        for job in bench.claim(rand.randrange(1, 8), ex=f"e{rand.randrange(3)}").jobs:
+            started.append(bench.now + rand.uniform(0, 50))  # a start follows its claim
+            bench.settle(job, kind="succeeded")
+    started.sort()
+    for at in started:
+        assert sum(at <= other < at + 1_000 for other in started) <= rate.limit
+    span = (started[-1] - started[0]) / 1_000
+    sustained = rate.limit - (rate.burst or 0)
+    assert len(started) >= 0.8 * sustained * span, "a limit, not a halt"
+
+
+def test_a_burst_then_one_by_one(bench: Bench) -> None:
+    lm = Rate(13, per=60, burst=3).gate("r:t")
+    gated(bench, *"abcdefgh", lm=lm)
+    assert ids(bench.claim(10)) == ["a", "b", "c"]
+    (at,) = bench.zset("jobq:gates").values()
+    assert at == T0 + SPAN / 10
+    bench.now = int(at)
+    open_gates(bench)
+    assert ids(bench.claim(10)) == ["d"]
+
+
+# --------------------------------------------------------------------------- RateLimited
+
+
+def test_rate_limited_closes_the_gate_of_the_task(bench: Bench) -> None:
+    gated(bench, "a", "b", lm=f"{R2};{C1}")
+    a = bench.claim(1).jobs[0]
+    assert bench.settle(a, kind="limited", delay_ms=30_000, repeats=2) == ["already"]
+    found = bench.hash("a")
+    assert (found["status"], found["park"], found.get("attempts")) == ("deferred", "rate", None)
+    assert ids(bench.claim(10)) == [], "nor does another of the task start"
+    bench.now += 29_999
+    assert open_gates(bench) == 0
+    bench.now += 1
+    assert open_gates(bench) == 2, "one start is still in the window"
+    assert ids(bench.claim(10)) == ["a"]
+
+
+def test_rate_limited_closes_a_queue_with_a_rate(bench: Bench) -> None:
+    limited(bench, Rate(10))
+    bench.enqueue("a", "b")
+    a = bench.claim(1).jobs[0]
+    bench.settle(a, kind="limited", delay_ms=30_000)
+    assert bench.waiting() == ["a", "b"]
+    assert (bench.claim(1).status, bench.claim(1).until_ms) == ("limited", T0 + 30_000)
+    bench.now += 30_000
+    assert ids(bench.claim(10)) == ["a", "b"]
+
+
+def test_rate_limited_without_a_rate_is_a_snooze(bench: Bench) -> None:
+    a = bench.running("a")
+    bench.settle(a, kind="limited", delay_ms=30_000)
+    assert (bench.status("a"), bench.zset("rq:scheduled:q")) == ("scheduled", {"a": (T0 + 30_000) / 1000})

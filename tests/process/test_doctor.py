@@ -1,0 +1,251 @@
+"""The audit beside real workers, and ``jobq doctor`` and ``jobq memory`` as a shell runs them."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import redis
+
+import jobq
+from jobq.audit import audit, repair
+from jobq.cli.common import Exit
+from jobq.job import JobState
+from tests.process import ledger_app as app
+from tests.process.conftest import WorkerFactory
+from tests.process.test_cli import HERE, Cli
+from tests.support.hand import Hand
+from tests.support.processes import until
+from tests.support.workers import Ledger
+
+pytestmark = pytest.mark.process
+
+NO_GRACE = timedelta(0)
+
+
+def drained(raw: redis.Redis) -> bool:
+    return not (
+        raw.zcard("jobq:leases")
+        + sum(
+            raw.llen(f"rq:queue:{queue}") + raw.zcard(f"rq:scheduled:{queue}") for queue in ("high", "batch")
+        )
+    )
+
+
+def test_a_busy_server_has_no_findings(
+    worker: WorkerFactory, client: jobq.Client, redis_client: redis.Redis
+) -> None:
+    for _ in range(2):
+        worker("--concurrency", "4", queues=("high", "batch"), JOBQ_LEASE="1s")
+    ended = threading.Event()
+
+    def produce() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            key = f"k{number}"
+            app.note.options(client=client).enqueue(key=key)
+            app.flaky.options(client=client).enqueue(key=key)
+            app.fail.options(client=client).enqueue(key=key)
+            if number % 20 == 0:
+                app.isolated.options(client=client).enqueue(key=key)
+                app.note.options(client=client, delay=30).enqueue(key=key).cancel()
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    try:
+        until(lambda: redis_client.zcard("rq:finished:high") > 20)
+        found = [audit(client, grace=NO_GRACE) for _ in range(15)]
+    finally:
+        ended.set()
+        producer.join()
+    assert [[str(each) for each in findings] for findings in found if findings] == []
+    until(lambda: drained(redis_client), 60)
+    assert audit(client, grace=NO_GRACE) == []
+
+
+def test_repairs_beside_a_worker_lose_nothing_and_repeat_nothing_that_settled(
+    worker: WorkerFactory, client: jobq.Client, redis_client: redis.Redis, ledger: Ledger
+) -> None:
+    rand = random.Random(7)
+    running = worker("--concurrency", "4", JOBQ_LEASE="1s")
+    jobs = app.nap.options(client=client).enqueue_many(
+        [{"key": f"k{i}", "seconds": 0.05} for i in range(200)]
+    )
+    without_lease: set[str] = set()
+    fixed = 0
+    for already in range(0, 150, 10):
+        until(lambda: redis_client.zcard("rq:finished:high") >= already)  # noqa: B023 - called at once
+        redis_client.rpop("rq:queue:high", 3)
+        leases = [member.decode() for member in redis_client.zrange("jobq:leases", 0, -1)]
+        if leases:
+            member = rand.choice(leases)
+            redis_client.zrem("jobq:leases", member)
+            without_lease.add(member.partition(":")[0])
+        fixed += len(repair(client, audit(client, grace=NO_GRACE)))
+    assert fixed > 20
+    assert repair(client, audit(client, grace=NO_GRACE)) == []
+    until(lambda: drained(redis_client), 30)
+    for number, job in enumerate(jobs):
+        assert client.get(job.id).state is JobState.SUCCEEDED
+        ran = ledger.count("ran", f"k{number}")
+        assert ran >= 1 if job.id in without_lease else ran == 1
+    assert audit(client, grace=NO_GRACE) == []
+    assert "Traceback" not in running.output()
+
+
+# --------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def cli(redis_url: str, tmp_path: Path) -> Cli:
+    env = {n: value for n, value in os.environ.items() if n not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
+    return Cli(env | {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": HERE}, tmp_path)
+
+
+@pytest.fixture
+def lost_job(cli: Cli, client: jobq.Client, redis_client: redis.Redis) -> str:
+    """A job that a stock worker popped and lost, as everything else on a server where all is well."""
+    job = app.note.options(client=client, delay=3600).enqueue(key="a")
+    redis_client.zrem("rq:scheduled:high", job.id)
+    assert cli("doctor", "--no-data", "--json").returncode == Exit.DONE
+    return job.id
+
+
+def test_doctor_finds_and_repairs(cli: Cli, lost_job: str, redis_client: redis.Redis) -> None:
+    found = cli.json("doctor", code=Exit.BAD)
+    (data,) = found["data"]
+    assert data["kind"] == "not_in_registry"
+    assert data["severe"] is True
+    assert data["fixed"] is False
+    assert data["count"] == 1
+    assert [each["subject"] for each in data["sample"]] == [lost_job]
+    assert found["ok"] is False
+
+    asked = cli("doctor", "--fix", code=Exit.USAGE)
+    assert "add --yes, or --dry-run" in asked.stderr
+    said = cli("doctor", "--fix", "--dry-run", code=Exit.BAD).stderr
+    assert "would set 1 findings right" in said
+    assert redis_client.zscore("rq:scheduled:high", lost_job) is None
+
+    found = cli.json("doctor", "--fix", "--yes")
+    assert [(data["kind"], data["fixed"]) for data in found["data"]] == [("not_in_registry", True)]
+    assert {check["check"]: check["status"] for check in found["checks"]}["data: not_in_registry"] == "fixed"
+    assert redis_client.zscore("rq:scheduled:high", lost_job) is not None
+    again = cli("doctor", "--fix", "--yes")
+    assert "nothing to set right" in again.stderr
+    assert "every job is where it belongs" in again.stdout
+
+
+def test_doctor_asks_on_a_terminal(cli: Cli, lost_job: str, redis_client: redis.Redis) -> None:
+    code, shown = cli.on_terminal("doctor", "--fix", answer="n")
+    assert code == Exit.DECLINED, shown
+    assert redis_client.zscore("rq:scheduled:high", lost_job) is None
+    code, shown = cli.on_terminal("doctor", "--fix", answer="y")
+    assert code == Exit.DONE, shown
+    assert redis_client.zscore("rq:scheduled:high", lost_job) is not None
+
+
+def test_doctor_deletes_the_unreadable_on_request(cli: Cli, redis_client: redis.Redis) -> None:
+    redis_client.set("rq:job:broken", "x")
+    assert "cannot be read (broken (not a hash))" in cli("doctor", "--fix", "--yes", code=Exit.BAD).stdout
+    assert redis_client.exists("rq:job:broken")
+    cli("doctor", "--fix", "--delete-unreadable", "--yes")
+    assert not redis_client.exists("rq:job:broken")
+    cli("doctor", "--delete-unreadable", code=Exit.USAGE)
+    cli("doctor", "--no-data", "--fix", code=Exit.USAGE)
+
+
+def test_doctor_names_what_parked_jobs_wait_for(cli: Cli, client: jobq.Client) -> None:
+    app.note.options(client=client).enqueue(key="a")
+    hand = Hand(client)
+    (job,) = hand.claim("high")
+    assert hand.settle(job, "park", queue="high", bucket="t.note", reason="unknown_task") == "ok"
+    checks = {check["check"]: check for check in cli.json("doctor")["checks"]}
+    assert checks["queue high"]["detail"] == "1 jobs parked for t.note"
+
+
+def test_doctor_says_who_could_help(cli: Cli, client: jobq.Client, worker: WorkerFactory) -> None:
+    worker(queues=("batch",))
+    app.note.options(client=client).enqueue(key="a")
+    checks = {check["check"]: check for check in cli.json("doctor", code=Exit.BAD)["checks"]}
+    assert checks["queue high"]["status"] == "bad"
+    assert checks["queue low"]["detail"] == "configured, and no live worker serves it"
+    assert checks["idle workers"]["remedy"] == "let them serve high, too"
+    assert "takes up to 32" in checks["connections"]["detail"]
+    assert checks["replicas"]["status"] == "ok"
+
+
+def test_memory(cli: Cli, client: jobq.Client) -> None:
+    app.note.options(client=client).enqueue_many([{"key": str(number)} for number in range(50)])
+    found = cli.json("memory")
+    queued = [each for each in found["holdings"] if (each["kind"], each["state"]) == ("jobs", "queued")]
+    assert [(each["queue"], each["keys"]) for each in queued] == [("high", 50)]
+    assert 200 < found["queued_job_bytes"] < 2_000
+    assert found["estimate"]["complete"] is True
+    assert found["shed"] == []
+    said = cli("memory").stderr
+    assert "an estimate: " in said
+    assert "it needs a maxmemory" in said
+
+
+# --------------------------------------------------------------------------- the memory brake
+
+
+def fill(raw: redis.Redis, percent: float) -> None:
+    """Ballast, until so much of the memory is in use."""
+    info = raw.info("memory")
+    missing = int(info["maxmemory"] * percent / 100) - info["used_memory"]
+    for number in range(1_000):
+        if missing < 100_000:
+            return
+        raw.set(f"ballast:{percent}:{number}", b"x" * 81_000)
+        info = raw.info("memory")
+        missing = int(info["maxmemory"] * percent / 100) - info["used_memory"]
+    raise AssertionError("memory does not fill")
+
+
+def test_full_memory_refuses_the_least_urgent_first(
+    worker: WorkerFactory, server_factory, tmp_path: Path
+) -> None:
+    with (
+        server_factory(maxmemory="60mb") as server,
+        redis.Redis.from_url(server.url) as raw,
+        jobq.Client(jobq.Settings(redis_url=server.url)) as client,
+    ):
+        running = worker(url=server.url)
+
+        def taken(queue: str) -> bool:
+            try:
+                app.note.options(client=client, queue=queue, delay=3600).enqueue(key="x")
+            except jobq.QueueFullError:
+                return False
+            return True
+
+        assert all(taken(queue) for queue in client.specs)
+        fill(raw, 83)
+        running.wait_event("queue.shed", queue="batch")
+        assert [queue for queue in client.specs if taken(queue)] == ["critical", "high", "medium"]
+        assert client.stats().queues["low"].shed
+        assert client.queues.get("batch").shed
+        assert not client.health().ok
+        fill(raw, 92)
+        running.wait_event("queue.shed", queue="high")
+        assert [queue for queue in client.specs if taken(queue)] == ["critical"]
+        fill(raw, 97)
+        running.wait_event("queue.shed", queue="critical")
+        assert not any(taken(queue) for queue in client.specs)
+        assert client.memory().brake.shed == tuple(client.specs)
+
+        raw.delete(*raw.keys("ballast*"))
+        running.wait_event("queue.admitted", queue="low")
+        assert all(taken(queue) for queue in client.specs)
+
+        fill(raw, 83)
+        until(lambda: not taken("low"))
+        running.kill()
+        until(lambda: taken("low"), 20)  # a refusal does not outlive those who watch the memory
