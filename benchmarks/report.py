@@ -174,7 +174,7 @@ def _targets(targets: Sequence[Target]) -> list[str]:
 def _overview(results: Results) -> list[str]:
     body = []
     for name in ALL:
-        if name in results:
+        if any(row for measured in results.get(name, {}).values() for row in measured):
             cells = [" / ".join(_cell(results, name, *each) for each in parts) for _, parts in _OVERVIEW]
             body.append([name, *cells])
     return ["", "## All", "", *_table(["system", *(title for title, _ in _OVERVIEW)], body)]

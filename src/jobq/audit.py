@@ -39,7 +39,7 @@ class Kind:
 
     Attributes:
         words: What is wrong, with the jobs, entries or keys as the subject.
-        repair: What a repair does; empty: nothing can be done by machine.
+        repair: What a repair has done to them; empty: nothing can be done by machine.
         severe: A job is lost, stuck or may run twice. Otherwise something only takes room or is miscounted.
     """
 
@@ -52,27 +52,29 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("not_in_list", "queued, and in no list: nobody will claim them", "queue them in front"),
-        Kind("not_in_registry", "missing from the registry of their state", "enter them"),
-        Kind("not_in_bucket", "parked where no worker looks", "enter them"),
-        Kind("expiring", "not ended, and about to expire", "take the expiry away"),
-        Kind("no_lease", "running, and nobody holds the lease", "a lease to be rescued when it ends"),
-        Kind("stock_run", "running on a plain rq worker that is dead", "a lease to be rescued at once"),
-        Kind("no_wip", "leases missing from rq's registry of started jobs", "enter them"),
-        Kind("second_lease", "older leases of a job that has a later one", "remove them"),
-        Kind("dead_lease", "leases of jobs that do not run", "remove them"),
-        Kind("stray_entry", "entries in a registry that is not their job's", "remove them"),
+        Kind("not_in_list", "queued, and in no list: nobody will claim them", "queued in front"),
+        Kind("not_in_registry", "missing from the registry of their state", "entered"),
+        Kind("not_in_bucket", "parked where no worker looks", "entered"),
+        Kind("expiring", "not ended, and about to expire", "expiry taken away"),
+        Kind("no_lease", "running, and nobody holds the lease", "given a lease, rescued when it ends"),
+        Kind(
+            "stock_run",
+            "running on a plain rq worker that is dead",
+            "given a lease that has ended, rescued at once",
+        ),
+        Kind("no_wip", "leases missing from rq's registry of started jobs", "entered"),
+        Kind("second_lease", "older leases of a job that has a later one", "removed"),
+        Kind("dead_lease", "leases of jobs that do not run", "removed"),
+        Kind("stray_entry", "entries in a registry that is not their job's", "removed"),
         Kind("wrong_type", "keys of the wrong type: what they hold is out of reach", ""),
         Kind("unreadable", "jobs that cannot be read", ""),
-        Kind("stale_quarantine", "in quarantine, and readable or gone", "release them", severe=False),
+        Kind("stale_quarantine", "in quarantine, and readable or gone", "released", severe=False),
         Kind("dropped_id", "ids in a list that claim will drop", "", severe=False),
-        Kind(
-            "retry_count", "counted wrongly among those that wait for a retry", "recount them", severe=False
-        ),
-        Kind("no_expiry", "ended jobs that never expire", "let them expire", severe=False),
-        Kind("orphan_dedup", "dedup keys that refuse nobody", "delete them", severe=False),
-        Kind("orphan_key", "keys of no job, which nothing deletes", "let them expire", severe=False),
-        Kind("unknown_queue", "queues missing from rq's set of queues", "enter them", severe=False),
+        Kind("retry_count", "counted wrongly among those that wait for a retry", "recounted", severe=False),
+        Kind("no_expiry", "ended jobs that never expire", "given an expiry", severe=False),
+        Kind("orphan_dedup", "dedup keys that refuse nobody", "deleted", severe=False),
+        Kind("orphan_key", "keys of no job, which nothing deletes", "given an expiry", severe=False),
+        Kind("unknown_queue", "queues missing from rq's set of queues", "entered", severe=False),
     )
 }
 """Every kind of finding, the worst first."""

@@ -41,7 +41,7 @@ __all__ = [
 DEFAULT_LIMIT = 262_144
 """Bytes of an encoded payload, and of an encoded result, unless configured otherwise."""
 
-_ENVELOPE = re.compile(rb'\{"v":1,"kid":"(?:([0-9a-f]{8})","sig":"([A-Za-z0-9_-]{43})|","sig":")","body":')
+_ENVELOPE = re.compile(rb'\{"v":1,"kid":"(?:([0-9a-f]{8})","sig":"([A-Za-z0-9_-]{22})|","sig":")","body":')
 _UNSIGNED = b'{"v":1,"kid":"","sig":"","body":'
 _INFLATE = 4  # rq rewrites payloads zlib-compressed; a producer's limit may be somewhat above ours
 
@@ -139,11 +139,10 @@ class Codec:
                 nesting beyond 200 levels, keys that become equal, a ``SecretStr`` outside ``secrets``.
             PayloadTooLargeError: The payload is over the limit.
         """
-        body: dict[str, Any] = {
-            "task": task,
-            "tv": version,
-            "p": params if type(params) is dict else dict(params),
-        }
+        body: dict[str, Any] = {"task": task}
+        if version != 1:
+            body["tv"] = version
+        body["p"] = params if type(params) is dict else dict(params)
         if job_id is None:
             body["unbound"] = True
         if secrets:
@@ -291,9 +290,9 @@ class Codec:
         """Check the shape of a body and decrypt its secrets."""
         if type(body) is not dict:
             raise PayloadUnreadableError("the payload's body is not an object")
-        task, version, params = body.get("task"), body.get("tv"), body.get("p")
+        task, version, params = body.get("task"), body.get("tv", 1), body.get("p")
         if type(task) is not str or not task or type(version) is not int or type(params) is not dict:
-            raise PayloadUnreadableError("the payload's body lacks a task, a version or params")
+            raise PayloadUnreadableError("the payload's body lacks a task or params, or has a bad version")
         if "unbound" in body and body["unbound"] is not True:
             raise PayloadUnreadableError("the payload's body has a bad 'unbound'")
         bound = "unbound" not in body
@@ -310,7 +309,7 @@ def _secrets(enc: Any, key: Key, job_id: str | None, task: str) -> dict[str, Any
     """The secret params of a body, in clear."""
     try:
         clear = from_json(key.unseal(enc, job_id, task), allow_inf_nan=False, cache_strings=False)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise PayloadUnreadableError(
             f"the payload's encrypted params are malformed ({type(error).__name__})"
         ) from None

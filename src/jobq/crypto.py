@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Key"]
 
+SIGNATURE_BYTES = 16
+_NONCE_BYTES = 12
+
 _URLSAFE = bytes.maketrans(b"+/", b"-_")
 _UNBOUND_ID = "*"  # never a job id
 
@@ -43,12 +46,16 @@ class Key:
         self._cipher: AESGCM | None = None
 
     def sign(self, job_id: str | None, raw: bytes) -> bytes:
-        """The signature of a body, base64url without padding; ``job_id`` None: unbound."""
+        """The signature of a body, base64url without padding; ``job_id`` None: unbound.
+
+        Half of an HMAC-SHA-256, which RFC 2104 allows: 128 bits are as many as the encryption's tag has, and each
+        waiting job carries them.
+        """
         signed = b"jobq1\0%s\0%s" % (
             (_UNBOUND_ID if job_id is None else job_id).encode("utf-8", "surrogatepass"),
             raw,
         )
-        digest = hmac.digest(self.signing, signed, "sha256")
+        digest = hmac.digest(self.signing, signed, "sha256")[:SIGNATURE_BYTES]
         return b2a_base64(digest, newline=False).translate(_URLSAFE, b"=")
 
     def verify(self, job_id: str, raw: bytes, signature: bytes) -> bool:
@@ -64,24 +71,27 @@ class Key:
             return False
         raise SignatureError("the payload was altered, forged, or signed for another job")
 
-    def seal(self, clear: bytes, job_id: str | None, task: str) -> dict[str, str]:
-        """Encrypt, in the form that a body's ``enc`` has."""
-        nonce = os.urandom(12)
-        sealed = (self._cipher or self._load()).encrypt(nonce, clear, _context(job_id, task))
-        return {"n": urlsafe_b64encode(nonce).decode(), "c": urlsafe_b64encode(sealed).decode()}
+    def seal(self, clear: bytes, job_id: str | None, task: str) -> str:
+        """Encrypt, in the form that a body's ``enc`` has: nonce and ciphertext, base64url without padding."""
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = nonce + (self._cipher or self._load()).encrypt(nonce, clear, _context(job_id, task))
+        return urlsafe_b64encode(sealed).rstrip(b"=").decode()
 
     def unseal(self, enc: Any, job_id: str | None, task: str) -> bytes:
         """What :meth:`seal` encrypted for this job and task.
 
         Raises:
             SignatureError: It was altered, or belongs to another job.
-            ValueError, TypeError, KeyError, AttributeError: ``enc`` does not have that form.
+            ValueError, TypeError: ``enc`` does not have that form.
         """
         from cryptography.exceptions import InvalidTag  # late: 20 ms that only secrets need
 
-        nonce, sealed = (urlsafe_b64decode(enc[part]) for part in ("n", "c"))
+        if type(enc) is not str:
+            raise TypeError("enc is text")
+        sealed = urlsafe_b64decode(enc + "=" * (-len(enc) % 4))
+        nonce, rest = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
         try:
-            return (self._cipher or self._load()).decrypt(nonce, sealed, _context(job_id, task))
+            return (self._cipher or self._load()).decrypt(nonce, rest, _context(job_id, task))
         except InvalidTag:
             raise SignatureError(
                 "the payload's encrypted params were altered, or belong to another job"

@@ -32,6 +32,7 @@ from jobq.views import job_plan
 ScheduleState = Literal["active", "paused", "ended", "broken"]
 
 _PAGE = 500
+_DIGITS = 15  # of a moment before the year 33,658, in ms
 _CHANGING = ("data", "created_at", "enqueued_at", "jk")
 
 
@@ -184,8 +185,8 @@ def fire_plan(
         ConfigError: What is stored makes no sense.
         CodecError: Its payload cannot be used here.
     """
-    if not taken.slot.isdecimal():
-        raise ConfigError("its next slot is no number")
+    if not taken.slot.isdecimal() or len(taken.slot) > _DIGITS:
+        raise ConfigError("its next slot is no moment")
     due = stored.timing.due(int(taken.slot), now_ms)
     slots, missed, after = due.slots, due.missed, due.next
     if stored.overlap == "cancel_previous" and slots:

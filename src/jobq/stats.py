@@ -163,7 +163,7 @@ def _queue_stats(
     now_ms: int,
     window: timedelta,
 ) -> QueueStats:
-    queued, scheduled, retrying, deferred, running, finished, failed, state, cancelled, head = raw
+    queued, scheduled, retrying, deferred, running, finished, failed, state, cancelled, head, _ = raw
     info = queue_info(name, spec, 0, as_map(state), now_ms)
     serving = [worker for worker in workers if name in worker.queues]
     due_ms = as_int(head[0]) if isinstance(head, list | tuple) and head else 0

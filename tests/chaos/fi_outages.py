@@ -49,7 +49,7 @@ RECORDED_WITHIN_S = 10.0
     "FI-13",
     fault="Redis is stopped for 60 s and for 300 s while jobs run",
     criterion="99 % of what finished meanwhile is recorded within 10 s of its return, the rest runs again",
-    minutes=7.5,
+    minutes=9,
 )
 def stopped(setup: Setup) -> Report:
     report = Report()
@@ -59,9 +59,9 @@ def stopped(setup: Setup) -> Report:
             field.start(1)
             for number, outage_s in enumerate(outages):
                 _one_stop(field, probe, report, f"{'ab'[number]}", outage_s)
-            report.expect("drained", field.drain(stop=False))
+            report.expect("drained", field.drain(150, stop=False))
             judge_workers(field, report, outages=len(outages))
-        field.drain()
+        field.drain(leases=0)
         field.judge(report)
         report.zero("reruns", compare(field.produced.offers(), field.runs()).duplicates)
     return report
@@ -105,7 +105,7 @@ def _one_stop(field: Field, probe: Probe, report: Report, prefix: str, outage_s:
     fault="SIGSTOP of Redis for 1, 5, 20 and 60 s",
     criterion="enqueue returns within 1.1 s in 99.9 %; no live job reaped, no thread left over",
     gate=True,
-    minutes=33,
+    minutes=37,
 )
 def frozen(setup: Setup) -> Report:
     report = Report()
@@ -132,7 +132,7 @@ def frozen(setup: Setup) -> Report:
         report.zero(
             "lost counted", sum(bool(field.raw.hexists(key, "lost")) for key in field.raw.keys("rq:job:*"))
         )
-        field.drain()
+        field.drain(leases=0)
         field.judge(report)
         report.zero("reruns", compare(field.produced.offers(), field.runs()).duplicates)
         report.figure("enqueues", len(took))
@@ -170,8 +170,7 @@ def _one_freeze(field: Field, report: Report, prefix: str, stop_s: float) -> Non
     tell_apart(field, report, began)
     within_s = CONSUMING_WITHIN_S + field.setup.patience_s
     worst(report, "consuming again max, s", consuming_again(field, time.time(), within_s), within_s)
-    # Two leases until a false reap would have shown, before the next one hides it.
-    time.sleep(1.5 * field.setup.lease_s if stop_s > field.setup.lease_s / 3 else 0.5)
+    time.sleep(field.setup.lease_s / 3 + 1.0)  # rescue's hold-off: a false reap would show by then
 
 
 @contextmanager
@@ -234,7 +233,7 @@ def _timed_producers(field: Field) -> Iterator[list[float]]:
     "FI-15",
     fault="all connections are killed every second for 60 s",
     criterion="consuming again within 1 s of each; reruns at most the ambiguous enqueues",
-    minutes=1.6,
+    minutes=2,
 )
 def massacre(setup: Setup) -> Report:
     report, waits = Report(), []
@@ -249,7 +248,7 @@ def massacre(setup: Setup) -> Report:
                 time.sleep(max(0.0, cut + 1.0 - time.time()))
         report.expect("drained", field.drain(stop=False))
         judge_workers(field, report)
-        field.drain()
+        field.drain(leases=0)
         field.judge(report)
         report.figure("massacres", len(waits))
         report.at_most("consuming again max, s", max(waits), bound)
@@ -283,7 +282,7 @@ def failover(setup: Setup) -> Report:
                     group.rejoin(old)
             report.expect("drained", field.drain(stop=False))
             judge_workers(field, report, rolled_back=True)
-            field.drain()
+            field.drain(leases=0)
             field.judge(report, may_lose=True)
             lost = compare(field.produced.offers(), field.runs()).lost
             report.zero("lost of the confirmed", sum(token.startswith("c") for token in lost))
@@ -379,7 +378,7 @@ def old_primary(setup: Setup) -> Report:
                 sides.reverse()
         report.expect("drained", field.drain(stop=False))
         judge_workers(field, report, rolled_back=True)
-        field.drain()
+        field.drain(leases=0)
         field.judge(report, may_lose=True)
     offers = field.produced.offers()
     lost = set(compare(offers, field.runs()).lost)
@@ -389,6 +388,7 @@ def old_primary(setup: Setup) -> Report:
         worst(report, "last write stranded after, s", late, STRANDED_WITHIN_S)
         lost -= {each.token for each in acked}
     report.zero("lost of what was not stranded", len(lost))
+    report.notes.append("Redis counts a replica's lag in whole seconds, and looks once a second: 1 to 3 s pass.")
     report.figure("partitions", len(cuts))
     return report
 
@@ -400,7 +400,7 @@ def old_primary(setup: Setup) -> Report:
     "FI-23",
     fault="a slow, flaky network: every reply 50 to 200 ms late, 1 % of exchanges reset",
     criterion="throughput at least 80 % of the latency bound: each job costs its run and one round trip of its slot",
-    minutes=1.2,
+    minutes=2.5,
 )
 def slow(setup: Setup) -> Report:
     report = Report()
@@ -419,7 +419,7 @@ def slow(setup: Setup) -> Report:
                     field.offer(f"f{number}", 0.0, number, far)
             report.expect("drained", field.drain(300, stop=False))
             judge_workers(field, report)
-            field.drain()
+            field.drain(leases=0)
             field.judge(report)
             report.figure("resets", proxy.met.get("weather", 0))
         far_offers = [each for each in field.produced.offers() if each.token.startswith("f")]

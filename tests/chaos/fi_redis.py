@@ -48,7 +48,7 @@ EVICTING = (
     fault="SIGKILL of Redis, appendfsync always, 2 s down",
     criterion="consuming again within 5 s; reruns at most what was in flight; every ambiguous enqueue told apart",
     gate=True,
-    minutes=2.5,
+    minutes=3,
 )
 def killed_always(setup: Setup) -> Report:
     report = Report()
@@ -57,7 +57,7 @@ def killed_always(setup: Setup) -> Report:
         _kill_cycles(setup, field, report, setup.times(20, short=2), down_s=0.5 if setup.short else 2.0)
         report.expect("drained", field.drain(stop=False))
         judge_workers(field, report)
-        field.drain()
+        field.drain(leases=0)
         field.judge(report)
         verdict = compare(field.produced.offers(), field.runs())
         bound = int(str(report.figures["in flight at kills"]))
@@ -69,7 +69,7 @@ def killed_always(setup: Setup) -> Report:
     "FI-11",
     fault="SIGKILL of Redis, appendfsync everysec, 2 s down",
     criterion="what is lost was acknowledged in the last 2 s before a kill",
-    minutes=2.5,
+    minutes=3,
 )
 def killed_everysec(setup: Setup) -> Report:
     report = Report()
@@ -78,7 +78,7 @@ def killed_everysec(setup: Setup) -> Report:
         kills = _kill_cycles(setup, field, report, setup.times(20), down_s=0.5 if setup.short else 2.0)
         report.expect("drained", field.drain(stop=False))
         judge_workers(field, report)
-        field.drain()
+        field.drain(leases=0)
         field.judge(report, may_lose=True)
         lost = set(compare(field.produced.offers(), field.runs()).lost)
         ages = [
@@ -118,7 +118,7 @@ def _kill_cycles(setup: Setup, field: Field, report: Report, cycles: int, down_s
     "FI-12",
     fault="Redis without persistence, and each other durability class, at start-up",
     criterion="the class is reported, and that nothing is kept is warned of, in 100 %",
-    minutes=1.0,
+    minutes=1,
 )
 def without_persistence(setup: Setup) -> Report:
     report = Report()
@@ -149,7 +149,7 @@ def without_persistence(setup: Setup) -> Report:
     "FI-17",
     fault="an evicting maxmemory-policy",
     criterion="the start of a worker is refused in 100 %, with a line that names the remedy",
-    minutes=1.0,
+    minutes=0.5,
 )
 def evicting(setup: Setup) -> Report:
     report, refused, starts = Report(), 0, 0
@@ -171,7 +171,7 @@ def evicting(setup: Setup) -> Report:
     "FI-22",
     fault="pointed at a replica: at start, and a primary that is demoted under the worker",
     criterion="a typed error; not ready within 5 s; ready and consuming within 5 s of its promotion",
-    minutes=1.0,
+    minutes=1.7,
 )
 def replica(setup: Setup) -> Report:
     report = Report()
@@ -191,7 +191,7 @@ def replica(setup: Setup) -> Report:
                     judge_flips(field, probe, report, demoted, promoted)
             report.expect("drained", field.drain(stop=False))
             judge_workers(field, report)
-        field.drain()
+        field.drain(leases=0)
         field.judge(report)
         _switch(field.raw, theirs, other.port)
         worker = field.spawn()
@@ -221,7 +221,7 @@ BRAKE_WITHIN_S = 3.0
     "FI-16",
     fault="Redis out of memory under noeviction, in steps",
     criterion="typed errors in 100 %; batch and low refused from 80 %, critical accepted to 95 %; accepted again after",
-    minutes=0.8,
+    minutes=1.2,
 )
 def out_of_memory(setup: Setup) -> Report:
     report = Report()
@@ -244,7 +244,7 @@ def out_of_memory(setup: Setup) -> Report:
         report.expect("drained", field.drain(stop=False))
         report.expect("what ran on through it ran once", field.client.get(held).attempt == 1)
         judge_workers(field, report)
-        field.drain()
+        field.drain(leases=0)
         field.judge(report)
     report.problems = sorted(set(report.problems))
     return report
@@ -278,7 +278,7 @@ def _fill_memory(raw: redis.Redis, share: float) -> None:
     "FI-18",
     fault="the disk of the AOF is full",
     criterion="a typed error; not ready within 5 s; recovers without a restart of anything",
-    minutes=0.8,
+    minutes=1.7,
 )
 def disk_full(setup: Setup) -> Report:
     report = Report()
@@ -303,7 +303,7 @@ def disk_full(setup: Setup) -> Report:
                     report.figure("refusing after, s", refused - full)
             report.expect("drained", field.drain(stop=False))
             judge_workers(field, report)
-        field.drain()
+        field.drain(leases=0)
         field.judge(report)
     return report
 
@@ -330,7 +330,7 @@ def _small_disk(folder: Path, report: Report) -> Iterator[Path]:
     "FI-19",
     fault="SCRIPT FLUSH every 200 ms under load",
     criterion="no error surfaces, at producers or in logs",
-    minutes=0.7,
+    minutes=1.4,
 )
 def script_flush(setup: Setup) -> Report:
     report, flushes = Report(), 0
@@ -358,7 +358,7 @@ def script_flush(setup: Setup) -> Report:
         offers = field.produced.offers()
         report.zero("surfaced errors", sum(offer.outcome != "acked" for offer in offers))
         judge_workers(field, report, outages=0)
-        field.drain()
+        field.drain(leases=0)
         field.judge(report)
         report.zero("reruns", compare(offers, field.runs()).duplicates)
     return report

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import redis
 
-ENVELOPE = '{"v":1,"kid":null,"sig":null,"body":%s}'
+ENVELOPE = '{"v":1,"kid":"","sig":"","body":%s}'
 
 
 def _body(rand: random.Random) -> str:

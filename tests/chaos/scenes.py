@@ -21,6 +21,7 @@ from tests.support.processes import until
 from tests.support.workers import Worker, alive
 
 WORKERS = 2
+_STARTED_WITHIN_S = 90.0
 _REACHED_WITHIN_S = 15.0
 
 
@@ -57,9 +58,12 @@ class Stage:
     def perform(self, point: Point, token: str, report: Report) -> None:
         """One repetition: a job alone, one death at the point, and the job's end."""
         scene = getattr(self, method(point.scene))
-        ids = scene(point, token)
-        self._hold.unlink(missing_ok=True)
-        self._staff()
+        until(self._somebody_serves, _STARTED_WITHIN_S)
+        try:
+            ids = scene(point, token)
+        finally:
+            self._hold.unlink(missing_ok=True)
+            self._staff()
         bound = 3 * self._setup.rerun_within_s + _REACHED_WITHIN_S
         for job_id in ids:
             until(lambda job_id=job_id: self.field.client.get(job_id).state in TERMINAL, bound)
@@ -99,6 +103,9 @@ class Stage:
                 self.field.workers.remove(worker)
         while len(self.field.workers) < WORKERS:
             self.field.spawn(app="tests.chaos.points")
+
+    def _somebody_serves(self) -> bool:
+        return any(worker.events("worker.started") for worker in self.field.workers)
 
     # -- steps ------------------------------------------------------------------------------------------------------
 

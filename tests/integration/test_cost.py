@@ -5,21 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import redis
 
 import jobq
 from jobq import lua
+from jobq.private_server import PrivateServer
 from jobq.worker.waiter import BLOCK_S
 from tests.interop import app
 from tests.support.processes import jobq_worker, until
 from tests.support.proxy import Proxy
+from tests.support.server import program_of
 
 APP = "tests.interop.app"
 JOBS = 200
 MOST_PER_JOB = 20
 MOST_PER_ENQUEUE = 6
+
+MOST_BYTES = {"64": 950, "512": 550}
+"""Of a waiting job, by ``hash-max-listpack-value``: the server's default, and the one that doctor recommends."""
 
 _OWN = ("info", "config|resetstat", "ping")
 """What the test itself sends."""
@@ -142,3 +148,25 @@ def test_a_backlog_costs_at_most_twenty_commands_a_job(
     assert per_job <= MOST_PER_JOB, (batches, used)
     assert exchanges <= 2 * batches + 2
     assert batches <= JOBS / 4, "ten slots, and claiming ahead, must share round trips"
+
+
+@pytest.mark.parametrize("longest", MOST_BYTES)
+@pytest.mark.parametrize("flavour", ["redis", "valkey"])
+def test_bytes_of_a_waiting_otp(flavour: Literal["redis", "valkey"], longest: str) -> None:
+    """Signed, and the code encrypted, as in production; list, hash, key and their overhead."""
+    program = program_of(flavour)
+    if program is None:
+        pytest.skip(f"no {flavour}-server here")
+    params = [{"email": "ada@example.com", "code": "123456"}] * 1_000
+    with (
+        PrivateServer({"hash-max-listpack-value": longest}, program=program) as server,
+        jobq.Client(jobq.Settings(redis_url=server.url, secret_key="a key of sixteen or more")) as client,
+        redis.Redis.from_url(server.url) as raw,
+    ):
+        task = jobq.send_otp.options(client=client)
+        task.enqueue_many(params)  # scripts, connections, the first pages of the list
+        before = raw.info("memory")["used_memory"]
+        for _ in range(10):
+            task.enqueue_many(params)
+        used = (raw.info("memory")["used_memory"] - before) / 10_000
+    assert used <= MOST_BYTES[longest]

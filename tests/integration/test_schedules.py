@@ -20,7 +20,8 @@ from jobq.recurrence import Misfire, moment
 from jobq.registry import Registry
 from jobq.schedule_spec import Declarations, StoredSchedule, schedule
 from jobq.schedules import ScheduleInfo, bound_id, fire_plan
-from jobq.worker.schedules import DeclareSchedules
+from jobq.store import Store
+from jobq.worker.schedules import DeclareSchedules, FireSchedules
 from tests.support.hand import Hand
 from tests.support.schedules import Firing
 
@@ -186,7 +187,6 @@ def test_a_due_slot_becomes_a_job_that_a_worker_runs(client: jobq.Client, firing
     assert (envelope.task, envelope.params) == ("shop.report", {"day": "mon", "copies": 1})
 
 
-@pytest.mark.covers("FI-28")
 @pytest.mark.parametrize(("policy", "runs"), [("skip", 0), ("one", 1), ("all", 9)])
 def test_all_workers_down_for_90_minutes(client: jobq.Client, firing: Firing, policy: Any, runs: int) -> None:
     """FI-28: skip 0, one 1, all the exact count."""
@@ -214,7 +214,6 @@ def test_more_missed_slots_than_one_call_takes_are_fired_in_order(
     assert slots == sorted(set(slots))
 
 
-@pytest.mark.covers("FI-26")
 def test_a_clock_that_goes_back_fires_nothing_again_also_through_a_change(
     client: jobq.Client, firing: Firing, redis_client: redis.Redis
 ) -> None:
@@ -231,7 +230,6 @@ def test_a_clock_that_goes_back_fires_nothing_again_also_through_a_change(
     assert heard(firing.tick(), "schedule.fired") == []
 
 
-@pytest.mark.covers("FI-27")
 def test_five_workers_fire_every_slot_once(settings: jobq.Settings, tasks: Registry, redis_url: str) -> None:
     """FI-27: each slot enqueued exactly once, whoever is first."""
     with jobq.Client(settings, registry=tasks) as client, redis.Redis.from_url(redis_url) as plain:
@@ -428,6 +426,9 @@ def test_without_its_key_a_schedule_is_left_to_others(
 
 # --- broken ones ---------------------------------------------------------------
 
+# Written by a producer whose limit is higher.
+_LARGE = b'{"v":1,"kid":"","sig":"","body":{"task":"shop.report","tv":1,"p":{"day":"%s"}}}' % (b"x" * 300_000)
+
 _BREAKS: dict[str, Callable[[redis.Redis], object]] = {
     "spec no JSON": lambda r: r.hset("jobq:schedule:bad", "spec", "{"),
     "spec of others": lambda r: r.hset("jobq:schedule:bad", "spec", '{"task": 1}'),
@@ -444,6 +445,8 @@ _BREAKS: dict[str, Callable[[redis.Redis], object]] = {
     "bad params": lambda r: r.hset("jobq:schedule:bad", "data", b"\x80\x04pickle"),
     "no params": lambda r: r.hdel("jobq:schedule:bad", "data"),
     "slot no number": lambda r: r.hset("jobq:schedule:bad", "next", "soon"),
+    "slot beyond all time": lambda r: r.hset("jobq:schedule:bad", "next", "9" * 30),
+    "payload too large": lambda r: r.hset("jobq:schedule:bad", "data", _LARGE),
     "hash of a wrong type": lambda r: (r.delete("jobq:schedule:bad"), r.set("jobq:schedule:bad", "x")),
     "queue of a wrong type": lambda r: r.set("rq:queue:batch", "x"),
 }
@@ -491,6 +494,18 @@ def test_what_broke_heals_by_itself(client: jobq.Client, redis_client: redis.Red
     redis_client.zadd("jobq:due", {"s": 1})  # a minute later, and the worker that knows it is up
     assert len(heard(Firing(client, redis_client).tick(), "schedule.fired")) == 1
     assert client.schedules.get("s").state == "active"
+
+
+def test_nothing_but_one_question_a_second_while_nothing_is_due(
+    client: jobq.Client, firing: Firing, redis_client: redis.Redis
+) -> None:
+    client.schedules.add("s", "shop.report", every="24h", start=moment(firing.now_ms() + HOUR))
+    store = Store(redis_client)
+    duty = FireSchedules(client.codec)
+    redis_client.config_resetstat()
+    for _ in range(50):
+        duty.tick(store, firing)
+    assert redis_client.info("commandstats")["cmdstat_evalsha"]["calls"] <= 2
 
 
 def test_a_key_of_another_type_under_the_due_set_harms_no_job(

@@ -18,6 +18,7 @@ from tests.support.server import Servers
 T0 = 1_800_000_000_000
 """The tests' own time, ms: scripts take it instead of the server's."""
 
+
 @dataclass
 class Bench:
     """A server, a clock that stands still, and short names for the steps."""
@@ -184,7 +185,11 @@ def bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Bench]:
 
 @pytest.fixture(params=["redis", "valkey"])
 def real(request: pytest.FixtureRequest, servers: Servers) -> Bench:
-    """An empty server, real ones only."""
+    """An empty server, real ones only.
+
+    fakeredis has no maxmemory, no statistics of commands, no users, no replicas and no sockets to cut; and it is
+    too slow for sequences of hundreds of steps.
+    """
     client = servers.client(request.param)
     client.flushall()
     return Bench(client)

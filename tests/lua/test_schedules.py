@@ -96,7 +96,6 @@ def test_a_slot_becomes_one_job_and_moves_the_schedule_on(on: Schedules) -> None
     assert on.bench.redis.smembers("rq:queues") == {b"rq:queue:q"}
 
 
-@pytest.mark.covers("FI-27")
 def test_a_fire_that_is_sent_again_or_by_another_worker_does_nothing(on: Schedules) -> None:
     on.put(stored())
     (taken,) = on.take()
@@ -123,7 +122,6 @@ def test_what_is_taken_is_kept_from_others_for_a_moment(on: Schedules) -> None:
     assert len(on.take()) == 1
 
 
-@pytest.mark.covers("FI-26")
 def test_a_clock_that_jumps_back_fires_nothing_again(on: Schedules) -> None:
     on.put(stored())
     (taken,) = on.take()
@@ -179,6 +177,16 @@ def test_a_full_queue_leaves_its_slots_due(on: Schedules) -> None:
     on.bench.now += TAKEN_MS
     (taken,) = on.take()
     assert on.fire(taken, stored(), T0 + MINUTE, after=T0 + 2 * MINUTE) == ["ok", "queued"]
+
+
+def test_while_memory_is_short_its_slots_stay_due(on: Schedules) -> None:
+    on.put(stored())
+    on.bench.redis.hset("jobq:q:q", "shed", on.bench.now + 5_000)
+    (taken,) = on.take()
+    assert on.fire(taken, stored(), T0, after=T0 + MINUTE) == ["full"]
+    on.bench.now += 6_000
+    (taken,) = on.take()
+    assert on.fire(taken, stored(), T0, after=T0 + MINUTE) == ["ok", "queued"]
 
 
 def test_a_payload_may_be_written_anew(on: Schedules) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,11 @@ class History:
     expiring: set[str] = field(default_factory=set)
     swept_by_rq: set[str] = field(default_factory=set)
 
+    def forget(self, ids: Set[str]) -> None:
+        """These are gone, or begin anew."""
+        for kept in (self.cancelled, self.keyless, self.expiring, self.released, self.popped):
+            kept -= ids
+
 
 def one_container(step: Step, history: History) -> None:
     """1. A job is in exactly the container of its state; a list may also hold ids that claim will drop."""
@@ -76,7 +81,7 @@ def one_container(step: Step, history: History) -> None:
         for word in REGISTRIES:
             for job_id in after.zset(f"rq:{word}:{queue}"):
                 places.setdefault(job_id, []).append(word)
-        for job_id in set(after.list(queue)):
+        for job_id in set(after.waiting(queue)):
             if after.status(job_id) == "queued":
                 places.setdefault(job_id, []).append("queued")
     for _, job_id, _, _ in after.wip():
@@ -84,7 +89,9 @@ def one_container(step: Step, history: History) -> None:
             places.setdefault(job_id, []).append("started")
     for job_id, found in after.hashes.items():
         if not (found["status"] == "queued" and job_id in history.popped):
-            assert places.get(job_id) == [found["status"]], f"{job_id} is {found['status']}, in {places.get(job_id)}"
+            assert places.get(job_id) == [found["status"]], (
+                f"{job_id} is {found['status']}, in {places.get(job_id)}"
+            )
         if "park" in found:
             bucket = f"jobq:parked:{found['origin']}:{found['pb']}"
             assert found["status"] == "canceled" or job_id in after.zset(bucket), f"{job_id} is in no bucket"
@@ -149,10 +156,12 @@ def attempts_by_settle(step: Step, history: History) -> None:
 
 def one_id_one_job(step: Step, history: History) -> None:
     """6. One id, one job, however often enqueue is sent."""
-    if step.name == "enqueue" and all(word in ("mine", "duplicate", "full", "shed") for word, _ in step.answer):
+    if step.name == "enqueue" and all(
+        word in ("mine", "duplicate", "full", "shed") for word, _ in step.answer
+    ):
         assert step.before == step.after, f"{step.answer}, but something changed"
     for queue in step.after.queues:
-        ids = Counter(job_id for job_id in step.after.list(queue) if step.after.status(job_id) == "queued")
+        ids = Counter(job_id for job_id in step.after.waiting(queue) if step.after.status(job_id) == "queued")
         assert not ids or max(ids.values()) == 1, f"twice in the list of {queue}: {ids}"
 
 
@@ -205,7 +214,7 @@ def nothing_lost(step: Step, history: History) -> None:
     after = step.after
     for job_id, found in after.hashes.items():
         if found["status"] == "queued" and job_id not in history.popped:
-            assert job_id in after.list(found["origin"]), f"{job_id} is queued, and in no list"
+            assert job_id in after.waiting(found["origin"]), f"{job_id} is queued, and in no list"
     for job_id, (was, now) in step.moved().items():
         if now is None and job_id in history.acked:
             asked = step.name in ("delete", "rq_delete", "rq_empty", "prune")
@@ -229,7 +238,9 @@ def counted_once(step: Step, history: History) -> None:
 
 
 def _counted(state: Snapshot) -> int:
-    return sum(int(value.get(COUNTER, "0")) for key, value in state.values.items() if key.startswith("jobq:n:"))
+    return sum(
+        int(value.get(COUNTER, "0")) for key, value in state.values.items() if key.startswith("jobq:n:")
+    )
 
 
 def child_leaves_once(step: Step, history: History) -> None:
@@ -252,13 +263,24 @@ def poison_by_rule(step: Step, history: History) -> None:
             end.id == job_id and end.kind == "interrupted" and end.crash and end.alone
             for end in step.facts.get("ends", ())
         )
-        assert lost >= 6 or (alone and crashes >= 2), f"{job_id}: lost {lost}, crashes {crashes}, alone {alone}"
+        assert lost >= 6 or (alone and crashes >= 2), (
+            f"{job_id}: lost {lost}, crashes {crashes}, alone {alone}"
+        )
 
 
 def nothing_left(state: Snapshot, history: History) -> None:
     """15. After drain and retention no ``jobq:`` key is left but ``q``, ``pulse``, ``n``."""
-    kept = ("jobq:q:", "jobq:pulse", "jobq:n:", *(f"jobq:attempts:{job_id}" for job_id in history.swept_by_rq))
-    left = {key: value for key, value in state.values.items() if key.startswith("jobq:") and not key.startswith(kept)}
+    kept = (
+        "jobq:q:",
+        "jobq:pulse",
+        "jobq:n:",
+        *(f"jobq:attempts:{job_id}" for job_id in history.swept_by_rq),
+    )
+    left = {
+        key: value
+        for key, value in state.values.items()
+        if key.startswith("jobq:") and not key.startswith(kept)
+    }
     if left.get("jobq:cancels", set()) <= history.swept_by_rq:
         left.pop("jobq:cancels", None)
     assert not left, f"left over: {left}"
@@ -293,4 +315,6 @@ def check(step: Step, history: History) -> None:
         try:
             invariant(step, history)
         except AssertionError as error:
-            raise AssertionError(f"{invariant.__doc__}\nafter {step.name} {dict(step.facts)}: {error}") from None
+            raise AssertionError(
+                f"{invariant.__doc__}\nafter {step.name} {dict(step.facts)}: {error}"
+            ) from None

@@ -262,7 +262,9 @@ class Reference:
         job.attempts = job.lost = job.crashes = 0
         self._take_key(job, one.window_s)
 
-    def claim(self, queue: str, exec_id: str, number: int, n: int, known: Sequence[str]) -> tuple[str, list[str]]:
+    def claim(
+        self, queue: str, exec_id: str, number: int, n: int, known: Sequence[str]
+    ) -> tuple[str, list[str]]:
         """Word and ids; the same number again yields what it still holds."""
         last = self.claims.get(exec_id)
         token = f"{exec_id}.{number}"
@@ -321,7 +323,9 @@ class Reference:
                 answers.append("already")
                 continue
             if not held:
-                answers.append("gone" if not exists else "already" if settled[end.id] == end.token else "lost")
+                answers.append(
+                    "gone" if not exists else "already" if settled[end.id] == end.token else "lost"
+                )
                 continue
             seen.add((end.id, end.token))
             self._drop_lease(end.id, end.token)
@@ -349,7 +353,9 @@ class Reference:
                 job.crashes += 1
             else:
                 job.lost += 1
-            if (end.crash and end.alone and job.crashes >= CRASH_LIMIT) or (not end.crash and job.lost >= LOST_LIMIT):
+            if (end.crash and end.alone and job.crashes >= CRASH_LIMIT) or (
+                not end.crash and job.lost >= LOST_LIMIT
+            ):
                 kind, reason = "dead", "poison"
         elif end.spends:
             job.attempts += 1
@@ -397,7 +403,9 @@ class Reference:
             return True, []
         moved: list[tuple[str, str, str]] = []
         back: dict[str, list[str]] = {}
-        due = sorted((ends, f"{i}:{t}", i, t) for (i, t), ends in self.leases.items() if ends <= self.now_ms)[:limit]
+        due = sorted((ends, f"{i}:{t}", i, t) for (i, t), ends in self.leases.items() if ends <= self.now_ms)[
+            :limit
+        ]
         for _, _, job_id, token in due:
             self._drop_lease(job_id, token)
             self._interrupt(job_id, keep_s, record, moved, back)
@@ -412,7 +420,12 @@ class Reference:
         return False, moved
 
     def _interrupt(
-        self, job_id: str, keep_s: int, record: bool, moved: list[tuple[str, str, str]], back: dict[str, list[str]]
+        self,
+        job_id: str,
+        keep_s: int,
+        record: bool,
+        moved: list[tuple[str, str, str]],
+        back: dict[str, list[str]],
     ) -> None:
         job = self.jobs.get(job_id)
         if job is None or job.state != "running":
@@ -438,7 +451,9 @@ class Reference:
         """How many became queued, and when the next is due."""
         count, later = 0, []
         for queue in queues:
-            waiting = sorted((j.due_ms, j.id) for j in self.jobs.values() if j.queue == queue and j.state == "scheduled")
+            waiting = sorted(
+                (j.due_ms, j.id) for j in self.jobs.values() if j.queue == queue and j.state == "scheduled"
+            )
             due = [job_id for at, job_id in waiting if at <= self.now_ms][:limit]
             for job_id in due:
                 self.jobs[job_id].state = "queued"
@@ -460,9 +475,7 @@ class Reference:
                     self._list(job.queue).append(child)
                     released.add(child)
                     children.discard(child)
-            if parent in self.jobs and self.jobs[parent].state == "succeeded":
-                self.children.pop(parent, None)
-            elif not children:
+            if not children or (parent in self.jobs and self.jobs[parent].state == "succeeded"):
                 self.children.pop(parent, None)
             del self.after[parent]
         return released, len(parents)
@@ -540,7 +553,9 @@ class Reference:
         keep = max(WITHDRAWN_KEEP_S, keep_s)
         job = self.jobs.get(job_id)
         if job is None or job.state is None:
-            self.jobs[job_id] = Job(job_id, settled="withdraw", cancel_asked=True, expires_s=self.uptime_s + keep)
+            self.jobs[job_id] = Job(
+                job_id, settled="withdraw", cancel_asked=True, expires_s=self.uptime_s + keep
+            )
             return "gone"
         if job.state == "cancelled":
             return "withdrawn" if job.settled == "withdraw" else "finished"

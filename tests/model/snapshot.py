@@ -70,7 +70,9 @@ class Snapshot:
             if kind == "hash":
                 values[key] = dict(zip(items[::2], items[1::2], strict=True))
             elif kind == "zset":
-                values[key] = {member: float(score) for member, score in zip(items[::2], items[1::2], strict=True)}
+                values[key] = {
+                    member: float(score) for member, score in zip(items[::2], items[1::2], strict=True)
+                }
             elif kind == "set":
                 values[key] = set(items)
             elif kind == "list":
@@ -90,7 +92,7 @@ class Snapshot:
         found: dict[str, float] = self.values.get(key, {})
         return found
 
-    def list(self, queue: str) -> list[str]:
+    def waiting(self, queue: str) -> list[str]:
         """A queue's list of ids."""
         found: list[str] = self.values.get(f"rq:queue:{queue}", [])
         return found
@@ -109,7 +111,9 @@ class Snapshot:
         """Names of all queues that any job or list names."""
         names = {value.get("origin", "") for value in self.hashes.values()}
         kinds = ("queue", "wip", *REGISTRIES)
-        return names | {key.split(":", 2)[2] for key in self.values if key.split(":")[1] in kinds and key[:3] == "rq:"}
+        return names | {
+            key.split(":", 2)[2] for key in self.values if key.split(":")[1] in kinds and key[:3] == "rq:"
+        }
 
     @cached_property
     def leases(self) -> dict[str, list[str]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
+import fakeredis
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -23,7 +23,7 @@ from jobq.codec import Serializer
 from tests.model.invariants import nothing_left
 from tests.model.machine import KEYS, Pair, load_scripts
 from tests.model.reference import ENDED, MIN_KEEP_S, End, Job, New
-from tests.support.server import Servers
+from tests.support.server import Flavour, Servers
 
 QUEUES = ("q", "r")
 BUCKETS = ("t.new", "t.old")
@@ -105,7 +105,10 @@ class Machine(RuleBasedStateMachine):
 
     def _send(self, queue: str, new: list[New], delays: list[int]) -> None:
         due = [0 if delay == 0 else self.model.now_ms + delay for delay in delays]
-        timed = [New(n.id, n.payload, at, n.dedup, n.window_s, n.replace, n.bound) for n, at in zip(new, due, strict=True)]
+        timed = [
+            New(n.id, n.payload, at, n.dedup, n.window_s, n.replace, n.bound)
+            for n, at in zip(new, due, strict=True)
+        ]
         self.pair.enqueue(queue, timed)
         self.came |= self.model.jobs.keys()
 
@@ -141,7 +144,12 @@ class Machine(RuleBasedStateMachine):
         if not self.came & {one.id for one in new} - self.model.jobs.keys():
             self._send(queue, new, delays)
 
-    @rule(queue=queues, exec_id=executors, n=st.integers(1, 3), known=st.lists(st.sampled_from(BUCKETS), unique=True))
+    @rule(
+        queue=queues,
+        exec_id=executors,
+        n=st.integers(1, 3),
+        known=st.lists(st.sampled_from(BUCKETS), unique=True),
+    )
     def claim(self, queue: str, exec_id: str, n: int, known: list[str]) -> None:
         self.numbers[exec_id] += 1
         number = self.numbers[exec_id]
@@ -179,7 +187,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(_some_held)
     @rule(first=some)
     def heartbeat(self, first: int) -> None:
-        self.pair.heartbeat([(job_id, token) for _, job_id, token in self.held[-1 - first % len(self.held) :]])
+        self.pair.heartbeat(
+            [(job_id, token) for _, job_id, token in self.held[-1 - first % len(self.held) :]]
+        )
 
     @precondition(_some_held)
     @rule(pick=some)
@@ -282,7 +292,13 @@ class Machine(RuleBasedStateMachine):
         child = self._new_id()
 
         def write() -> None:
-            fields = {"data": "{}", "origin": queue, "status": "deferred", "description": "t.x", "timeout": "180"}
+            fields = {
+                "data": "{}",
+                "origin": queue,
+                "status": "deferred",
+                "description": "t.x",
+                "timeout": "180",
+            }
             client.hset(KEYS.job(child), mapping=fields)
             client.zadd(KEYS.deferred(queue), {child: self.model.now_ms // 1000})
             client.sadd(KEYS.dependencies(child), *live)
@@ -342,7 +358,11 @@ class Machine(RuleBasedStateMachine):
         job_id = self._which(pick, lambda job: job.state == "running" and job.id in self.model.foreign)
         if job_id is None:
             return
-        client, queue, until = self.pair.client, self.model.jobs[job_id].queue, self.model.now_ms // 1000 + 500
+        client, queue, until = (
+            self.pair.client,
+            self.model.jobs[job_id].queue,
+            self.model.now_ms // 1000 + 500,
+        )
 
         def end() -> None:
             client.zrem(KEYS.wip(queue), f"{job_id}:stock")
@@ -388,25 +408,34 @@ class Machine(RuleBasedStateMachine):
         nothing_left(self.pair.now, self.pair.history)
 
 
-def play(client: Any, *, sequences: int, steps: int, derandomize: bool) -> None:
-    """Run so many sequences of so many steps on one server."""
+def play(client: Any, *, sequences: int, derandomize: bool) -> None:
+    """Run so many sequences on one server, and print how to run the shortest failing one again."""
     load_scripts(client)
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         lambda: Machine(client),
         settings=settings(
             max_examples=sequences,
-            stateful_step_count=steps,
+            stateful_step_count=40,
             derandomize=derandomize,
             database=None,
             deadline=None,
             print_blob=True,
             report_multiple_bugs=False,
-            phases=(Phase.generate, Phase.shrink) if not os.environ.get('NOSHRINK') else (Phase.generate,),
+            phases=(Phase.generate, Phase.shrink),
             suppress_health_check=list(HealthCheck),
         ),
     )
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("flavour", "sequences"), [("redis", 150), ("valkey", 150), ("fakeredis", 10)])
+def test_any_sequence(servers: Servers, flavour: str, sequences: int) -> None:
+    client = fakeredis.FakeRedis() if flavour == "fakeredis" else servers.client(flavour)
+    play(client, sequences=sequences, derandomize=True)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("flavour", ["redis", "valkey"])
-def test_any_sequence(servers: Servers, flavour: str) -> None:
-    play(servers.client(flavour), sequences=150, steps=40, derandomize=True)
+def test_ten_thousand_sequences(servers: Servers, flavour: Flavour) -> None:
+    play(servers.client(flavour), sequences=10_000, derandomize=False)

@@ -129,7 +129,7 @@ def test_doctor_finds_and_repairs(cli: Cli, lost_job: str, redis_client: redis.R
     asked = cli("doctor", "--fix", code=Exit.USAGE)
     assert "add --yes, or --dry-run" in asked.stderr
     said = cli("doctor", "--fix", "--dry-run", code=Exit.BAD).stderr
-    assert "would set 1 findings right" in said
+    assert "would repair 1 finding" in said
     assert redis_client.zscore("rq:scheduled:high", lost_job) is None
 
     found = cli.json("doctor", "--fix", "--yes")
@@ -137,7 +137,7 @@ def test_doctor_finds_and_repairs(cli: Cli, lost_job: str, redis_client: redis.R
     assert {check["check"]: check["status"] for check in found["checks"]}["data: not_in_registry"] == "fixed"
     assert redis_client.zscore("rq:scheduled:high", lost_job) is not None
     again = cli("doctor", "--fix", "--yes")
-    assert "nothing to set right" in again.stderr
+    assert "nothing to repair" in again.stderr
     assert "every job is where it belongs" in again.stdout
 
 

@@ -32,3 +32,20 @@ def test_orders(redis_url: str, client: jobq.Client) -> None:
     assert worker.returncode == 0, worker.stderr
     queues = client.stats().queues
     assert (queues["high"].succeeded, queues["batch"].succeeded, queues["low"].scheduled) == (3, 2, 3)
+
+
+def test_schedules(redis_url: str, client: jobq.Client) -> None:
+    environment = {**os.environ, "JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "examples.schedules"}
+
+    said = subprocess.run(
+        [sys.executable, "-m", "examples.schedules"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("08:30") == 3
+    assert said.stdout.endswith("and one now: queued\n")
+    assert client.schedules.get("report.ada").times == "At 08:30 on Monday through Friday, Europe/Berlin"

@@ -118,3 +118,26 @@ def test_a_reply_that_breaks_off_is_asked_for_again(
         for job in jobs:
             assert job.wait(timeout=10).state is JobState.SUCCEEDED
     assert sorted(entry.key for entry in ledger.entries("ran")) == [f"n{n}" for n in range(5)]
+
+
+def test_a_worker_that_is_stopped_during_an_outage_ends_within_its_grace(
+    worker: WorkerFactory, server_factory: ServerFactory, ledger: Ledger
+) -> None:
+    with (
+        server_factory(appendonly=True) as server,
+        jobq.Client(jobq.Settings(redis_url=server.url)) as client,
+    ):
+        running = worker("--grace", "1s", url=server.url, queues=("high", "batch"), JOBQ_LEASE="1s")
+        job = app.nap.options(client=client).enqueue(key="n", seconds=0.5)
+        ledger.wait("start")
+        server.kill()
+        ledger.wait("ran")
+        began = time.monotonic()
+        running.send(signal.SIGTERM)
+        assert running.wait(10) == 0
+        assert time.monotonic() - began < 1 + 2 + 1  # the grace, 2 s to settle, and processes to end
+        assert "Traceback" not in running.output()
+        server.start()
+        worker(url=server.url, JOBQ_LEASE="1s")
+        assert job.wait(timeout=15).state is JobState.SUCCEEDED
+        assert ledger.count("ran", "n") == 2  # nobody was left who knew of the first

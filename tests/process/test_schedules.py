@@ -35,7 +35,7 @@ def ticks(client: jobq.Client) -> int:
     return client.schedules.get("clock.tick").fired
 
 
-@pytest.mark.covers("C-02", "O-03", "J-29", "FI-27")
+@pytest.mark.covers("C-02", "O-03", "J-29")
 def test_workers_fire_each_slot_once_though_one_is_killed(
     worker: WorkerFactory, client: jobq.Client, ledger: Ledger
 ) -> None:

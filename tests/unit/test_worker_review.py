@@ -348,9 +348,9 @@ def test_a_recycling_limit_is_a_limit_and_none_is_none() -> None:
 def test_what_cannot_start_is_tried_once_a_second_at_most_and_takes_a_sixth_of_a_core_at_most() -> None:
     assert pause_after_stillbirth(0.01, 1) == 1.0
     assert pause_after_stillbirth(0.01, 5) == 5.0  # five lanes, one try a second
-    for took_s, peers in ((0.5, 1), (0.5, 5), (2.0, 5)):
-        pause_s = pause_after_stillbirth(took_s, peers)
-        assert took_s * peers / (took_s + pause_s) <= 1 / 5
+    for cpu_s, peers in ((0.5, 1), (0.5, 5), (2.0, 5)):
+        pause_s = pause_after_stillbirth(cpu_s, peers)
+        assert cpu_s * peers / (cpu_s + pause_s) <= 1 / 5
     assert pause_after_stillbirth(100, 10) == 60.0
 
 

@@ -139,11 +139,11 @@ def _fix(
     broken = sum(finding.kind == "unreadable" for finding in findings) if delete_unreadable else 0
     repairs = sum(finding.repairable for finding in findings)
     parts = [
-        *([f"set {repairs:,} findings right"] if repairs else []),
-        *([f"delete {broken:,} jobs that cannot be read"] if broken else []),
+        *([f"repair {_count(repairs, 'finding')}"] if repairs else []),
+        *([f"delete {_count(broken, 'unreadable job')}"] if broken else []),
     ]
     if not parts:
-        state.out.say("nothing to set right")
+        state.out.say("nothing to repair")
         return [], list(findings)
     if dry_run:
         state.out.say(f"would {' and '.join(parts)}")
@@ -152,6 +152,10 @@ def _fix(
     confirm(state, f"{question[:1].upper()}{question[1:]}?", yes=yes)
     fixed = audit.repair(client, findings, delete_unreadable=delete_unreadable)
     return fixed, audit.confirm(client, findings)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _kinds(findings: Sequence[Finding]) -> Iterator[tuple[str, list[Finding]]]:
@@ -164,7 +168,7 @@ def _data_checks(findings: Sequence[Finding], fixed: Sequence[Finding], sample: 
     from jobq.audit import KINDS  # late: the steps know the scripts
 
     for kind, group in _kinds(fixed):
-        words = KINDS[kind].repair or "delete them"
+        words = KINDS[kind].repair or "deleted"
         yield Check(f"data: {kind}", "fixed", f"{len(group):,}: {words}{_named(group, sample)}")
     for kind, group in _kinds(findings):
         about = KINDS[kind]

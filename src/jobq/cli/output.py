@@ -31,6 +31,7 @@ _COLORS = {
     "running": "cyan",
     "succeeded": "green",
     "ok": "green",
+    "fixed": "green",
     "warn": "yellow",
     "retrying": "yellow",
     "parked": "yellow",

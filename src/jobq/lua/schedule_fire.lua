@@ -24,7 +24,7 @@ local row = redis.pcall('HMGET', KEYS[1], 'rev', 'next', 'paused', 'job')
 if row.err or (row[1] or '') ~= ARGV[5] or row[2] ~= ARGV[6] or row[3] then return { 'stale' } end
 local state = redis.call('HMGET', KEYS[5], 'shed', 'max')
 local room = math.huge
-if state[1] and state[1] ~= '0' then
+if state[1] and tonumber(state[1]) > now then
   room = 0
 elseif state[2] then
   room = tonumber(state[2]) - redis.call('LLEN', KEYS[4])
@@ -77,11 +77,9 @@ for _ = 1, tonumber(ARGV[15]) do
   answer[#answer + 1] = word
 end
 
-local push, fired = {}, #plan
+local push, fired, now_text = {}, #plan, string.format('%.0f', now)
 for k, job in ipairs(plan) do
-  local fields = { 'status', 'queued', 'q', string.format('%.0f', now) }
-  for f = job.first, job.last do fields[f - job.first + 5] = ARGV[f] end
-  redis.call('HSET', P .. 'job:' .. job.id, unpack(fields))
+  redis.call('HSET', P .. 'job:' .. job.id, 'status', 'queued', 'q', now_text, unpack(ARGV, job.first, job.last))
   push[k] = job.id
 end
 if fired > 0 then

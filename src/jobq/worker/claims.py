@@ -38,6 +38,7 @@ class Claims:
         self.hungry = True
         self.pending: Call[Claim] | None = None
         self.limited = False
+        self._gated = False  # the jobs of the last claim that brought any
 
     @property
     def any_made(self) -> bool:
@@ -83,7 +84,9 @@ class Claims:
         self._ask_parked = claim.parked
         self._closed_until = 0.0
         self.hungry = claim.more or hinted or bool(claim.jobs and claim.parked)
-        self.limited = claim.limited or any(job.gated for job in claim.jobs)
+        if claim.jobs:
+            self._gated = any(job.gated for job in claim.jobs)
+        self.limited = claim.limited or self._gated
         if claim.status in ("paused", "suspended"):
             self.hungry = False
             self._closed_until = now + _RECHECK_S

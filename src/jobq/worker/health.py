@@ -14,23 +14,25 @@ class HealthServer:
     Args:
         port: 0 lets the system choose; see :attr:`port`.
         problems: Why the worker is not ready; empty when it is.
+        stalled: Why only a new process can help; empty while this one works.
     """
 
-    def __init__(self, port: int, problems: Callable[[], list[str]]) -> None:
+    def __init__(
+        self, port: int, problems: Callable[[], list[str]], stalled: Callable[[], list[str]]
+    ) -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
                 if path == "/livez":
-                    self._answer(200, [])
+                    self._answer(stalled())
                 elif path in ("/readyz", "/startupz", "/healthz"):
-                    found = problems()
-                    self._answer(503 if found else 200, found)
+                    self._answer(problems())
                 else:
-                    self._answer(404, ["try /livez or /readyz"])
+                    self._answer(["try /livez or /readyz"], bad=404)
 
-            def _answer(self, status: int, found: list[str]) -> None:
-                body = json.dumps({"status": "ok" if status == 200 else "bad", "problems": found}).encode()
-                self.send_response(status)
+            def _answer(self, found: list[str], *, bad: int = 503) -> None:
+                body = json.dumps({"status": "bad" if found else "ok", "problems": found}).encode()
+                self.send_response(bad if found else 200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Cache-Control", "no-store")
                 self.send_header("Content-Length", str(len(body)))

@@ -43,6 +43,7 @@ class Lane:
         killed: Why the worker ended it: ``timeout``, ``grace``, ``force`` or ``spawner``; empty: it did not.
         first_rss_kb: Its memory when it had claimed its first job.
         stillborn: It ended before its loop turned once.
+        cpu_s: Processor time it had taken when it ended.
         replace_after: When it may be recycled, since its last successor could not start.
     """
 
@@ -59,6 +60,7 @@ class Lane:
     culprits: tuple[Slot, ...] = ()
     first_rss_kb: int = 0
     stillborn: bool = False
+    cpu_s: float = 0.0
     replace_after: float = 0.0
 
     @property

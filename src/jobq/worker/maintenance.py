@@ -337,7 +337,7 @@ class Keeper:
                     return
                 if failures == _OUTAGE:
                     events.emit("redis.unavailable", error_type=type(error).__name__, error=str(error))
-                # After an outage the leases come first. A beat for nobody asks Redis nothing, a rescue pass always does.
+                # After an outage the leases come first. A beat for nobody asks Redis nothing; a rescue pass does.
                 self._due[:2] = 0.0, 0.0
                 pause_s = min(self._longest_pause_s, 0.05 * 2 ** min(failures, 5))
                 time.sleep(pause_s * self._rand.uniform(0.8, 1.0))

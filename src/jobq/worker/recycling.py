@@ -9,7 +9,7 @@ from jobq.config import Settings
 _LEAST_PAUSE_S = 1.0
 _MOST_PAUSE_S = 60.0
 _SHARE = 5.0
-"""A process that died at birth is tried again after this many times what its birth took."""
+"""A process that died at birth is tried again after this many times the processor time that its birth took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,14 @@ class Recycling:
         )
 
 
-def pause_after_stillbirth(took_s: float, peers: int) -> float:
+def pause_after_stillbirth(cpu_s: float, peers: int) -> float:
     """Seconds until a process that died before it could serve is tried again.
 
     So many that all tries together are at most one a second, and take at most a sixth of one core, however long an
     import takes.
 
     Args:
-        took_s: How long it lived.
+        cpu_s: Processor time it has taken.
         peers: How many such processes are tried side by side.
     """
-    return min(_MOST_PAUSE_S, peers * max(_LEAST_PAUSE_S, _SHARE * took_s))
+    return min(_MOST_PAUSE_S, peers * max(_LEAST_PAUSE_S, _SHARE * cpu_s))

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from jobq import events, schedule_calls
 from jobq.codec import Codec
-from jobq.errors import CodecError, ConfigError, NoKeyError, PayloadError, StoreError, StoreUnavailableError
+from jobq.errors import ConfigError, JobqError, NoKeyError, StoreError, StoreUnavailableError
 from jobq.fleet import workers_plan
 from jobq.keys import Keys
 from jobq.recurrence import moment
@@ -95,13 +95,11 @@ class FireSchedules:
             self._warn_once(due.name, f"schedule {due.name} is left to other workers: {error}")
         except StoreUnavailableError:
             raise
-        except StoreError as error:
-            if "out of memory" in str(error):  # it stays due
+        except Exception as error:  # whatever stands in Redis, it must not stop the others
+            if isinstance(error, StoreError) and "out of memory" in str(error):  # it stays due
                 self._warn_once(due.name, f"schedule {due.name} cannot be fired: {error}")
             else:
                 self._set_aside(store, fleet, due.name, error)
-        except (ConfigError, CodecError, PayloadError) as error:
-            self._set_aside(store, fleet, due.name, error)
         else:
             self._warned.discard(due.name)
             if fired is not None:
@@ -120,8 +118,9 @@ class FireSchedules:
             raise ConfigError(f"no live worker knows the task {task!r}")
 
     def _set_aside(self, store: Store, fleet: Served, name: str, error: Exception) -> None:
-        if store.run(schedule_calls.set_aside(fleet.keys, name, str(error))):
-            events.emit("schedule.broken", schedule=name, reason=str(error))
+        reason = str(error) if isinstance(error, JobqError) else f"it cannot be read ({type(error).__name__})"
+        if store.run(schedule_calls.set_aside(fleet.keys, name, reason)):
+            events.emit("schedule.broken", schedule=name, reason=reason)
 
     def _warn_once(self, name: str, text: str) -> None:
         if name not in self._warned:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -65,11 +66,14 @@ class SpawnerProcess:
             raise ConfigError(f"the application cannot be loaded: {said}")
         return messages[0].body
 
-    def kill(self) -> None:
-        """End it, and with it all that it has forked."""
+    def kill(self) -> float:
+        """End it, and with it all that it has forked. Returns the seconds of processor time that it has taken."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         self.line.close()
         self._process.kill()
         self._process.wait()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     def end(self) -> None:
         """Let it end by itself, since nobody asks it for anything any more."""

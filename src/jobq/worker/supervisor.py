@@ -105,9 +105,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until a signal, the end of a burst, or a failure to start. Returns the exit code."""
-        self._spawner = SpawnerProcess(
-            self._settings
-        )  # it imports the application while we look at the servers
+        # It imports the application while we look at the servers.
+        self._spawner = SpawnerProcess(self._settings)
         try:
             self._check_servers()
             self._install_signals()
@@ -118,7 +117,7 @@ class Supervisor:
         try:
             self._start_keepers()
             if self._worker.health_port is not None:
-                self._health = HealthServer(self._worker.health_port, self.problems)
+                self._health = HealthServer(self._worker.health_port, self.problems, self.stalled)
             self._attempt(lambda: self._spawner_ready(said))
             events.emit(
                 "worker.started",
@@ -213,12 +212,11 @@ class Supervisor:
         spawner, self._spawner = self._spawner, None
         if spawner is None:
             return
-        spawner.kill()
+        cpu_s = spawner.kill()
         if self._ending:
             return
         events.emit("worker.lost", worker=self._name, queue="*", status=-9)
-        lived_s = now - spawner.started_at
-        self._spawner_due = now + (_RESPAWN_PAUSE_S if spawner.ready else pause_after_stillbirth(lived_s, 1))
+        self._spawner_due = now + (_RESPAWN_PAUSE_S if spawner.ready else pause_after_stillbirth(cpu_s, 1))
 
     def _check_spawner(self, now: float) -> None:
         if self._spawner_due is not None and now >= self._spawner_due:
@@ -317,7 +315,7 @@ class Supervisor:
             self._start_lane(queue)
 
     def _pause(self, stillborn: Lane) -> float:
-        return pause_after_stillbirth(time.monotonic() - stillborn.started_at, len(self._specs))
+        return pause_after_stillbirth(stillborn.cpu_s, len(self._specs))
 
     def _recycle(self, now: float) -> None:
         """Replace executors that have run long enough: the old one serves until the new one does."""
@@ -390,6 +388,7 @@ class Supervisor:
             if lane.draining:
                 lane.send("drain")
         elif message.op == "exited":
+            lane.cpu_s = message.body["cpu_s"]
             self._lane_died(lane, message.body["status"])
 
     def _check_deadlines(self, lane: Lane, now: float) -> None:
@@ -454,6 +453,11 @@ class Supervisor:
             found.append(f"Redis has not answered for {_READY_WITHIN_S:.0f} s")
         serving = self._lanes.serving(_READY_WITHIN_S)
         return found + [f"queue {name} is not served" for name in self._specs if name not in serving]
+
+    def stalled(self) -> list[str]:
+        """Why this worker must be started anew; empty when it need not. For the liveness probe."""
+        late_s = time.monotonic() - self._turned_at
+        return [f"the supervisor has stood still for {late_s:.0f} s"] if late_s > HUNG_S else []
 
     def _stop(self) -> None:
         if self._health is not None:

@@ -1,0 +1,133 @@
+"""What the sequences found, one test each."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+from rq.job import Job as RqJob
+
+from jobq.codec import Serializer
+from tests.model.machine import KEYS, Pair, load_scripts
+from tests.model.reference import End, New
+from tests.support.server import Flavour, Servers
+
+
+@pytest.fixture(params=["redis", "valkey"])
+def pair(request: pytest.FixtureRequest, servers: Servers) -> Pair:
+    flavour: Flavour = request.param
+    client = servers.client(flavour)
+    load_scripts(client)
+    return Pair(client)
+
+
+def new(job_id: str, **options: object) -> New:
+    return New(job_id, f'{{"v":1,"n":"{job_id}"}}', **options)  # type: ignore[arg-type]
+
+
+def rq_job(pair: Pair, job_id: str) -> RqJob:
+    return RqJob.fetch(job_id, connection=pair.client, serializer=Serializer)
+
+
+def running(pair: Pair, job_id: str, number: int = 1) -> str:
+    """A job that runs; its token."""
+    pair.enqueue("q", [new(job_id)])
+    ((_, token),) = pair.claim("q", "a", number, 1, [])
+    return token
+
+
+def test_replay_takes_away_the_lease_that_rqs_cancel_left(pair: Pair) -> None:
+    zombie = running(pair, "j")
+    pair.model.rq_cancel("j")
+    pair.tool("rq_cancel", rq_job(pair, "j").cancel)
+    pair.replay(["j"])
+    pair.claim("q", "b", 1, 1, [])
+    assert pair.settle("q", [End("j", zombie, "succeeded")]) == ["lost"]
+
+
+def test_a_replayed_job_was_not_asked_to_stop(pair: Pair) -> None:
+    running(pair, "j")
+    pair.cancel("j")
+    pair.model.rq_cancel("j")
+    pair.tool("rq_cancel", rq_job(pair, "j").cancel)
+    pair.replay(["j"])
+    pair.heartbeat(pair.claim("q", "b", 1, 1, []))
+
+
+def test_withdraw_leaves_nothing_for_ever(pair: Pair) -> None:
+    token = running(pair, "j")
+    pair.settle("q", [End("j", token, "retry", spends=True, record=True)])
+    pair.client.sadd(KEYS.dependents("j"), "child")
+    pair.model.children["j"] = {"child"}
+    pair.withdraw("j")
+    assert {"jobq:attempts:j", KEYS.dependents("j")} <= pair.now.left_s.keys()
+
+
+def test_rescue_forgets_the_request_to_a_deleted_job(pair: Pair) -> None:
+    running(pair, "j")
+    pair.cancel("j")
+    pair.model.rq_delete("j")
+    pair.tool("rq_delete", rq_job(pair, "j").delete)
+    pair.pass_time(13)
+    pair.rescue(100, record=False)
+    pair.pass_time(4)
+    pair.rescue(100, record=False)
+    assert "jobq:cancels" not in pair.now.values
+
+
+@pytest.mark.parametrize("how", ["delete", "prune"])
+def test_an_ended_job_leaves_no_request(pair: Pair, how: str) -> None:
+    """A stock worker does not know that its job was asked to stop."""
+    pair.enqueue("q", [new("j")])
+    pair.client.lpop(KEYS.queue("q"))
+    pair.client.hset(KEYS.job("j"), "status", "started")
+    pair.client.sadd(KEYS.cancels, "j")
+    pair.client.hset(KEYS.job("j"), "status", "finished")
+    pair.client.zadd(KEYS.finished("q"), {"j": 1})
+    pair.model.stock_pop("q", 60)
+    pair.model.cancel("j", 60)
+    pair.model.stock_end("j", 0)
+    pair.model.jobs["j"].expires_s = float("inf")
+    pair.model.kept["q", "succeeded"]["j"] = 1
+    if how == "delete":
+        pair.delete("j")
+    else:
+        pair.prune("q", 0, 0, 0, 100)
+    assert "jobq:cancels" not in pair.now.values
+
+
+@pytest.mark.xfail(reason="enqueue.lua puts jobs with a dedup key behind those without", strict=True)
+def test_jobs_of_one_call_keep_their_order(pair: Pair) -> None:
+    pair.enqueue("q", [new("j1", dedup=("f", "t.x:1")), new("j2")])
+    assert pair.now.waiting("q") == ["j1", "j2"]
+
+
+@pytest.mark.xfail(reason="enqueue.lua writes plain jobs before it reads the next one's key", strict=True)
+def test_a_call_that_fails_leaves_no_half_job(pair: Pair) -> None:
+    """The client would send it again, hear ``mine``, and never see it run."""
+    pair.client.rpush(KEYS.dedup("t.x:1"), "no string")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        pair.enqueue("q", [new("j1"), new("j2", dedup=("f", "t.x:1"))])
+    assert not pair.client.exists(KEYS.job("j1")) or pair.client.lrange(KEYS.queue("q"), 0, -1) == [b"j1"]
+
+
+@pytest.mark.xfail(reason="claim.lua makes only the hash of a requeued dead letter persistent", strict=True)
+def test_a_requeued_parent_keeps_its_children(pair: Pair) -> None:
+    token = running(pair, "parent")
+    pair.client.sadd(KEYS.dependents("parent"), "child")
+    pair.model.children["parent"] = {"child"}
+    pair.settle("q", [End("parent", token, "dead", keep_s=60)])
+    pair.release()
+    pair.client.sadd(KEYS.dependents("parent"), "child")
+    pair.model.rq_requeue("parent")
+    pair.tool("rq_requeue", rq_job(pair, "parent").requeue, job_id="parent")
+    pair.claim("q", "a", 2, 1, [])
+    assert KEYS.dependents("parent") not in pair.now.left_s
+
+
+@pytest.mark.xfail(reason="settle.lua gives the records of a job that goes on no expiry", strict=True)
+def test_records_of_a_job_that_an_rq_tool_deletes_expire(pair: Pair) -> None:
+    token = running(pair, "j")
+    pair.settle("q", [End("j", token, "retry", spends=True, record=True)])
+    pair.model.rq_delete("j")
+    pair.tool("rq_delete", rq_job(pair, "j").delete)
+    assert "jobq:attempts:j" in pair.now.left_s

@@ -1,0 +1,99 @@
+"""Limits with real workers: what starts when, by the handlers' own clocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import jobq
+from jobq.job import JobState
+from tests.process import limits_app as app
+from tests.process.conftest import WorkerFactory
+from tests.support.processes import until
+from tests.support.workers import Entry, Ledger
+
+pytestmark = pytest.mark.process
+APP = "tests.process.limits_app"
+
+
+def most_in_a_window(entries: list[Entry], seconds: float) -> int:
+    times = sorted(entry.at for entry in entries)
+    return max(sum(at <= other < at + seconds for other in times) for at in times)
+
+
+@pytest.mark.covers("L-01", "L-02", "L-03")
+def test_a_tasks_rate_holds_over_all_workers(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+) -> None:
+    for _ in range(2):
+        worker(app=APP)
+    app.limited.options(client=client).enqueue_many([{"key": str(n)} for n in range(15)])
+    for n in range(5):
+        app.plain.options(client=client).enqueue(key=f"plain{n}")
+    until(lambda: len(ledger.entries("ran")) == 20)
+    ran = ledger.entries("ran")
+    counted = [entry for entry in ran if not entry.key.startswith("plain")]
+    assert most_in_a_window(counted, 1.0) <= 5
+    assert max(e.at for e in ran if e.key.startswith("plain")) < sorted(e.at for e in counted)[5], "nobody else waits"
+    assert sorted(e.at for e in counted)[-1] - counted[0].at < 4, "three windows, and not more"
+
+
+def test_a_queues_rate_from_the_environment(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+) -> None:
+    for _ in range(2):
+        worker(app=APP, JOBQ_QUEUES__HIGH__RATE="5/s")
+    app.plain.options(client=client).enqueue_many([{"key": str(n)} for n in range(12)])
+    until(lambda: len(ledger.entries("ran")) == 12)
+    assert most_in_a_window(ledger.entries("ran"), 1.0) <= 5
+    assert [entry.key for entry in ledger.entries("ran")[:1]] == ["0"]
+
+
+@pytest.mark.covers("L-04", "Q-17")
+def test_a_queue_is_limited_and_freed_while_it_runs(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+) -> None:
+    worker(app=APP)
+    info = client.queues.limit("high", rate="1/h", concurrency=3)
+    assert (str(info.limits.rate), info.limits.concurrency, info.limits_set) == ("1/h", 3, True)
+    app.plain.options(client=client).enqueue_many([{"key": str(n)} for n in range(3)])
+    until(lambda: len(ledger.entries("ran")) == 1)
+    info = client.queues.limit("high", rate=None)
+    assert (info.limits.rate, info.limits.concurrency) == (None, 3)
+    until(lambda: len(ledger.entries("ran")) == 3)
+    info = client.queues.reset_limit("high")
+    assert (info.limits.concurrency, info.limits_set) == (None, False)
+
+
+def test_a_key_runs_once_at_a_time_in_order_and_without_a_pause(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+) -> None:
+    for _ in range(2):
+        worker(app=APP)
+    app.alone.options(client=client).enqueue_many(
+        [{"account": account, "place": place} for place in range(10) for account in "ab"]
+    )
+    until(lambda: len(ledger.entries("end")) == 20)
+    for account in "ab":
+        own = [e for e in ledger.entries("start") + ledger.entries("end") if e.key.startswith(account)]
+        own.sort(key=lambda entry: entry.at)
+        assert [entry.word for entry in own] == ["start", "end"] * 10, "never two at once"
+        places = [entry.key.partition(":")[2] for entry in own if entry.word == "start"]
+        assert places == [str(n) for n in range(10)]
+        # The next is let in with the settle of the one before, not by a pass of the maintenance.
+        gaps = sorted(own[n + 1].at - own[n].at for n in range(1, 19, 2))
+        assert gaps[len(gaps) // 2] < 0.15
+
+
+def test_a_task_that_is_told_to_slow_down(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    worker(app=APP)
+    first = app.refused.options(client=client).enqueue(key="first", gate=str(gate))
+    assert first.wait(timeout=10).state is JobState.SUCCEEDED
+    one, two = ledger.entries("ran")
+    assert two.at - one.at >= 0.5
+    assert first.refresh().attempt == 1, "it spent no attempt"
