@@ -4,10 +4,10 @@
 role       socket timeout    retries inside redis-py                        for
 =========  ================  =============================================  ==========================
 enqueue    enqueue_timeout   none: :class:`Deadline` bounds the whole call  producers
-command    5 s               3, jittered                                    idempotent scripts, reads
+command    5 s               3 after a lost connection, jittered            idempotent scripts, reads
 worker     5 s               none: the caller's loop reconnects             a worker's processes
 blocking   block + 5 s       none: the caller's loop reconnects             blocking reads
-pubsub     block + 5 s       3, jittered                                    subscriptions
+pubsub     block + 5 s       3 after a lost connection, jittered            subscriptions
 =========  ================  =============================================  ==========================
 
 redis-py by default retries writes ten times, and gives up a blocking read after 5 s only to start it again; and it
@@ -124,7 +124,10 @@ def _retry(kind: Any, role: Role) -> Any:
     """A retry object of redis-py, of its sync or its asyncio kind."""
     if role in ("enqueue", "worker", "blocking"):
         return kind(NoBackoff(), 0)
-    return kind(ExponentialWithJitterBackoff(base=0.01, cap=1.0), 3)
+    # A lost connection is made again. Who waited in vain hears of it: a frozen server would take four times as long.
+    return kind(
+        ExponentialWithJitterBackoff(base=0.01, cap=1.0), 3, supported_errors=(redis.ConnectionError,)
+    )
 
 
 def _sentinel_policy(target: RedisUrl, connect_s: float) -> dict[str, Any]:

@@ -55,13 +55,13 @@ def rate_over_many_workers(setup: Setup) -> Report:
 def one_of_a_key_under_kills(setup: Setup) -> Report:
     """A killed run has ended when it was killed; the next of its key starts by itself."""
     report, rand = Report(), setup.rand("kills")
-    kills, jobs = setup.times(60, short=6), setup.times(1_000, short=60)
+    kills, jobs = setup.times(60, short=6), setup.times(2_000, short=250)
     with Field(setup) as field:
         field.start(2, app=APP)
         for number in range(jobs):
             queue = field.queues[number % len(field.queues)]
             task = limits_app.alone.options(client=field.client, queue=queue)
-            field.enqueue(task, f"t{number}", key=f"k{number % KEYS}", seconds=rand.uniform(0.01, 0.2))
+            field.enqueue(task, f"t{number}", key=f"k{number % KEYS}", seconds=rand.uniform(0.02, 0.3))
         for number in range(kills):
             until(field.running)
             time.sleep(rand.uniform(0.05, 0.6))
@@ -71,7 +71,7 @@ def one_of_a_key_under_kills(setup: Setup) -> Report:
             else:
                 victims = [(worker, each) for worker in field.workers for each in worker.executors()]
                 field.kill(*rand.choice(victims))
-        until(lambda: _ended(field, jobs), 60 + jobs * 0.2, 0.1)
+        until(lambda: _ended(field, jobs), 60 + jobs * 0.3, 0.1)
         field.drain()
         field.judge(report)
         overlaps = _overlaps(field.runs(), {f"t{number}": f"k{number % KEYS}" for number in range(jobs)},

@@ -72,7 +72,7 @@ def killed_executors(setup: Setup) -> Report:
 def killed_workers(setup: Setup) -> Report:
     """Another worker serves at any time: the promise is about a dead worker's jobs, not about a fleet that is down."""
     report, stop, gone = Report(), threading.Event(), []
-    cycles = setup.times(50, short=3)
+    cycles = setup.times(50, short=2)
     with Field(setup, slots=4) as field:
         field.start(2)
         producer = field.produce(1_000_000, pause_s=0.01, stop=stop)
@@ -249,7 +249,7 @@ def stopped_workers(setup: Setup) -> Report:
 def _stop_with_short_jobs(setup: Setup, report: Report, stops: int) -> None:
     stop, took, rand = threading.Event(), [], setup.rand("stops")
     with Field(setup, setup.part("shorter"), slots=4) as field:
-        field.start(2, "--grace", "10")
+        field.start(1 if setup.short else 2, "--grace", "10")
         producer = field.produce(1_000_000, pause_s=0.01, stop=stop)
         for _ in range(stops):
             victim = field.workers.pop(0)

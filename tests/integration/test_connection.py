@@ -458,7 +458,25 @@ def until(holds, timeout_s: float = 8.0) -> None:
         time.sleep(0.02)
 
 
-# --- outages of many attempts --------------------------------------------------------------------------------------
+# --- outages --------------------------------------------------------------------------------------
+
+
+def test_a_frozen_server_is_waited_for_once(server_factory, monkeypatch):
+    monkeypatch.setattr("jobq.connection._COMMAND_TIMEOUT_S", 0.3)
+    server = server_factory().start()
+
+    async def ping(client):
+        async with client:
+            await client.ping()
+
+    with connect(settings_for(server.url)) as client:
+        client.ping()
+        with frozen(server.pid):
+            for attempt in (client.ping, lambda: asyncio.run(ping(connect_async(settings_for(server.url))))):
+                start = time.monotonic()
+                with pytest.raises(redis.TimeoutError):
+                    attempt()
+                assert time.monotonic() - start < 0.6
 
 
 def test_no_number_of_attempts_uses_a_client_up(server_factory):
