@@ -21,7 +21,7 @@ from jobq import setting_kinds as kinds
 from jobq.errors import ConfigError
 from jobq.limits import Concurrency, Rate
 from jobq.parsing import format_duration, parse_duration, redact_url
-from jobq.queues import LANES, Priority, QueueSpec, ShedAt
+from jobq.queues import LANES, Priority, QueueSpec, Retention, ShedAt
 from jobq.retry import Backoff, Fixed, RetryPolicy, Steps
 from jobq.sources import Found, Sources
 
@@ -48,6 +48,9 @@ class QueueOptions(BaseModel):
     backoff: Annotated[Backoff | Fixed | Steps | None, kinds.BACKOFF] = None
     timeout: Annotated[timedelta | None, kinds.span("1s", "30d")] = None
     isolation: Annotated[Literal["thread", "process"] | None, kinds.one_of("thread", "process")] = None
+    retention: Annotated[Retention | None, kinds.RETENTION] = None
+    keep_succeeded: Annotated[Retention | None, kinds.RETENTION] = None
+    keep_dead: Annotated[Retention | None, kinds.RETENTION] = None
     redis_url: Annotated[str | None, kinds.REDIS_URL] = None
     nice: Annotated[int, kinds.whole(0, 19)] = 0
     priority: Annotated[Priority | None, kinds.one_of(*Priority)] = None
@@ -75,7 +78,7 @@ class Settings(BaseModel):
         env: Name of the environment. ``production`` insists on a key.
         secret_key: Keys separated by commas: the first signs and encrypts, all verify and decrypt.
         key_prefix: First part of rq's keys. Also ``RQ_KEY_PREFIX``.
-        queues: Options by queue name: ``JOBQ_QUEUES__EMAIL__SLOTS=5``.
+        queues: Options by queue name: ``JOBQ_QUEUES__EMAIL__SLOTS=5``; in code also a list of QueueSpec.
         max_attempts: Runs of a job in all, the first included. Also ``JOB_MAX_RETRIES``, with the same
             meaning.
         retry_delay: First delay of the default backoff. Also ``JOB_RETRY_DELAY``, where a bare number is ms.
@@ -275,6 +278,8 @@ def _mask(name: str, value: Any) -> Any:
 def _as_text(value: Any) -> str:
     if isinstance(value, timedelta):
         return format_duration(value)
+    if isinstance(value, Retention):
+        return kinds.format_retention(value)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, SecretStr):

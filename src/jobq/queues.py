@@ -37,21 +37,21 @@ class Retention:
 
     Attributes:
         age: Until they are this old, at most 10 years.
-        count: Only the newest ones, per queue.
+        count: Only so many of the newest, per queue. None: any number.
 
     Raises:
         ConfigError: A value is out of its range.
     """
 
-    age: timedelta
-    count: int
+    age: timedelta = _LONGEST
+    count: int | None = None
 
     def __post_init__(self) -> None:
         if not is_duration(self.age, timedelta(0), _LONGEST):
             raise ConfigError(
                 f"the age of a retention must be a timedelta of at most 10 years, got {self.age!r}"
             )
-        if not is_whole(self.count, 0, 1_000_000_000):
+        if self.count is not None and not is_whole(self.count, 0, 1_000_000_000):
             raise ConfigError(
                 f"the count of a retention must be a whole number of at least 0, got {self.count!r}"
             )
@@ -72,7 +72,8 @@ class QueueSpec:
         timeout: For tasks that do not say; None: the default of 180 s. Always finite.
         isolation: ``"thread"`` or ``"process"`` for tasks that do not say; None: threads for sync tasks, the
             event loop for async ones.
-        retention: Of succeeded jobs and dead letters alike: a Retention, or an age. None: the two below.
+        retention: Of succeeded jobs and dead letters alike: a Retention, or an age, which leaves the counts below as
+            they are. None: the two below.
         keep_succeeded: Retention of succeeded jobs; default 24 h, 1,000.
         keep_dead: Retention of dead letters; default 7 days, 5,000.
         redis_url: The queue's own Redis. None: the one of the settings.

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from jobq import schedule_calls
 from jobq.client import Client, get_client
+from jobq.cron import milliseconds, moment
 from jobq.errors import ConfigError, JobNotFoundError
 from jobq.job import Job
 from jobq.parsing import parse_duration
-from jobq.recurrence import milliseconds, moment
 from jobq.registry import Registry
 from jobq.schedule_spec import ScheduleOptions, make_schedule
 from jobq.schedules import ScheduleInfo

@@ -18,13 +18,13 @@ from typing import Any, Literal
 
 from jobq import schedule_calls
 from jobq.client import Client
+from jobq.cron import moment
 from jobq.errors import ConfigError, ConflictError, JobqError, PayloadUnreadableError
 from jobq.job import ID_PATTERN, slot_job_id
-from jobq.recurrence import moment
 from jobq.rq_scheduler import now_ms, schedule_name
 from jobq.schedule_calls import RQ_SCHEDULED
+from jobq.schedule_records import record_of
 from jobq.schedule_spec import ScheduleOptions, make_schedule
-from jobq.schedules import record_of
 from jobq.steps import Batch, Call
 from jobq.tasks import Task
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack
 
+from jobq.cron import milliseconds
 from jobq.dispatch import EnqueueRequest
 from jobq.errors import ConfigError, JobqError
 from jobq.options import Duration, PriorityName, Until
 from jobq.parsing import parse_duration
-from jobq.recurrence import OVERLAPS, Misfire, MisfirePolicy, Overlap, Timing, milliseconds
+from jobq.recurrence import OVERLAPS, Misfire, MisfirePolicy, Overlap, Timing
 from jobq.retry import Delays
 from jobq.tasks import Task
 

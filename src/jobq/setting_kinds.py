@@ -14,7 +14,8 @@ from pydantic import BeforeValidator, SecretStr
 
 from jobq.errors import ConfigError
 from jobq.limits import Concurrency, Rate
-from jobq.parsing import parse_duration, parse_redis_url, parse_size, parse_switch
+from jobq.parsing import format_duration, parse_duration, parse_redis_url, parse_size, parse_switch
+from jobq.queues import Retention
 from jobq.retry import Backoff, Delays, Fixed, Steps
 
 __all__ = [
@@ -146,6 +147,26 @@ def _concurrency(value: Any) -> Concurrency:
         raise ValueError("expected a whole number of at least 1") from None
 
 
+def _retention(value: Any) -> Retention:
+    """``24h``, ``1000`` or ``24h/1000``: until so old, only so many, or whichever comes first."""
+    if isinstance(value, Retention):
+        return value
+    given: dict[str, Any] = {}
+    try:
+        for part in str(value).split("/", 1):
+            word = part.strip()
+            given |= {"count": int(word)} if word.isdecimal() else {"age": parse_duration(word)}
+        return Retention(**given)
+    except (ValueError, ConfigError):
+        raise ValueError("expected an age, a count or both, such as 24h, 1000 or 24h/1000") from None
+
+
+def format_retention(kept: Retention) -> str:
+    """As :data:`RETENTION` reads it."""
+    age = [] if kept.count is not None and kept.age == Retention().age else [format_duration(kept.age)]
+    return "/".join([*age, *([] if kept.count is None else [str(kept.count)])])
+
+
 _BACKOFF_HINT = "expected a backoff such as 2s, base=2s,factor=2,cap=5m,jitter=0.25, fixed=30s or 1s,10s,1m"
 
 
@@ -200,6 +221,7 @@ BACKOFF = BeforeValidator(_backoff)
 CONCURRENCY = BeforeValidator(_concurrency)
 PERCENT = BeforeValidator(_percent)
 RATE = BeforeValidator(_rate)
+RETENTION = BeforeValidator(_retention)
 REDIS_URL = BeforeValidator(_redis_url)
 SECRET_KEYS = BeforeValidator(_keys)
 SWITCH = BeforeValidator(parse_switch)

@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,8 @@ class Sources:
 
     def _from_queues(self, queues: Any, source: str, called: str) -> Found:
         found: Found = {}
+        if isinstance(queues, list | tuple):  # of QueueSpec
+            queues = {getattr(spec, "name", None): spec for spec in queues}
         if not isinstance(queues, Mapping):
             raise ConfigError(
                 f"{called} is wrong: expected a table of queues, each with options such as slots"
@@ -209,9 +211,19 @@ class Sources:
 
 
 def _given(options: Any) -> Mapping[str, Any] | None:
-    """The options of one queue: from a mapping, or what is set on a pydantic model."""
+    """The options of one queue: from a mapping, a spec, or what is set on a pydantic model."""
     if isinstance(options, Mapping):
         return options
+    if is_dataclass(options):  # its slots are said; all else at its default stays as the lane has it
+        said = {field.name: getattr(options, field.name) for field in fields(options)}
+        defaults = {
+            field.name: field.default for field in fields(options) if field.name not in ("name", "slots")
+        }
+        return {
+            name: value
+            for name, value in said.items()
+            if name != "name" and value != defaults.get(name, said)
+        }
     names = getattr(options, "model_fields_set", None)
     return None if names is None else {name: getattr(options, name) for name in names}
 

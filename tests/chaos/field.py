@@ -251,6 +251,8 @@ class Field:
         offers, runs = self.produced.offers(), self.runs()
         found = compare(offers, runs)
         report.figure("jobs acknowledged", found.acked)
+        doomed = {offer.token for offer in offers if offer.job_id in dead}
+        found.lost = [token for token in found.lost if token not in doomed]
         report.figure("lost", len(found.lost)) if may_lose else report.zero("lost", len(found.lost))
         report.zero("phantom", len(found.phantom))
         report.zero("refused and run", len(found.refused_ran))

@@ -98,6 +98,12 @@ def test_bounds_become_problems() -> None:
     assert report.figures == {"lost": 1, "rerun max, s": 3.0, "done": 5}
 
 
+def test_reports_of_parts_add_up() -> None:
+    whole = Report(figures={"lost": 1}, notes=["once"])
+    whole.add(Report(figures={"lost": 2, "took, s": 1.5}, problems=["late"], notes=["once", "too"]))
+    assert whole == Report(figures={"lost": 3, "took, s": 1.5}, problems=["late"], notes=["once", "too"])
+
+
 def test_the_table_has_one_row_an_experiment_in_their_order(tmp_path: Path) -> None:
     page, setup = tmp_path / "page.md", Setup(folder=tmp_path, seed=3, effort=0.5)
     page.write_text(f"# Before\n\n{publish.BEGIN}\n{publish.END}\n\nafter\n")

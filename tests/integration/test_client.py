@@ -122,6 +122,7 @@ def test_overrides_reach_the_hash(client: Client, redis_client: redis.Redis) -> 
 
 
 @pytest.mark.parametrize("how", ["delay", "at"])
+@pytest.mark.covers("C-01", "O-01")
 def test_a_delayed_job_is_scheduled_for_its_time(client: Client, how: str) -> None:
     due = datetime.now(UTC) + timedelta(seconds=60)
     bound = add.options(client=client, delay=60) if how == "delay" else add.options(client=client, at=due)
@@ -146,6 +147,7 @@ def test_params_that_do_not_fit_write_nothing(client: Client, redis_client: redi
     assert redis_client.dbsize() == 0
 
 
+@pytest.mark.covers("O-07")
 def test_bulk_keeps_the_order_over_queues_and_chunks(client: Client, redis_client: redis.Redis) -> None:
     requests = [
         add.options(client=client, queue="even" if n % 2 == 0 else "odd").request(a=n) for n in range(450)
@@ -235,6 +237,7 @@ def test_an_event_tells_of_each_enqueue(client: Client) -> None:
 # --------------------------------------------------------------------------- deduplication
 
 
+@pytest.mark.covers("D-02", "D-04")
 def test_an_equal_job_is_the_first_one(client: Client, hand: Hand) -> None:
     first = pay.options(client=client).enqueue(payment="1")
     again = pay.options(client=client).enqueue(payment="1")
@@ -244,6 +247,7 @@ def test_an_equal_job_is_the_first_one(client: Client, hand: Hand) -> None:
     assert not pay.options(client=client).enqueue(payment="1").deduplicated
 
 
+@pytest.mark.covers("D-01", "D-05")
 def test_a_key_of_ones_own_and_none(client: Client) -> None:
     first = add.options(client=client, dedup_key="k").enqueue(a=1)
     assert add.options(client=client, dedup_key="k").enqueue(a=2).id == first.id
@@ -299,6 +303,7 @@ def test_cancel_at_once_on_request_and_too_late(client: Client, hand: Hand) -> N
         running.cancel()
 
 
+@pytest.mark.covers("B-08")
 def test_retry_and_delete(client: Client, hand: Hand) -> None:
     job = _enqueue(client, a=1)
     with pytest.raises(ConflictError, match="queued"):
@@ -530,6 +535,7 @@ def test_the_fallback_runs_the_task_here(free_port: int) -> None:
     assert [event.name for event in seen] == ["fallback.used"]
 
 
+@pytest.mark.covers("O-08")
 def test_switched_off_everything_runs_here(free_port: int) -> None:
     own = Registry()
 
@@ -583,6 +589,7 @@ def default_client(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.usefixtures("default_client")
+@pytest.mark.covers("Q-21", "Y-01")
 def test_the_default_client_is_made_once_from_the_environment() -> None:
     job = add.enqueue(a=1)
     assert job.refresh().state is JobState.QUEUED

@@ -76,6 +76,7 @@ def _parts(directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.covers("O-06")
 def test_100_000_rows_in_constant_memory(big: str, tmp_path: Path, kind: Any) -> None:
     export = Export("acc_1", date(2026, 1, 1), date(2026, 1, 31), kind)
     exporter = SqlExporter(big, tmp_path / "out")

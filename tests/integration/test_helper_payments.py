@@ -132,6 +132,7 @@ def test_a_charge(gateway: Gateway, adapter: Adapter) -> None:
     assert len(gateway.charges) == 1
 
 
+@pytest.mark.covers("D-06")
 def test_the_default_works_from_settings(gateway: Gateway) -> None:
     jobq.configure(payment_url=gateway.url, payment_token=TOKEN)
     try:

@@ -14,12 +14,15 @@ from pydantic import SecretStr
 
 import jobq
 from jobq import events, schedule_calls
+from jobq.cron import moment
 from jobq.events import Event
 from jobq.job import JobState, slot_job_id
-from jobq.recurrence import Misfire, moment
+from jobq.recurrence import Misfire
 from jobq.registry import Registry
+from jobq.schedule_firing import fire_plan
+from jobq.schedule_records import bound_id
 from jobq.schedule_spec import Declarations, StoredSchedule, schedule
-from jobq.schedules import ScheduleInfo, bound_id, fire_plan
+from jobq.schedules import ScheduleInfo
 from jobq.store import Store
 from jobq.worker.schedules import DeclareSchedules, FireSchedules
 from tests.support.hand import Hand

@@ -74,6 +74,7 @@ def test_wrong_calls_are_refused_before_anything_is_sent(queue: Queue, redis_cli
     assert redis_client.keys("rq:job:*") == []
 
 
+@pytest.mark.covers("C-06")
 def test_children_wait_for_their_parents(
     queue: Queue, worker: Program, default_client: jobq.Client, ledger: Callable[[], list[str]]
 ) -> None:

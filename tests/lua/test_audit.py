@@ -40,19 +40,16 @@ def bench(real: Bench) -> Bench:
 
 
 def limited(bench: Bench) -> str:
-    """A job that waits at a gate, as claim leaves it; the gate's name."""
-    bench.enqueue("gated", fields={"lm": "r,1,60000,0,t.x"})
-    bench.redis.lrem("rq:queue:q", 0, "gated")
-    bench.redis.hset("rq:job:gated", mapping={"status": "deferred", "park": "rate", "pb": "~gate:t.x"})
-    bench.redis.zadd("rq:deferred:q", {"gated": bench.now / 1000})
-    for key, member in (("gate:t.x", "gated"), ("blocked:q", "gated"), ("gates", "t.x")):
-        bench.redis.zadd(f"jobq:{key}", {member: bench.now})
+    """A job that waits at a gate, behind one that has passed it; the gate's name."""
+    bench.enqueue("passed", "gated", queue="q2", fields={"lm": "r,1,60000,0,t.x"})
+    assert [job.id for job in bench.claim(10, queue="q2").jobs] == ["passed"]
+    assert bench.hash("gated")["pb"] == "~gate:t.x"
     return "t.x"
 
 
 def runner(bench: Bench) -> Any:
     """What the audit needs of a client."""
-    specs = {**LANES, "q": jobq.QueueSpec("q")}
+    specs = {**LANES, "q": jobq.QueueSpec("q"), "q2": jobq.QueueSpec("q2")}
     settings = SimpleNamespace(lease=timedelta(seconds=12))
     return SimpleNamespace(keys=bench.keys, specs=specs, settings=settings, run=bench.store.run)
 
@@ -350,7 +347,7 @@ def test_ids_that_claim_will_drop_are_noted(bench: Bench) -> None:
     assert look(bench) == []
 
 
-@pytest.mark.parametrize("key", ["gate:t.x", "blocked:q", "gates"])
+@pytest.mark.parametrize("key", ["gate:t.x", "blocked:q2", "gates"])
 def test_a_job_at_a_gate_that_nobody_opens(bench: Bench, key: str) -> None:
     gate = limited(bench)
     assert look(bench) == []

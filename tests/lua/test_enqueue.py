@@ -59,6 +59,7 @@ def test_due_in_the_past_is_queued(bench: Bench) -> None:
     assert bench.enqueue("a", at_ms=T0 - 1) == [("queued", "a")]
 
 
+@pytest.mark.covers("D-02")
 def test_a_live_holder_refuses_an_equal_job(bench: Bench) -> None:
     assert bench.enqueue("a", **F) == [("queued", "a")]
     assert bench.enqueue("b", **F) == [("duplicate", "a")]
@@ -70,6 +71,7 @@ def test_a_live_holder_refuses_an_equal_job(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("kind", ["succeeded", "dead", "cancelled"])
+@pytest.mark.covers("D-03")
 def test_the_key_is_free_after_the_end(bench: Bench, kind: str) -> None:
     bench.enqueue("a", **F)
     bench.settle(bench.claim().jobs[0], kind=kind)
@@ -158,8 +160,8 @@ def test_full(bench: Bench) -> None:
     bench.redis.hset("jobq:q:q", "max", 2)
     assert bench.enqueue("a", "b", "c") == [("queued", "a"), ("queued", "b"), ("full", "c")]
     assert bench.enqueue("a", "d") == [("mine", "a"), ("full", "d")]
-    bench.redis.hset("jobq:q:q", mapping={"max": 10, "shed": "1"})
-    assert bench.enqueue("e") == [("full", "e")]
+    bench.redis.hset("jobq:q:q", mapping={"max": 10, "shed": bench.now + 1})
+    assert bench.enqueue("e") == [("shed", "e")]
     assert bench.status("e") is None
 
 

@@ -257,6 +257,7 @@ def child(bench: Bench, job_id: str, *parents: str, **fields: str) -> None:
         bench.redis.sadd(f"rq:job::{job_id}:dependencies", parent)
 
 
+@pytest.mark.covers("C-06")
 def test_children_wait_for_all_their_parents(bench: Bench) -> None:
     bench.enqueue("a", "b")
     a, b = bench.claim().jobs
@@ -319,6 +320,7 @@ def prune(bench: Bench, **options: Any) -> int:
     return count
 
 
+@pytest.mark.covers("T-02", "T-03", "T-07")
 def test_prune_by_age(bench: Bench) -> None:
     bench.ended("a", "succeeded", keep_s=100, result=b"x")
     bench.ended("b", "dead", keep_s=200, record=b"{}", exc=b"x")
@@ -334,6 +336,7 @@ def test_prune_by_age(bench: Bench) -> None:
     assert {key for key in left if not key.startswith("jobq:claim")} == {"rq:queues"}
 
 
+@pytest.mark.covers("T-02", "T-03", "T-07")
 def test_prune_by_count_spares_the_last_minute(bench: Bench) -> None:
     bench.enqueue(*"abcde")
     ended = dict.fromkeys("abcde", T0 - 90_000) | {"e": T0}

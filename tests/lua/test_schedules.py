@@ -290,9 +290,12 @@ def test_a_paused_schedule_fires_nothing_also_after_a_change(on: Schedules) -> N
     (taken,) = on.take()
     assert on.bench.run(schedule_calls.pause(on.bench.keys, "s", "ada", now_ms=T0)) == "paused"
     assert on.fire(taken, stored(), T0, after=T0 + MINUTE) == ["stale"]
-    on.put(stored(task="t.y"), digest="d2", replace=True)
+    hourly = Timing.checked(name="s", every_ms=60 * MINUTE, misfire=Misfire())
+    for digest, made in (("d2", stored(task="t.y")), ("d3", stored(timing=hourly)), ("d4", stored())):
+        on.put(made, digest=digest, replace=True)
+        on.put(made, digest=digest, replace=True)
+        assert on.due() == {}
     on.bench.now += 10 * MINUTE
-    assert on.take() == []
     resume = schedule_calls.resume(
         on.bench.keys, "s", on.hash()["rev"], T0 + 11 * MINUTE, T0 + 11 * MINUTE, now_ms=on.bench.now
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,10 +68,10 @@ class History:
     expiring: set[str] = field(default_factory=set)
     swept_by_rq: set[str] = field(default_factory=set)
 
-    def forget(self, ids: Set[str]) -> None:
+    def forget(self, ids: AbstractSet[str]) -> None:
         """These are gone, or begin anew."""
         for kept in (self.cancelled, self.keyless, self.expiring, self.released, self.popped):
-            kept -= ids
+            kept.difference_update(ids)
 
 
 def one_container(step: Step, history: History) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 from unittest import mock
 
 from jobq import calls, lua
-from jobq.audit import free_dedup
 from jobq.calls import NewJob, Outcome
 from jobq.keys import Keys
 from jobq.rq_bridge import iso
@@ -63,6 +62,10 @@ class Pair:
         assert answer == expected, f"{name} {facts} answered {answer}, the reference {expected}"
         self._note(step)
         check(step, self.history)
+        gone = {job_id for job_id, (_, now) in step.moved().items() if now is None}
+        self.history.forget(gone)
+        if name in ("rq_delete", "rq_empty"):
+            self.history.swept_by_rq |= gone
         compare(after, self.model)
         self.sound = True
 
@@ -93,10 +96,6 @@ class Pair:
     def _note(self, step: Step) -> None:
         """What history alone cannot see in the keys."""
         history, facts = self.history, step.facts
-        gone = {job_id for job_id, (_, now) in step.moved().items() if now is None}
-        history.forget(gone)
-        if step.name in ("rq_delete", "rq_empty"):
-            history.swept_by_rq |= gone
         if step.name == "enqueue":
             for new, (word, job_id) in zip(facts["new"], step.answer, strict=True):
                 if word in ("queued", "scheduled"):
@@ -264,8 +263,9 @@ class Pair:
         """Delete the dedup keys that refuse nobody."""
         names = [key for key in self.now.values if key.startswith(KEYS.dedup(""))]
         if names:
-            call = free_dedup(KEYS, names, fix=True)
-            self.call(call, {KEYS.dedup(name) for name in self.model.sweep()}, set)
+            call: Call[list[int]] = Call("free_dedup", tuple(names), ("", KEYS.p, KEYS.n, 1), list)
+            idle = self.model.sweep()
+            self.call(call, [int(name.removeprefix(KEYS.dedup("")) in idle) for name in names])
 
     def shed(self, queue: str, until_ms: int) -> None:
         """Let a queue refuse new jobs, as the memory brake does."""

@@ -22,6 +22,7 @@ class WorkerFactory(Protocol):
         wait: bool = ...,
         url: str = ...,
         app: str = ...,
+        cwd: Path = ...,
         **env: str,
     ) -> Worker: ...
 

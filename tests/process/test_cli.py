@@ -512,6 +512,7 @@ def wait_until(fact: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.covers("P-15", "Y-04")
 def test_a_worker_shows_up_is_healthy_and_drains(cli: Cli, client: jobq.Client) -> None:
     with cli.start("worker", "--priority", "high", "--name", "w1", "-q") as worker:
         try:

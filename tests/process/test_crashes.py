@@ -172,13 +172,13 @@ def test_jobs_of_a_killed_spawner_run_again(
 def test_a_dead_workers_jobs_are_rescued_by_another(
     worker: WorkerFactory, client: jobq.Client, ledger: Ledger
 ) -> None:
+    second = worker(queues=("critical",), JOBQ_LEASE="1s")  # it rescues the jobs of any queue
     lost = worker("--concurrency", "3", JOBQ_LEASE="1s")
-    jobs = [enqueue(client, app.nap, key=f"n{n}", seconds=4.0) for n in range(3)]
+    jobs = [enqueue(client, app.nap, key=f"n{n}", seconds=2.0) for n in range(3)]
     ledger.wait("start", count=3)
-    second = worker(JOBQ_LEASE="1s")
-    second.executor()
     lost.kill()
     second.wait_event("job.rescued", outcome="queued", timeout=15)
+    worker()
     for job in jobs:
         done = job.wait(timeout=15)
         assert (done.state, done.attempt) == (JobState.SUCCEEDED, 1)

@@ -44,6 +44,7 @@ sys.exit(main(["demo"]))
 
 
 @pytest.mark.timeout(90)
+@pytest.mark.covers("Y-04", "P-07", "P-08", "P-09")
 def test_the_tour_counts_right_and_leaves_nothing_behind(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "jobq.cli", "demo"],

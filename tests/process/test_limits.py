@@ -35,7 +35,9 @@ def test_a_tasks_rate_holds_over_all_workers(
     ran = ledger.entries("ran")
     counted = [entry for entry in ran if not entry.key.startswith("plain")]
     assert most_in_a_window(counted, 1.0) <= 5
-    assert max(e.at for e in ran if e.key.startswith("plain")) < sorted(e.at for e in counted)[5], "nobody else waits"
+    assert max(e.at for e in ran if e.key.startswith("plain")) < sorted(e.at for e in counted)[5], (
+        "nobody else waits"
+    )
     assert sorted(e.at for e in counted)[-1] - counted[0].at < 4, "three windows, and not more"
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -16,61 +16,75 @@ from tests.support.processes import ROOT, until
 from tests.support.workers import Ledger, Worker
 
 CODE = """
+import time
 import jobq
 from tests.process.ledger_app import trace
 
 @jobq.task("t.edited", priority="high")
-def edited() -> None:
+def edited(seconds: float) -> None:
+    trace("start", "{word}")
+    time.sleep(seconds)
     trace("ran", "{word}")
 """
 
 
 @jobq.task("t.edited", priority="high", registry=Registry())
-def edited() -> None:
+def edited(seconds: float) -> None:
     """As producers know it."""
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     folder = tmp_path / "elsewhere"
-    folder.mkdir()
+    for path in (folder, tmp_path / "here"):
+        path.mkdir()
     path = folder / "edited_app.py"
     path.write_text(CODE.format(word="one"))
     return path
 
 
+class Start(Protocol):
+    """``start("--grace", "60s")`` runs ``jobq worker --reload`` beside the application's folder."""
+
+    def __call__(self, *args: str) -> Worker: ...
+
+
 @pytest.fixture
-def serving(worker: WorkerFactory, source: Path) -> Iterator[Worker]:
-    running = worker("--reload", app="edited_app", wait=False, PYTHONPATH=f"{ROOT}:{source.parent}")
-    yield running
+def start(worker: WorkerFactory, source: Path, tmp_path: Path) -> Start:
+    search = f"{ROOT}:{source.parent}"
+    here = tmp_path / "here"
+
+    def run(*args: str) -> Worker:
+        return worker("--reload", *args, app="edited_app", wait=False, cwd=here, PYTHONPATH=search)
+
+    return run
+
+
+@pytest.mark.process
+def test_it_serves_what_was_edited_and_survives_a_syntax_error(
+    start: Start, source: Path, client: jobq.Client, ledger: Ledger
+) -> None:
+    running = start()
+    task = edited.options(client=client)
+    task.enqueue(seconds=0)
+    ledger.wait("ran", "one", timeout=30)
+    source.write_text("def broken(:\n")
+    until(lambda: "SyntaxError" in running.output(), 30)
+    task.enqueue(seconds=0)
+    source.write_text(CODE.format(word="two"))
+    ledger.wait("ran", "two", timeout=30)
+    assert ledger.count("ran", "one") == 1
     running.send(signal.SIGTERM)
     assert running.wait(20) == 0
 
 
 @pytest.mark.process
-def test_it_serves_what_was_edited_and_survives_a_syntax_error(
-    serving: Worker, source: Path, client: jobq.Client, ledger: Ledger
-) -> None:
-    task = edited.options(client=client)
-    task.enqueue()
-    ledger.wait("ran", "one", timeout=30)
-    source.write_text("def broken(:\n")
-    until(lambda: "SyntaxError" in serving.output() or "invalid syntax" in serving.output(), 30)
-    task.enqueue()
-    source.write_text(CODE.format(word="two"))
-    ledger.wait("ran", "two", timeout=30)
-    assert ledger.count("ran", "one") == 1
-
-
-@pytest.mark.process
 def test_a_second_signal_forces_through_the_reloader(
-    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+    start: Start, client: jobq.Client, ledger: Ledger
 ) -> None:
-    from tests.process import ledger_app as app
-
-    running = worker("--reload", "--grace", "60s", wait=False)
-    app.nap.options(client=client).enqueue(key="long", seconds=50)
-    ledger.wait("start", "long", timeout=30)
+    running = start("--grace", "60s")
+    edited.options(client=client).enqueue(seconds=50)
+    ledger.wait("start", "one", timeout=30)
     running.send(signal.SIGINT)
     running.wait_event("worker.draining")
     running.send(signal.SIGINT)

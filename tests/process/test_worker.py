@@ -23,6 +23,7 @@ def enqueue(client: jobq.Client, task: jobq.Task, **params: object) -> jobq.Job:
     return task.options(client=client).enqueue(**params)
 
 
+@pytest.mark.covers("B-07", "Q-20")
 def test_runs_sync_async_and_isolated_tasks(worker: WorkerFactory, client: jobq.Client) -> None:
     running = worker(queues=("high", "batch"))
     jobs = [
@@ -36,6 +37,7 @@ def test_runs_sync_async_and_isolated_tasks(worker: WorkerFactory, client: jobq.
     assert own_process not in {running.pid, *(process.pid for process in running.executors())}
 
 
+@pytest.mark.covers("B-07", "B-08")
 def test_retries_then_succeeds_or_becomes_a_dead_letter(
     worker: WorkerFactory, client: jobq.Client, ledger: Ledger
 ) -> None:
@@ -49,6 +51,7 @@ def test_retries_then_succeeds_or_becomes_a_dead_letter(
     assert (ledger.count("ran", "f"), ledger.count("ran", "x")) == (2, 2)
 
 
+@pytest.mark.covers("Q-19")
 def test_many_small_jobs_run_once_each(worker: WorkerFactory, client: jobq.Client, ledger: Ledger) -> None:
     worker("--burst", wait=False)
     keys = [str(number) for number in range(1_000)]
@@ -61,6 +64,7 @@ def test_many_small_jobs_run_once_each(worker: WorkerFactory, client: jobq.Clien
 # -- ending ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("Y-02")
 def test_drain_finishes_short_jobs_and_requeues_long_ones(
     worker: WorkerFactory, client: jobq.Client, ledger: Ledger, redis_client: redis.Redis
 ) -> None:
@@ -127,9 +131,7 @@ def test_burst_ends_when_its_queues_are_empty(
     assert slow.refresh().state is JobState.SUCCEEDED
 
 
-def test_burst_runs_what_its_jobs_enqueue(
-    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
-) -> None:
+def test_burst_runs_what_its_jobs_enqueue(worker: WorkerFactory, client: jobq.Client, ledger: Ledger) -> None:
     enqueue(client, app.chain, left=20)
     assert worker("--burst", "--concurrency", "4", wait=False).wait() == 0
     assert [entry.key for entry in ledger.entries("ran")] == [str(n) for n in range(20, -1, -1)]

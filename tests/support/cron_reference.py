@@ -1,4 +1,4 @@
-"""Cron by brute force: every minute of some years, read off the wall clock. Shares nothing with jobq.recurrence."""
+"""Cron by brute force: every minute of some years, read off the wall clock. Shares nothing with jobq.cron."""
 
 from __future__ import annotations
 

@@ -33,11 +33,11 @@ def until(check: Callable[[], T], timeout: float = 25.0, every: float = 0.02) ->
 class Program:
     """A running process whose output goes to a file."""
 
-    def __init__(self, args: Sequence[str], log: Path, env: dict[str, str]) -> None:
+    def __init__(self, args: Sequence[str], log: Path, env: dict[str, str], cwd: Path = ROOT) -> None:
         self.log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                args, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env, cwd=ROOT
+                args, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env, cwd=cwd
             )
 
     @property

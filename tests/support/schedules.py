@@ -11,7 +11,7 @@ from jobq import events
 from jobq.client import Client
 from jobq.events import Event
 from jobq.keys import Keys
-from jobq.schedules import Record, records_of
+from jobq.schedule_records import Record, records_of
 from jobq.store import Store
 from jobq.worker.schedules import DeclareSchedules, FireSchedules
 

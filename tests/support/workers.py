@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from tests.support.processes import Program, environment, until
+from tests.support.processes import ROOT, Program, environment, until
 
 LEDGER_APP = "tests.process.ledger_app"
 
@@ -61,7 +61,7 @@ class Worker(Program):
 
     def __init__(
         self, url: str, folder: Path, *args: str, queues: Sequence[str] = ("high",), app: str = LEDGER_APP,
-        program: str = "jobq.cli", **env: str,
+        program: str = "jobq.cli", cwd: Path = ROOT, **env: str,
     ) -> None:  # fmt: skip
         named = [part for queue in queues for part in ("--queue", queue)]
         number = len(list(folder.glob("worker-*.log")))
@@ -69,6 +69,7 @@ class Worker(Program):
             [sys.executable, "-m", program, "worker", *named, *args],
             folder / f"worker-{number}.log",
             environment(url, app, JOBQ_LOG_FORMAT="json", **env),
+            cwd,
         )
 
     def events(self, name: str, **match: Any) -> list[dict[str, Any]]:

@@ -152,6 +152,7 @@ def test_switches_of_other_tools(load, environ, enabled):
     assert load(environ).enabled is enabled
 
 
+@pytest.mark.covers("Q-17")
 def test_queue_options_lie_over_lanes_and_make_new_queues(load):
     settings = load({
         "JOBQ_QUEUES__EMAIL__SLOTS": "5",

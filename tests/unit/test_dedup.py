@@ -39,6 +39,7 @@ class Colour(Enum):
         ("{flag}", "True"),
     ],
 )
+@pytest.mark.covers("D-05")
 def test_a_key_is_rendered_from_the_params(template, key):
     params = {
         "order_id": "ORD-1",

@@ -10,6 +10,7 @@ from jobq.errors import ConfigError
 from jobq.queues import LANES, Priority, QueueSpec, Retention, sla_met
 
 
+@pytest.mark.covers("P-01", "P-02", "P-03", "P-04", "P-05", "P-10")
 def test_the_five_lanes_in_their_order_with_slots_and_targets():
     assert list(LANES) == [priority.value for priority in Priority]
     assert [spec.slots for spec in LANES.values()] == [20, 10, 5, 2, 1]
@@ -17,6 +18,7 @@ def test_the_five_lanes_in_their_order_with_slots_and_targets():
     assert targets == [1, 5, 30, 300, None]
 
 
+@pytest.mark.covers("P-06")
 def test_low_and_batch_run_in_processes_of_lower_priority():
     assert [name for name, spec in LANES.items() if spec.isolation == "process"] == ["low", "batch"]
     assert [spec.nice for spec in LANES.values()] == [0, 0, 0, 10, 10]
@@ -27,12 +29,14 @@ def test_the_lanes_cannot_be_changed_in_place():
         LANES["critical"] = LANES["batch"]  # type: ignore[index]
 
 
+@pytest.mark.covers("T-02", "T-03", "O-05")
 def test_default_retention():
     spec = QueueSpec("email", 5)
     assert spec.keep_succeeded == Retention(timedelta(hours=24), 1_000)
     assert spec.keep_dead == Retention(timedelta(days=7), 5_000)
 
 
+@pytest.mark.covers("P-07", "P-08", "P-09")
 def test_a_wait_keeps_the_target_up_to_and_including_it():
     spec = LANES["critical"]
     assert sla_met(spec, timedelta(seconds=1))

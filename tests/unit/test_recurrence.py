@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobq.cron import cron_slots, milliseconds, moment, parse_cron, zone
 from jobq.errors import ConfigError
-from jobq.recurrence import Due, Misfire, Timing, cron_slots, milliseconds, moment, parse_cron, zone
+from jobq.recurrence import Due, Misfire, Timing
 from tests.support.cron_reference import Expression, expressions, wall
 
 ZONES = ("America/New_York", "Europe/Berlin", "Australia/Lord_Howe")  # the last one moves by half an hour

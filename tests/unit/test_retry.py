@@ -34,6 +34,7 @@ def rand():
     return random.Random(7)
 
 
+@pytest.mark.covers("B-01", "B-02")
 def test_default_delays_are_2_4_8_up_to_five_minutes(rand):
     plain = Backoff(jitter=0)
     waits = [plain.delay(attempt, rand).total_seconds() for attempt in range(1, 11)]
@@ -71,6 +72,7 @@ def test_delays_survive_json(delay, attempt, seed):
     assert again.delay(attempt, random.Random(seed)) == delay.delay(attempt, random.Random(seed))
 
 
+@pytest.mark.covers("B-06")
 def test_fixed_and_steps(rand):
     assert Fixed(5).delay(9, rand) == timedelta(seconds=5)
     steps = Steps([1, timedelta(seconds=10), 60])
@@ -118,6 +120,7 @@ def test_a_wrong_declaration_is_a_config_error(make):
         make()
 
 
+@pytest.mark.covers("B-07", "B-08")
 def test_a_policy_retries_until_the_attempts_are_spent(rand):
     policy = RetryPolicy(3, Fixed(4))
     error = ValueError("no")

@@ -344,6 +344,7 @@ def test_options_are_kept() -> None:
     assert make(add, queue="email").spec.queue == "email"
 
 
+@pytest.mark.covers("O-09", "B-06")
 def test_the_retry_policy_prefers_call_then_task_then_queue() -> None:
     lane = LANES["high"]
     assert make(add).spec.policy(lane, default_attempts=4).max_attempts == 4
@@ -373,6 +374,7 @@ def test_enqueue_unwraps_secrets_for_the_codec(sent: Recorder) -> None:
     assert sent.requests[0].params == {"code": "1"}
 
 
+@pytest.mark.covers("O-07")
 def test_enqueue_many_sends_nothing_if_one_is_wrong(sent: Recorder) -> None:
     t = make(add)
     with pytest.raises(PayloadError, match=r"param 'a' is missing.*item 1"):
@@ -384,6 +386,7 @@ def test_enqueue_many_sends_nothing_if_one_is_wrong(sent: Recorder) -> None:
     assert len(t.enqueue_many({"a": n} for n in range(3))) == 3
 
 
+@pytest.mark.covers("O-01", "O-02", "O-04", "P-12")
 def test_options_of_a_call(sent: Recorder) -> None:
     t = make(add)
     t.options(delay=5, priority="critical", dedup_key="x", tags=["a"], timeout=1.5).enqueue(1)

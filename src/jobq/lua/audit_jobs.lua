@@ -22,7 +22,7 @@ local now_s = math.floor(now / 1000)
 local ms = string.format('%.0f', now)
 -- Seconds that a stock worker's entry may be past its time: rescue takes it at 60.
 local STOCK_S = 90
--- More than this of a list is not searched: 50 ms.
+-- More than this of a list is not searched: 20 ms.
 local FAR = 1000000
 local REGISTRY = { scheduled = 'scheduled', deferred = 'deferred', finished = 'finished', failed = 'failed',
   stopped = 'failed', canceled = 'canceled' }

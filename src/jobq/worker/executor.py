@@ -83,9 +83,9 @@ class LaneExecutor:
         )
         self._executors = Executors(lane, spec, settings, tasks, runner, self._inbox, spawner)
         self._claims = Claims(lane, self._keys, [*map(no_key_bucket, codec.key_ids), *tasks.names()])
-        self._link = Link(connect(settings, "worker", url=spec.redis_url))
-        blocking = connect(settings, "blocking", url=spec.redis_url)
-        self._waiter = Waiter(lambda: detached(blocking), self._keys.queue(lane.queue))
+        client = connect(settings, "worker", url=spec.redis_url)
+        self._link = Link(client)
+        self._waiter = Waiter(lambda: detached(client), self._keys.queue(lane.queue))
         self._listener = Listener(self._inbox, control, spawner, self._waiter, self._executors)
         self._works: dict[str, Assignment] = {}
         self._held = 0  # claimed and not settled

@@ -22,7 +22,7 @@ RETIRE_S = 2.0
 HUNG_S = 30.0
 """An executor whose loop has not turned for this long is killed: it would keep its leases for ever.
 
-More than twice what a turn takes at most, which is 12 s: two exchanges with a Redis that accepts and does not answer.
+Twice what a turn takes at most, 14 s: with a Redis that accepts connections and does not answer.
 """
 
 HUNG = "hung"

@@ -17,11 +17,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from jobq import brake, calls, events, rq_bridge
-from jobq.audit import free_dedup
 from jobq.errors import SoftTimeout, StoreError, StoreUnavailableError
 from jobq.job import Attempt
 from jobq.keys import Keys
-from jobq.queues import QueueSpec
+from jobq.probes import free_dedup
+from jobq.queues import QueueSpec, Retention
 from jobq.records import encode_attempt
 from jobq.replies import as_text
 from jobq.retry import Dead, RetryPolicy
@@ -182,8 +182,8 @@ class Prune:
                     calls.prune(
                         fleet.keys,
                         name,
-                        keep_succeeded=spec.keep_succeeded.count,
-                        keep_dead=spec.keep_dead.count,
+                        keep_succeeded=_count(spec.keep_succeeded),
+                        keep_dead=_count(spec.keep_dead),
                         keep_cancelled_s=int(spec.keep_succeeded.age.total_seconds()),
                     )
                 )
@@ -192,6 +192,10 @@ class Prune:
             else:
                 behind = True
         self.period_s = PRUNE_BEHIND_S if behind else PRUNE_S
+
+
+def _count(kept: Retention) -> int:
+    return -1 if kept.count is None else kept.count
 
 
 class Sweep:

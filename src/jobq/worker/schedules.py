@@ -9,13 +9,14 @@ from typing import Protocol
 
 from jobq import events, schedule_calls
 from jobq.codec import Codec
+from jobq.cron import moment
 from jobq.errors import ConfigError, JobqError, NoKeyError, StoreError, StoreUnavailableError
 from jobq.fleet import workers_plan
 from jobq.keys import Keys
-from jobq.recurrence import moment
 from jobq.schedule_calls import Take, Taken
+from jobq.schedule_firing import Fired, fire_plan
+from jobq.schedule_records import Record, fingerprint_of, sync_plan
 from jobq.schedule_spec import StoredSchedule
-from jobq.schedules import Fired, Record, fingerprint_of, fire_plan, sync_plan
 from jobq.store import Store
 
 _log = logging.getLogger("jobq")

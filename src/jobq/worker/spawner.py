@@ -28,8 +28,8 @@ from jobq import lua
 from jobq.config import Settings
 from jobq.errors import JobqError
 from jobq.events import configure_logging
+from jobq.schedule_records import records_of
 from jobq.schedule_spec import declared
-from jobq.schedules import records_of
 from jobq.tasks import Registry, load_app, registry
 from jobq.worker.channel import Channel, ChannelClosed, Message
 

@@ -24,7 +24,7 @@ from jobq.errors import ConfigError
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.retry import RetryPolicy
-from jobq.schedules import Record
+from jobq.schedule_records import Record
 from jobq.store import Store
 from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.health import HealthServer

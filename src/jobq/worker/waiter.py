@@ -24,7 +24,7 @@ class Waiter:
     """Waits for the queue's list to be non-empty.
 
     Args:
-        connect: Makes an unconnected connection of the blocking policy.
+        connect: Makes an unconnected connection. Its timeout need not exceed the block: it is read once it has an answer.
         queue_key: The queue's list.
     """
 

@@ -1,0 +1,114 @@
+"""The queues of five production systems, as this library's: by registration and by environment alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+
+import pytest
+
+import jobq
+from jobq import Backoff, ConfigError, QueueSpec, Settings
+from jobq.queues import Retention
+from jobq.registry import Registry
+
+# name, slots, what else; the id is that of docs/checklist.toml
+QUEUES = {
+    "Q-01": QueueSpec("email", slots=5),
+    "Q-02": QueueSpec("sync", slots=2),
+    "Q-03": QueueSpec("payment", slots=3),
+    "Q-04": QueueSpec("enrollment", slots=3),
+    "Q-05": QueueSpec("notification", slots=5),
+    "Q-06": QueueSpec("cleanup", slots=1),
+    "Q-07": QueueSpec("whatsapp-messages", slots=5, max_attempts=3, backoff=Backoff(base=2, factor=2)),
+    "Q-08": QueueSpec("credit-score", slots=2, max_attempts=3),
+    "Q-09": QueueSpec("order-routing", slots=3, max_attempts=3),
+    "Q-10": QueueSpec("payment-reminders", slots=3, max_attempts=3),
+    "Q-11": QueueSpec("report-generation", slots=1, max_attempts=2, timeout=timedelta(minutes=5)),
+    "Q-12": QueueSpec("order-processing", slots=5, max_attempts=3),
+    "Q-13": QueueSpec("export", slots=2, max_attempts=2),
+    "Q-14": QueueSpec("ai", slots=3, max_attempts=3, timeout=timedelta(seconds=60)),
+    "Q-15": QueueSpec("scheduled", slots=2, max_attempts=3),
+    "Q-16": QueueSpec("pdf", slots=2, isolation="process"),
+}
+"""As their systems declare them."""
+
+FIELDS = ("slots", "max_attempts", "timeout", "isolation")
+
+
+def _text(value: object) -> str:
+    return f"{value.total_seconds():g}s" if isinstance(value, timedelta) else str(value)
+
+
+@pytest.mark.covers(
+    "Q-01", "Q-02", "Q-03", "Q-04", "Q-05", "Q-06", "Q-07", "Q-08", "Q-09", "Q-10", "Q-11", "Q-12", "Q-13", "Q-14",
+    "Q-15", "Q-16", "Q-17",
+)  # fmt: skip
+@pytest.mark.parametrize("spec", QUEUES.values(), ids=QUEUES)
+def test_by_registration_and_by_environment(spec: QueueSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    registered = Settings(queues=[spec]).queue_specs()[spec.name]
+    variable = f"JOBQ_QUEUES__{spec.name.upper().replace('-', '_')}"
+    for field in FIELDS:
+        value = getattr(spec, field)
+        if value is not None and value != getattr(QueueSpec("other", slots=1), field):
+            monkeypatch.setenv(f"{variable}__{field.upper()}", _text(value))
+    monkeypatch.setenv(f"{variable}__SLOTS", str(spec.slots))
+    found = Settings.load().queue_specs()
+    declared = found.get(spec.name) or found[spec.name.replace("-", "_")]
+    for field in FIELDS:
+        assert getattr(registered, field) == getattr(spec, field)
+        assert getattr(declared, field) == getattr(spec, field)
+
+
+@pytest.mark.covers("Q-12", "D-06", "B-03", "B-04", "B-05", "B-06", "B-09")
+def test_their_tasks_keep_what_they_ask_for() -> None:
+    registry = Registry()
+
+    @jobq.task(
+        "orders.process", queue="order-processing", dedup="{order_id}", max_attempts=3, registry=registry
+    )
+    def process(order_id: str) -> None: ...
+
+    @jobq.task(
+        "mail.send", queue="email", max_attempts=5, backoff=Backoff(base=1, factor=2), registry=registry
+    )
+    def mail(to: str) -> None: ...
+
+    @jobq.task("reports.make", priority="low", max_attempts=2, timeout=300, registry=registry)
+    def report(kind: str) -> None: ...
+
+    assert process.spec.dedup is not None
+    assert process.spec.dedup.template == "{order_id}"
+    assert (mail.spec.max_attempts, report.spec.max_attempts) == (5, 2)
+    assert report.spec.timeout == timedelta(minutes=5)
+    again = mail.options(max_attempts=5, backoff=jobq.Fixed(5))
+    assert again.overrides.max_attempts == 5
+    assert dataclasses.astuple(again.overrides.backoff) == dataclasses.astuple(jobq.Fixed(5))
+
+
+@pytest.mark.covers("T-01", "T-02", "T-03", "T-04")
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("100", Retention(count=100)),
+        ("24h/1000", Retention(timedelta(hours=24), 1_000)),
+        ("7d/5000", Retention(timedelta(days=7), 5_000)),
+        ("48h", Retention(timedelta(hours=48))),
+    ],
+)
+def test_their_retentions(text: str, kept: Retention, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBQ_QUEUES__EMAIL__KEEP_DEAD", text)
+    assert Settings.load().queue_specs()["email"].keep_dead == kept
+
+
+@pytest.mark.parametrize("text", ["24h/", "soon", "24h/many", "-1", "24h/1000/7"])
+def test_a_wrong_retention_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBQ_QUEUES__EMAIL__KEEP_DEAD", text)
+    with pytest.raises(ConfigError, match="expected an age, a count or both"):
+        Settings.load()
+
+
+@pytest.mark.covers("P-14")
+def test_priorities_are_typed_constants() -> None:
+    assert [str(each) for each in jobq.Priority] == ["critical", "high", "medium", "low", "batch"]
+    assert jobq.Priority("high") is jobq.Priority.HIGH
