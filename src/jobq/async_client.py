@@ -26,6 +26,7 @@ from jobq.store import AsyncStore
 from jobq.tasks import EnqueueRequest, Registry
 from jobq.views import attempts_plan, outcome_plan
 from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan
+from jobq.why import Why, why_plan
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
@@ -148,6 +149,10 @@ class AsyncClient(ClientBase):
     async def attempts(self, job_id: str) -> list[Attempt]:
         """As :meth:`jobq.client.Client.attempts`."""
         return await self.run(attempts_plan(self.keys, job_id))
+
+    async def why(self, job_id: str) -> Why:
+        """As :meth:`jobq.client.Client.why`."""
+        return await self.run(why_plan(self.keys, job_id, self, self.settings.lease))
 
     async def cancel(self, job_id: str) -> Literal["cancelled", "requested"]:
         """As :meth:`jobq.client.Client.cancel`."""

@@ -39,6 +39,7 @@ from jobq.store import Store
 from jobq.tasks import EnqueueRequest, Registry
 from jobq.views import attempts_plan, outcome_plan
 from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan
+from jobq.why import Why, why_plan
 
 T = TypeVar("T")
 
@@ -192,6 +193,14 @@ class Client(ClientBase):
             JobNotFoundError: No job has this id.
         """
         return self.run(attempts_plan(self.keys, job_id))
+
+    def why(self, job_id: str) -> Why:
+        """Why the job has not run, or what happened to it: reasons with remedies, what blocks it first.
+
+        Raises:
+            JobNotFoundError: No job has this id.
+        """
+        return self.run(why_plan(self.keys, job_id, self, self.settings.lease))
 
     def cancel(self, job_id: str) -> Literal["cancelled", "requested"]:
         """Stop a job: at once while it waits, on request while it runs.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jobq import calls, dedup, events, limits
+from jobq import brake, calls, dedup, events
 from jobq.calls import Batch, EnqueueAnswer, NewJob, Plan
 from jobq.codec import Codec
 from jobq.config import Settings, warn_secret_unprotected
@@ -30,11 +30,6 @@ _MS = timedelta(milliseconds=1)
 _REBINDS = 3
 _HELD = ("duplicate", "replaced")
 _NOBODY: Mapping[str, Job] = {}
-_REFUSALS = {
-    "full": "queue {queue!r} takes no more jobs for now",
-    "shed": "queue {queue!r} takes no jobs while the memory of Redis is nearly full: raise its maxmemory, or let "
-    "the workers catch up",
-}
 
 
 @dataclass(slots=True)
@@ -217,15 +212,22 @@ class Enqueuer:
                 answers[place] = answer
         if register:
             self._registered[queue] = self._clock() + _REGISTER_EVERY_S
+        for each, answer in zip(chunk, answers, strict=True):
+            if answer.status == "shed":
+                brake_state = yield from brake.state_plan(self._keys, list(self._specs))
+                raise self._refused(brake_state.refusal(queue), each)
         found = yield from self._holders(answers)
         return [self._job(each, answer, found) for each, answer in zip(chunk, answers, strict=True)]
 
     def _ask(self, queue: str, chunk: Sequence[_Prepared], register: bool) -> Plan[list[EnqueueAnswer]]:
         try:
-            return (yield calls.enqueue(self._keys, queue, [each.new for each in chunk], register))
+            answers: list[EnqueueAnswer] = yield calls.enqueue(
+                self._keys, queue, [each.new for each in chunk], register
+            )
         except JobqError as error:
             self._explain(error, chunk[0])
             raise
+        return answers
 
     def _rebound(self, prepared: _Prepared, holder: str) -> _Prepared:
         fields = {**prepared.new.fields, "data": self._encode(prepared.request, holder)}
@@ -249,9 +251,8 @@ class Enqueuer:
     def _job(self, prepared: _Prepared, answer: EnqueueAnswer, found: Mapping[str, Job]) -> Job:
         task, queue = prepared.request.task.name, prepared.queue
         status = answer.status
-        if status in _REFUSALS:
-            message = _REFUSALS[status].format(queue=queue)
-            raise QueueFullError(message, job_id=answer.id, queue=queue, task=task)
+        if status == "full":
+            raise self._refused(f"queue {queue!r} takes no more jobs for now", prepared)
         if status == "rebind":
             raise ConflictError(
                 f"the holder of the dedup key changed {_REBINDS} times meanwhile: enqueue again",
@@ -291,6 +292,10 @@ class Enqueuer:
             tags=overrides.tags,
             owner=self._owner,
         )
+
+    @staticmethod
+    def _refused(message: str, first: _Prepared) -> QueueFullError:
+        return QueueFullError(message, job_id=first.new.id, queue=first.queue, task=first.request.task.name)
 
     @staticmethod
     def _explain(error: JobqError, first: _Prepared) -> None:

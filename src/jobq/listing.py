@@ -142,10 +142,10 @@ class _Container:
             return []
         if self.kind == "list":
             return [(as_text(member), 0.0) for member in reversed(reply)]
-        return [(as_text(member).partition(":")[0], float(score)) for member, score in _scored(reply)]
+        return [(as_text(member).partition(":")[0], float(score)) for member, score in scored(reply)]
 
 
-def _scored(reply: Sequence[Any]) -> list[tuple[Any, Any]]:
+def scored(reply: Sequence[Any]) -> list[tuple[Any, Any]]:
     """Members with scores, from RESP3's pairs or RESP2's flat list."""
     if reply and isinstance(reply[0], list | tuple):
         return [(member, score) for member, score in reply]

@@ -181,7 +181,7 @@ class SchedulePlans:
             clock, (rev, spec, last) = yield Batch(
                 (("TIME",), ("HMGET", self.keys.schedule(name), "rev", "spec", "last")), _readable(name)
             )
-            stored = StoredSchedule.decode(name, spec or b"")
+            stored = _decoded(name, spec)
             slot = stored.timing.after(max(clock_of(clock), as_int(last or 0)))
             look_at = None if slot is None else stored.timing.fires_at(slot)
             word = yield schedule_calls.resume(self.keys, name, as_text(rev), slot, look_at)
@@ -198,7 +198,7 @@ class SchedulePlans:
         ((_rev, spec, data),) = yield Batch(
             (("HMGET", self.keys.schedule(name), "rev", "spec", "data"),), _readable(name)
         )
-        stored = StoredSchedule.decode(name, spec or b"")
+        stored = _decoded(name, spec)
         job_id = new_job_id(stored.task)
         payload = self.codec.rebind(data or b"", job_id=bound_id(name), to=job_id)
         new = NewJob(
@@ -219,6 +219,13 @@ class SchedulePlans:
 
 def _missing(name: str) -> JobNotFoundError:
     return JobNotFoundError(f"no schedule {name!r}; jobq schedules list shows all")
+
+
+def _decoded(name: str, spec: bytes | None) -> StoredSchedule:
+    try:
+        return StoredSchedule.decode(name, spec or b"")
+    except ConfigError as error:
+        raise ConflictError(f"schedule {name!r} is broken: {error}") from None
 
 
 def _readable(name: str) -> Any:

@@ -66,7 +66,14 @@ class Batch(Generic[T]):
     decode: Callable[[list[Any]], T] = _as_is
 
 
-Step: TypeAlias = Call[Any] | Batch[Any]
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Nothing is sent for so many seconds: it keeps a bulk to its rate."""
+
+    seconds: float
+
+
+Step: TypeAlias = Call[Any] | Batch[Any] | Pause
 Plan: TypeAlias = Generator[Step, Any, T]
 
 

@@ -105,7 +105,7 @@ def clock_back(setup: Setup) -> Report:
         jumps = 0
         for _ in range(setup.times(300, short=40)):
             now += rand.randint(1_000, 10 * MINUTE)
-            if rand.random() < 0.2:
+            if rand.random() < 0.05:  # rare enough for time to pass all in all
                 now, jumps = now - HOUR, jumps + 1
             furthest = max(furthest, now)
             race(field.client, field.server.url, now)
@@ -118,7 +118,7 @@ def clock_back(setup: Setup) -> Report:
             for slot in range(info.timing.after(begin) or 0, furthest + 1, info.timing.every_ms)
         }
     report.figure("jumps", jumps)
-    report.figure("slots", len(wanted))
+    report.at_least("slots", len(wanted), 1)
     report.zero("fired twice", len(made) - len(set(made)))
     report.zero("left out", len(wanted - set(made)))
     report.zero("of no slot", len(set(made) - wanted))
@@ -158,7 +158,7 @@ def clocks_change(setup: Setup) -> Report:
             begin = milliseconds(datetime(first.year, first.month, first.day, tzinfo=UTC))
             end = milliseconds(datetime(last.year, last.month, last.day, tzinfo=UTC))
             for place, zone in enumerate(ZONES):
-                clock = wall(zone, first, last)
+                clock = wall(zone, first - timedelta(days=3), last + timedelta(days=3))
                 around = (first - timedelta(days=1), last + timedelta(days=1))
                 for index, expression in enumerate(picked[place :: len(ZONES)]):
                     name = f"{place}-{index}"

@@ -477,6 +477,17 @@ def test_a_broken_schedule_is_set_aside_and_stops_nobody(
     assert [each.name for each in client.schedules.list()] == ["good"]
 
 
+def test_a_broken_one_says_so_when_it_is_asked_for_something(
+    client: jobq.Client, redis_client: redis.Redis
+) -> None:
+    client.schedules.add("bad", "shop.report", every="1h")
+    client.schedules.pause("bad")
+    redis_client.hset("jobq:schedule:bad", "spec", "{")
+    for ask in (client.schedules.run, client.schedules.resume, client.schedules.next):
+        with pytest.raises(jobq.ConflictError, match="schedule 'bad' is broken"):
+            ask("bad")
+
+
 def test_a_task_that_another_live_worker_knows_is_no_fault(
     client: jobq.Client, redis_client: redis.Redis
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 import urllib.error
 import urllib.request
@@ -99,6 +100,8 @@ def test_verbosity_reaches_the_executors(
 ) -> None:
     running = worker(flag, wait=False)
     enqueue(client, app.logs, key="a").wait(timeout=15)
+    running.send(signal.SIGTERM)
+    assert running.wait() == 0  # all is said
     lines = [json.loads(line) for line in running.output().splitlines()]
     assert {line["level"] for line in lines if line["event"] == "t.logs"} >= {said}
     assert any(line["event"] == "job.succeeded" for line in lines) == (flag == "-v")

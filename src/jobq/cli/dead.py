@@ -19,7 +19,7 @@ from jobq.cli.common import (
     refused_as_usage,
     yes_options,
 )
-from jobq.cli.jobs import attempt_fields, job_fields, show_attempts
+from jobq.cli.job_records import attempt_fields, job_fields, show_attempts
 from jobq.cli.options import DURATION, PRIORITY, RATE, Command, Group
 from jobq.cli.output import Column, ago
 

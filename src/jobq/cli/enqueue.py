@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from jobq.cli.common import CliError, Exit, State, load_tasks, one_queue, pass_state, read_json_object
-from jobq.cli.jobs import job_fields, wait_for
+from jobq.cli.job_records import job_fields
+from jobq.cli.jobs import wait_for
 from jobq.cli.options import DURATION, PRIORITIES, PRIORITY, TIME, Command
 from jobq.cli.output import Column
 from jobq.errors import ConfigError, EnqueueError, PayloadError, UnknownTaskError

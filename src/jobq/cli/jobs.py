@@ -6,103 +6,22 @@ Params and results are not shown: they may hold what only the task should see.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from jobq.cli.common import (
-    Exit,
-    State,
-    bulk_exit,
-    check_queue,
-    confirm,
-    each,
-    pass_state,
-    refused_as_usage,
-    yes_options,
-)
+from jobq.cli.common import Exit, State, check_queue, pass_state, refused_as_usage
+from jobq.cli.job_bulk import cancel, delete, promote, retry
+from jobq.cli.job_logs import logs
+from jobq.cli.job_records import STATES, attempt_fields, job_fields, show_attempts
+from jobq.cli.job_why import why
 from jobq.cli.options import DURATION, Group
 from jobq.cli.output import Column, ago, duration_text
 
 if TYPE_CHECKING:
-    from jobq.job import Attempt, Job
-
-_STATES = (
-    "scheduled", "queued", "running", "retrying", "deferred", "parked", "succeeded", "dead", "cancelled"
-)  # fmt: skip
-
-
-def job_fields(job: Job) -> dict[str, Any]:
-    """A job for the JSON forms: all but params and result."""
-    return {
-        "id": job.id,
-        "task": job.task,
-        "queue": job.queue,
-        "state": job.state,
-        "attempt": job.attempt,
-        "max_attempts": job.max_attempts,
-        "created_at": job.created_at,
-        "enqueued_at": job.enqueued_at,
-        "due_at": job.due_at,
-        "started_at": job.started_at,
-        "ended_at": job.ended_at,
-        "worker": job.worker,
-        "timeout_s": job.timeout,
-        "progress": job.progress,
-        "progress_text": job.progress_text,
-        "dead_reason": job.dead_reason,
-        "error_fingerprint": job.error_fingerprint,
-        "parked_reason": job.parked_reason,
-        "cancel_requested": job.cancel_requested,
-        "dedup_key": job.dedup_key,
-        "tags": job.tags,
-    }
-
-
-def attempt_fields(attempt: Attempt) -> dict[str, Any]:
-    """An attempt for the JSON forms."""
-    return {
-        "number": attempt.number,
-        "outcome": attempt.outcome,
-        "started_at": attempt.started_at,
-        "ended_at": attempt.ended_at,
-        "worker": attempt.worker,
-        "error_type": attempt.error_type,
-        "error": attempt.error,
-        "fingerprint": attempt.fingerprint,
-        "traceback": attempt.traceback,
-    }
-
-
-def show_attempts(state: State, attempts: Sequence[Attempt]) -> None:
-    """The timeline, as a table."""
-    if not attempts:
-        return
-    state.out.text("")
-    state.out.table(
-        attempts,
-        [
-            Column("attempt", lambda attempt: attempt.number, right=True),
-            Column("outcome", lambda attempt: attempt.outcome),
-            Column("started", lambda attempt: attempt.started_at),
-            Column("ran", _ran, right=True),
-            Column("worker", lambda attempt: attempt.worker, wide=True),
-            Column("fingerprint", lambda attempt: attempt.fingerprint, wide=True),
-            Column("error", _attempt_error, grow=True),
-        ],
-    )
-
-
-def _ran(attempt: Attempt) -> str:
-    if attempt.started_at is None or attempt.ended_at is None:
-        return "-"
-    return duration_text(attempt.ended_at - attempt.started_at)
-
-
-def _attempt_error(attempt: Attempt) -> str | None:
-    return ": ".join(part for part in (attempt.error_type, attempt.error) if part) or None
+    from jobq.job import Job
 
 
 @click.group(cls=Group)
@@ -112,7 +31,7 @@ def jobs() -> None:
 
 @jobs.command("list")
 @click.option(
-    "--state", "states", type=click.Choice(_STATES), multiple=True, help="Only this state; repeatable."
+    "--state", "states", type=click.Choice(STATES), multiple=True, help="Only this state; repeatable."
 )
 @click.option("--queue", metavar="Q", help="Only this queue.")
 @click.option("--task", metavar="T", help="Only this task.")
@@ -242,70 +161,5 @@ def wait_for(state: State, ids: Sequence[str], timeout: timedelta | None) -> int
     return Exit.DONE
 
 
-def _print_bulk(state: State, done: Sequence[tuple[str, Any]], failed: Sequence[Any]) -> int:
-    rows = [{"id": job_id, "result": result} for job_id, result in done]
-    columns = [Column("id", lambda row: row["id"]), Column("result", lambda row: row["result"])]
-    document = {"done": rows, "failed": [failure.as_dict() for failure in failed]}
-    if done or state.out.structured:
-        state.out.table(rows, columns, document=document)
-    return bulk_exit(state, len(done), failed)
-
-
-def _bulk(
-    state: State,
-    ids: Sequence[str],
-    do: Callable[[str], Any],
-    *,
-    verb: str,
-    ask: bool,
-    dry_run: bool,
-    yes: bool,
-) -> int:
-    client = state.client()
-    if dry_run:
-        done, failed = each(ids, lambda job_id: f"would {verb} ({client.get(job_id).state.value})")
-        return _print_bulk(state, done, failed)
-    count = len(dict.fromkeys(ids))
-    if ask:
-        confirm(state, f"{verb.capitalize()} {count:,} job{'' if count == 1 else 's'}?", yes=yes)
-    done, failed = each(ids, do)
-    return _print_bulk(state, done, failed)
-
-
-@jobs.command("retry")
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
-@yes_options
-@pass_state
-def retry(state: State, ids: tuple[str, ...], dry_run: bool, yes: bool) -> int:
-    """Queue dead or cancelled jobs again, now."""
-    client = state.client()
-
-    def do(job_id: str) -> str:
-        return client.retry(job_id).state.value
-
-    return _bulk(state, ids, do, verb="retry", ask=True, dry_run=dry_run, yes=yes)
-
-
-@jobs.command("cancel")
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
-@yes_options
-@pass_state
-def cancel(state: State, ids: tuple[str, ...], dry_run: bool, yes: bool) -> int:
-    """Cancel waiting jobs at once, and ask running ones to stop. A retry brings them back."""
-    # Never asks, as a retry undoes it; --yes is taken so that scripts can treat all these commands alike.
-    return _bulk(state, ids, state.client().cancel, verb="cancel", ask=False, dry_run=dry_run, yes=yes)
-
-
-@jobs.command("delete")
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
-@yes_options
-@pass_state
-def delete(state: State, ids: tuple[str, ...], dry_run: bool, yes: bool) -> int:
-    """Delete jobs that do not run, with their history."""
-    client = state.client()
-
-    def do(job_id: str) -> str:
-        client.delete(job_id)
-        return "deleted"
-
-    return _bulk(state, ids, do, verb="delete", ask=True, dry_run=dry_run, yes=yes)
+for _command in (why, logs, retry, cancel, promote, delete):
+    jobs.add_command(_command)

@@ -22,7 +22,7 @@ from jobq.cli.common import (
     suggest,
     yes_options,
 )
-from jobq.cli.jobs import job_fields
+from jobq.cli.job_records import job_fields
 from jobq.cli.options import DURATION, PRIORITIES, PRIORITY, TIME, Group
 from jobq.cli.output import Column, ago
 from jobq.errors import ConfigError, JobNotFoundError

@@ -23,7 +23,7 @@ if not now then
 end
 local state = redis.call('HMGET', KEYS[3], 'shed', 'max')
 local room, refusal = math.huge, 'full'
-if state[1] and tonumber(state[1]) > now then
+if state[1] and (tonumber(state[1]) or 0) > now then
   room, refusal = 0, 'shed'
 elseif state[2] then
   room = tonumber(state[2]) - redis.call('LLEN', KEYS[1])

@@ -24,7 +24,7 @@ local row = redis.pcall('HMGET', KEYS[1], 'rev', 'next', 'paused', 'job')
 if row.err or (row[1] or '') ~= ARGV[5] or row[2] ~= ARGV[6] or row[3] then return { 'stale' } end
 local state = redis.call('HMGET', KEYS[5], 'shed', 'max')
 local room = math.huge
-if state[1] and tonumber(state[1]) > now then
+if state[1] and (tonumber(state[1]) or 0) > now then
   room = 0
 elseif state[2] then
   room = tonumber(state[2]) - redis.call('LLEN', KEYS[4])

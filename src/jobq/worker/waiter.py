@@ -24,7 +24,7 @@ class Waiter:
     """Waits for the queue's list to be non-empty.
 
     Args:
-        connect: Makes an unconnected connection. Its timeout need not exceed the block: it is read once it has an answer.
+        connect: Makes an unconnected connection. It is only read when it has data: its timeout may be below the block.
         queue_key: The queue's list.
     """
 

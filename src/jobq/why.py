@@ -1,0 +1,388 @@
+"""Why a job has not run, or what happened to it: what Redis knows, put into :mod:`jobq.reasons`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from jobq.calls import Batch, Plan
+from jobq.fleet import QueueInfo, Worker, queue_info, workers_plan
+from jobq.job import Attempt, Job, JobOwner, JobState
+from jobq.keys import Keys
+from jobq.listing import scored
+from jobq.records import decode_attempt
+from jobq.reasons import STATE_CODES, Reason, park_code, reason
+from jobq.replies import as_int, as_map, as_text
+from jobq.snapshot import Counters
+from jobq.views import hash_command, job_plan
+
+FARTHEST = 100_000
+"""Jobs of the list that are looked through for one: 2 ms of Redis."""
+
+_PACE_MINUTES = 5
+_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Why:
+    """What is known of one job.
+
+    Attributes:
+        reasons: Why it waits, runs or has ended, what blocks it first. Never empty.
+        ahead: Jobs before it in its queue; None: it is not queued, or farther back than 100,000.
+        eta: When it is expected to start, by the queue's pace of the last five minutes; None: no pace, or blocked.
+        attempts: Its recorded attempts, oldest first.
+    """
+
+    job: Job
+    reasons: tuple[Reason, ...]
+    ahead: int | None = None
+    eta: datetime | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What is read for every job, in one pipeline."""
+
+    now: datetime
+    job: Job
+    fields: dict[str, str]
+    attempts: tuple[Attempt, ...]
+    info: QueueInfo
+    state: dict[str, str]
+    suspended: bool
+    holder: str
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What every sentence may name."""
+        job = self.job
+        return {"id": job.id, "queue": job.queue, "task": job.task, "attempt": job.attempt, "QUEUE": job.queue.upper()}
+
+    def last_error(self) -> str:
+        """``: ValueError: no funds``, or nothing."""
+        last = self.attempts[-1] if self.attempts else None
+        words = ": ".join(part for part in (last.error_type, last.error) if part) if last else ""
+        return f": {words}" if words else ""
+
+
+_MORE = ("q", "pb", "rp", "park", "why", "lost", "crashes", "cx", "dk")
+
+
+def why_plan(keys: Keys, job_id: str, owner: JobOwner | None, lease: timedelta) -> Plan[Why]:
+    """Everything that keeps this job from running, or that happened to it, in two to four round trips.
+
+    Raises:
+        JobNotFoundError: There is no such job.
+        PayloadUnreadableError: Its key has the wrong type.
+    """
+    job = yield from job_plan(keys, job_id, owner)
+    facts = yield from _facts(keys, job)
+    ahead: int | None = None
+    eta: datetime | None = None
+    match job.state:
+        case JobState.QUEUED:
+            found, ahead, eta = yield from _queued(keys, facts)
+        case JobState.SCHEDULED | JobState.RETRYING:
+            found = _delayed(facts)
+        case JobState.DEFERRED:
+            found = yield from _deferred(keys, facts)
+        case JobState.PARKED:
+            found = yield from _parked(keys, facts)
+        case JobState.RUNNING:
+            found = yield from _running(keys, facts, lease)
+        case _:
+            found = _ended(facts)
+    found += _beside(facts)
+    ordered = sorted(found, key=lambda each: not each.blocks)
+    blocked = any(each.blocks and each.code not in ("busy", "queue_rate", "queue_concurrency") for each in found)
+    return Why(
+        job=job, reasons=tuple(ordered), ahead=ahead, eta=None if blocked else eta, attempts=facts.attempts
+    )
+
+
+def _facts(keys: Keys, job: Job) -> Plan[_Facts]:
+    name = (job.dedup_key or "").partition(":")[2]
+    clock, more, attempts, length, state, suspended, holder = yield Batch(
+        (
+            ("TIME",),
+            ("HMGET", keys.job(job.id), *_MORE),
+            ("LRANGE", keys.attempts(job.id), 0, -1),
+            ("LLEN", keys.queue(job.queue)),
+            ("HGETALL", keys.queue_state(job.queue)),
+            ("EXISTS", keys.suspended),
+            ("GET", keys.dedup(name)),
+        )
+    )
+    now_ms = _clock_ms(clock)
+    texts = [as_text(value) if isinstance(value, bytes) else "" for value in more or ()]
+    records = [] if isinstance(attempts, Exception) else attempts
+    mapped = as_map(state)
+    return _Facts(
+        now=_moment(now_ms),
+        job=job,
+        fields=dict(zip(_MORE, texts, strict=False)),
+        attempts=tuple(decode_attempt(record, number) for number, record in enumerate(records, 1)),
+        info=queue_info(job.queue, None, as_int(length), mapped, now_ms),
+        state=mapped,
+        suspended=suspended == 1,
+        holder=as_text(holder).partition(":")[2] if isinstance(holder, bytes) else "",
+    )
+
+
+# --------------------------------------------------------------------------- where it waits
+
+
+def _queued(keys: Keys, facts: _Facts) -> Plan[tuple[list[Reason], int | None, datetime | None]]:
+    job, now = facts.job, facts.now
+    minute = int(now.timestamp()) // 60
+    minutes = range(minute - _PACE_MINUTES + 1, minute + 1)
+    gate = f"q:{job.queue}"
+    position, running, used, closed, *counted = yield Batch(
+        (
+            ("LPOS", keys.queue(job.queue), job.id, "MAXLEN", FARTHEST),
+            ("ZCARD", keys.wip(job.queue)),
+            ("ZRANGE", f"{keys.n}rate:{gate}", 0, 0, "WITHSCORES"),
+            ("GET", f"{keys.n}closed:{gate}"),
+            *(("HGETALL", keys.counters(job.queue, each)) for each in minutes),
+        )
+    )
+    pace = _pace(counted, minutes, now)
+    ahead = position if isinstance(position, int) else None
+    found = _closed_queue(facts, as_int(running), used, closed)
+    found += _workers(facts, (yield from workers_plan(keys)))
+    since = _of_ms(facts.fields["q"])
+    if ahead == 0:
+        found.append(reason("next", since=since, **facts.values))
+    elif ahead is None and facts.info.queued < FARTHEST:
+        found.append(reason("dropped", since=since, **facts.values))
+    else:
+        many = f"more than {FARTHEST:,} jobs" if ahead is None else f"{ahead:,} job{'s' if ahead != 1 else ''}"
+        words = f"{pace:.3g} a second" if pace else "none of late"
+        eta = now + timedelta(seconds=(ahead + 1) / pace) if pace and ahead is not None else None
+        found.append(reason("behind", since=since, until=eta, ahead=many, pace=words, **facts.values))
+    eta = now + timedelta(seconds=ahead / pace) if pace and ahead is not None else None
+    return found, ahead, eta
+
+
+def _closed_queue(facts: _Facts, running: int, used: Any, closed: Any) -> list[Reason]:
+    """What keeps every job of its queue from starting."""
+    found: list[Reason] = []
+    info = facts.info
+    if facts.suspended:
+        found.append(reason("suspended"))
+    if info.paused:
+        by, why = info.paused_by or "somebody", info.paused_reason or "no reason given"
+        found.append(reason("paused", until=info.paused_until, by=by, reason=why, **facts.values))
+    if info.shed:
+        found.append(reason("shed", until=_of_ms(facts.state.get("shed", "")), **facts.values))
+    rate, concurrency = info.limits.rate, info.limits.concurrency
+    if concurrency is not None and running >= concurrency:
+        found.append(reason("queue_concurrency", limit=concurrency, **facts.values))
+    if rate is not None:
+        pairs = scored([] if isinstance(used, Exception) or not used else used)
+        frees = _of_ms(closed) or _of_ms(facts.state.get("closed", ""))
+        if frees is None and len(pairs) == 1:
+            frees = _of_ms(str(float(pairs[0][1]) + rate.per_ms))
+        if frees is not None and frees > facts.now:
+            found.append(reason("queue_rate", limit=rate, until=frees, **facts.values))
+    return found
+
+
+def _workers(facts: _Facts, workers: Sequence[Worker]) -> list[Reason]:
+    """What the workers of its queue say."""
+    serving = [worker for worker in workers if facts.job.queue in worker.queues]
+    values = facts.values
+    if not serving:
+        return [reason("no_worker", **values)]
+    awake = [worker for worker in serving if worker.state not in ("draining", "quiet")]
+    if not awake:
+        names = " ".join(worker.name for worker in serving)
+        quiet = any(worker.state == "quiet" for worker in serving)
+        return [reason("worker_quiet" if quiet else "worker_draining", workers=names, **values)]
+    found = []
+    # A plain rq worker does not tell what it knows.
+    if all(worker.kind == "jobq" and facts.job.task not in worker.tasks for worker in awake):
+        found.append(reason("task_not_served", **values))
+    slots = sum(worker.slots for worker in awake)
+    if sum(worker.busy for worker in awake) >= slots:
+        found.append(reason("busy", slots=f"{slots} slot{'s' if slots != 1 else ''}", **values))
+    return found
+
+
+def _pace(counted: Sequence[Any], minutes: Sequence[int], now: datetime) -> float:
+    """Attempts of the queue that end in a second, since the first of these minutes with any."""
+    total, first = Counters(), None
+    for minute, reply in zip(minutes, counted, strict=True):
+        fields = as_map(reply)
+        if fields:
+            first = minute if first is None else first
+            total.add(fields)
+    if first is None:
+        return 0.0
+    return total.total("srdc") / max(now.timestamp() - first * 60, 1.0)
+
+
+def _delayed(facts: _Facts) -> list[Reason]:
+    job = facts.job
+    due = job.due_at or _of_ms(facts.fields["q"])
+    code = "retrying" if job.state is JobState.RETRYING else "scheduled"
+    found = [
+        reason(
+            code, since=_last_end(facts) or job.created_at, until=due, error=facts.last_error(), **facts.values
+        )
+    ]
+    if due is not None and due < facts.now - timedelta(seconds=2):
+        found.append(reason("overdue", since=due))
+    return found
+
+
+def _deferred(keys: Keys, facts: _Facts) -> Plan[list[Reason]]:
+    job = facts.job
+    reply = (yield Batch((("SRANDMEMBER", keys.dependencies(job.id), 1_000),)))[0]
+    parents = [] if isinstance(reply, Exception) else sorted(as_text(member) for member in reply)
+    waiting: list[str] = []
+    if parents:
+        words = yield Batch(tuple(("HGET", keys.job(parent), "status") for parent in parents))
+        statuses = {
+            parent: as_text(word)
+            for parent, word in zip(parents, words, strict=True)
+            if word and not isinstance(word, Exception)
+        }
+        waiting = [parent for parent, word in statuses.items() if word != "finished"]
+    if not waiting:
+        return [reason("parents_done", since=job.created_at)]
+    named = ", ".join(f"job {parent}" for parent in waiting[:3])
+    more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
+    return [reason("parents", since=job.created_at, parents=f"{named}{more}", parent=waiting[0])]
+
+
+def _parked(keys: Keys, facts: _Facts) -> Plan[list[Reason]]:
+    job, bucket = facts.job, facts.fields["pb"]
+    park = job.parked_reason or ""
+    code = park_code(park)
+    gate = bucket.removeprefix("~gate:")
+    entered, rank, opens, held = yield Batch(
+        (
+            ("ZSCORE", keys.deferred(job.queue), job.id),
+            ("ZRANK", keys.gate(gate), job.id),
+            ("ZSCORE", keys.gates, gate),
+            ("ZRANGE", f"{keys.n}held:{gate}", 0, 2),
+        )
+    )
+    since = _moment(float(entered) * 1000) if isinstance(entered, bytes | float | int) else None
+    if code not in ("rate", "concurrency"):
+        return [reason(code, since=since, park=park, **facts.values)]
+    holders = [] if isinstance(held, Exception) else [as_text(each).partition(":")[0] for each in held]
+    words = ", ".join(f"job {holder}" for holder in holders)
+    place = f"{rank:,} wait before it" if isinstance(rank, int) and rank else "it is the next"
+    until = _moment(float(opens)) if code == "rate" and isinstance(opens, bytes | float | int) else None
+    return [
+        reason(
+            code,
+            since=since,
+            until=until,
+            gate=gate_words(gate),
+            holders=words or "a run that has just ended",
+            holder=holders[0] if holders else job.id,
+            position=place,
+        )
+    ]
+
+
+def gate_words(gate: str) -> str:
+    """What a gate limits, without the digest of its key: ``of task mail.send``, ``of task pay, for its key``."""
+    task, _, key = gate.partition(":")[2].partition(":")
+    return f"of task {task}{', for its key' if key else ''}"
+
+
+# --------------------------------------------------------------------------- it runs, or has ended
+
+
+def _running(keys: Keys, facts: _Facts, lease: timedelta) -> Plan[list[Reason]]:
+    job = facts.job
+    done = f", {job.progress:.0%} done" if job.progress is not None else ""
+    text = f" ({job.progress_text})" if job.progress_text else ""
+    found = [
+        reason(
+            "running", since=job.started_at, worker=job.worker or "a worker", progress=done + text, **facts.values
+        )
+    ]
+    if job.cancel_requested:
+        found.append(reason("cancel_requested"))
+    match_all = ("ZSCAN", keys.wip(job.queue), 0, "MATCH", f"{job.id}:*", "COUNT", 10_000)
+    reply = (yield Batch((match_all,)))[0]
+    pairs = [] if isinstance(reply, Exception) else scored(reply[1])
+    ends: Any = None
+    if pairs:
+        ends = (yield Batch((("ZSCORE", keys.leases, as_text(pairs[0][0])),)))[0]
+    if not isinstance(ends, bytes | float | int):
+        return [*found, reason("no_lease")]
+    until = _moment(float(ends))
+    if until <= facts.now:
+        return [*found, reason("lease_expired", since=until)]
+    heard = max(timedelta(0), facts.now - (until - lease))
+    return [*found, reason("lease", until=until, heard=f"{heard.total_seconds():.0f}")]
+
+
+def _ended(facts: _Facts) -> list[Reason]:
+    job = facts.job
+    if job.state is JobState.DEAD:
+        word = job.dead_reason or "exhausted"
+        code = word if word in STATE_CODES["dead"] else "died"
+        return [reason(code, since=job.ended_at, error=facts.last_error(), why=word, **facts.values)]
+    why = facts.fields["why"]
+    return [reason(job.state.value, since=job.ended_at, why=f": {why}" if why else "", **facts.values)]
+
+
+def _beside(facts: _Facts) -> list[Reason]:
+    """What happened before, and what else is worth knowing."""
+    job, fields = facts.job, facts.fields
+    found = [
+        reason(
+            "attempt",
+            since=attempt.started_at or attempt.ended_at,
+            number=attempt.number,
+            outcome=attempt.outcome.replace("_", " "),
+            error=f": {attempt.error_type or ''}{': ' if attempt.error_type and attempt.error else ''}"
+            f"{attempt.error or ''}" if attempt.error_type or attempt.error else "",
+        )
+        for attempt in facts.attempts[-_SHOWN:]
+    ]
+    lost, crashes = as_int(fields["lost"]), as_int(fields["crashes"])
+    if (lost or crashes) and not job.finished:
+        found.append(reason("interrupted", lost=lost, crashes=crashes))
+    if fields["rp"] and fields["rp"] != job.id:
+        found.append(reason("replaced", by=fields["rp"]))
+    if facts.holder == job.id and not job.finished:
+        found.append(reason("holds_key"))
+    elif facts.holder and facts.holder != job.id:
+        found.append(reason("key_elsewhere", holder=facts.holder))
+    return found
+
+
+# --------------------------------------------------------------------------- times
+
+
+def _last_end(facts: _Facts) -> datetime | None:
+    return facts.attempts[-1].ended_at if facts.attempts else None
+
+
+def _clock_ms(reply: Any) -> int:
+    """Redis' clock from a ``TIME`` reply; the machine's where it was refused."""
+    if isinstance(reply, Exception):
+        return time.time_ns() // 1_000_000
+    return int(reply[0]) * 1000 + int(reply[1]) // 1000
+
+
+def _moment(ms: float) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, tz=UTC)
+
+
+def _of_ms(value: Any) -> datetime | None:
+    ms = as_int(value)
+    return _moment(ms) if ms > 0 else None
