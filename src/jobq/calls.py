@@ -331,10 +331,17 @@ def withdraw(keys: Keys, job_id: str, *, keep_s: int = 86_400, now_ms: int | Non
     return Call("withdraw", (keys.job(job_id), keys.leases, keys.after), args, exact_text)
 
 
-def delete(keys: Keys, job_id: str) -> Call[str]:
-    """Remove a job that does not run: ``deleted running gone``."""
-    names = (keys.job(job_id), keys.quarantine, keys.after)
-    return Call("delete", names, (*script_head(keys, None), job_id), exact_text)
+def delete(keys: Keys, job_ids: Sequence[str], only: Sequence[str] = ()) -> Call[list[str]]:
+    """Remove jobs that do not run, at most 100: per id ``deleted``, ``gone``, or the state that forbids it.
+
+    Args:
+        only: rq's words of the states to remove; none: any but ``started``.
+    """
+    if len(job_ids) > MOST_JOBS:
+        raise ValueError(f"at most {MOST_JOBS} jobs in one delete, got {len(job_ids)}")
+    words = "".join(f"{word}," for word in only)
+    args = (*script_head(keys, None), words, *job_ids)
+    return Call("delete", (keys.quarantine, keys.after), args, exact_texts)
 
 
 def replay(

@@ -69,7 +69,7 @@ class Plans:
         return (yield from self.get(job_id))
 
     def delete(self, job_id: str) -> Plan[None]:
-        word: str = yield calls.delete(self.keys, valid_id(job_id))
+        (word,) = yield calls.delete(self.keys, [valid_id(job_id)])
         self._refuse(job_id, word, ("deleted",), "cancel it first")
         events.emit("job.removed", job_id=job_id)
 

@@ -73,8 +73,8 @@ class Pause:
     seconds: float
 
 
-Step: TypeAlias = Call[Any] | Batch[Any] | Pause
-Plan: TypeAlias = Generator[Step, Any, T]
+Step: TypeAlias = Call[Any] | Batch[Any]
+Plan: TypeAlias = Generator[Step | Pause, Any, T]
 
 
 # --------------------------------------------------------------------------- what goes in and comes out

@@ -140,7 +140,7 @@ class Store:
     @overload
     def run(self, step: Batch[T]) -> T: ...
     @overload
-    def run(self, step: Call[T] | Batch[T] | Generator[Step, Any, T]) -> T: ...
+    def run(self, step: Call[T] | Batch[T] | Plan[T]) -> T: ...
     def run(self, step: Any) -> Any:
         """The answer to a call or a batch, or what a plan returns.
 
@@ -165,7 +165,9 @@ class Store:
         except StopIteration as end:
             return end.value
 
-    def _one(self, step: Step, deadline: Deadline | None) -> Any:
+    def _one(self, step: Step | Pause, deadline: Deadline | None) -> Any:
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
         name = step.script if isinstance(step, Call) else ""
         try:
             if deadline is None:
@@ -217,7 +219,7 @@ class AsyncStore:
     @overload
     async def run(self, step: Batch[T]) -> T: ...
     @overload
-    async def run(self, step: Call[T] | Batch[T] | Generator[Step, Any, T]) -> T: ...
+    async def run(self, step: Call[T] | Batch[T] | Plan[T]) -> T: ...
     async def run(self, step: Any) -> Any:
         """Awaitable :meth:`Store.run`."""
         deadline = None if self._deadline_s is None else Deadline(self._deadline_s)
@@ -235,7 +237,9 @@ class AsyncStore:
         except StopIteration as end:
             return end.value
 
-    async def _one(self, step: Step, deadline: Deadline | None) -> Any:
+    async def _one(self, step: Step | Pause, deadline: Deadline | None) -> Any:
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
         name = step.script if isinstance(step, Call) else ""
         try:
             if deadline is None:

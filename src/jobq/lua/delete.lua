@@ -1,19 +1,30 @@
--- delete.lua: remove a job that does not run, with all that belongs to it.
--- KEYS[1]  job hash           P:job:<id>
--- KEYS[2]  quarantine         jobq:quarantine
--- KEYS[3]  children to come   jobq:after
--- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] job id
--- Returns  deleted | running | gone
--- Keys built inside: of the job's queue: list, registries, jobq:retrying, jobq:parked, jobq:q; of the job: results,
---          dependents, dependencies, jobq:attempts, jobq:dedup, jobq:wait, jobq:done; jobq:cancels.
+-- delete.lua: remove jobs that do not run, with all that belongs to them.
+-- KEYS[1]  quarantine         jobq:quarantine
+-- KEYS[2]  children to come   jobq:after
+-- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix
+-- ARGV[4]  rq's words of the states to remove, each with a comma after it; '' = any but started
+-- ARGV[5+] job ids
+-- Returns  {word, ...} in order: deleted | gone | the state that forbids it
+-- Keys built inside: P:job:<id>; of the job's queue: list, registries, jobq:retrying, jobq:parked, jobq:gate,
+--          jobq:blocked, jobq:q; of the job: results, dependents, dependencies, jobq:attempts, jobq:dedup, jobq:log,
+--          jobq:wait, jobq:done; jobq:cancels.
 -- Idempotent by nature: a second call answers gone.
 -- Full memory: the first write is a ZREM.
-local P, N, id = ARGV[2], ARGV[3], ARGV[4]
+local P, N, only = ARGV[2], ARGV[3], ARGV[4]
+local STATES = { queued = 'queued', started = 'running', finished = 'succeeded', failed = 'dead', stopped = 'dead',
+  canceled = 'cancelled' }
+-- Out of the list: LREM at the far end of a million entries takes 22 ms; what is left in a long one, claim drops.
+local function unlist(list, id)
+  if redis.call('LLEN', list) <= 10000 then
+    redis.call('LREM', list, 0, id)
+  elseif redis.call('LPOS', list, id, 'MAXLEN', 1000) then
+    redis.call('LREM', list, 1, id)
+  end
+end
 -- Out of every place where a waiting job can stand.
-local function leave(queue, status, bucket)
+local function leave(queue, id, status, bucket)
   if status == 'queued' then
-    -- LREM at the far end of a million entries takes 22 ms; what is left in a long list, claim drops.
-    if redis.call('LLEN', P .. 'queue:' .. queue) <= 10000 then redis.call('LREM', P .. 'queue:' .. queue, 0, id) end
+    unlist(P .. 'queue:' .. queue, id)
   elseif status == 'scheduled' then
     redis.call('ZREM', P .. 'scheduled:' .. queue, id)
     redis.call('ZREM', N .. 'retrying:' .. queue, id)
@@ -33,41 +44,50 @@ local function leave(queue, status, bucket)
     end
   end
 end
-local function free(dk)
+local function free(id, dk)
   if dk and dk:sub(1, 2) ~= 'w:' then
     local name = N .. 'dedup:' .. dk:sub(3)
     if redis.call('GET', name) == dk:sub(1, 2) .. id then redis.call('DEL', name) end
   end
 end
-local function tell()
+local function tell(id)
   if redis.call('EXISTS', N .. 'wait:' .. id) == 1 then
     redis.call('RPUSH', N .. 'done:' .. id, 'cancelled')
     redis.call('EXPIRE', N .. 'done:' .. id, 60)
   end
 end
-local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb')
-if row.err then
+local REGISTRY = { finished = 'finished:', failed = 'failed:', stopped = 'failed:', canceled = 'canceled:' }
+
+local function delete(id)
+  local key = P .. 'job:' .. id
+  local row = redis.pcall('HMGET', key, 'status', 'origin', 'dk', 'pb', 'park', 'attempts')
+  if row.err then
+    redis.call('ZREM', KEYS[1], id)
+    redis.call('UNLINK', key)
+    return 'deleted'
+  end
+  local status, queue = row[1], row[2] or ''
+  if not status and redis.call('EXISTS', key) == 0 then return 'gone' end
+  if status == 'started' then return 'running' end
+  if only ~= '' and not only:find((status or '') .. ',', 1, true) then
+    if status == 'scheduled' then return (tonumber(row[6] or '0') or 0) > 0 and 'retrying' or 'scheduled' end
+    return STATES[status] or (row[5] and 'parked' or 'deferred')
+  end
+  redis.call('ZREM', KEYS[1], id)
   redis.call('ZREM', KEYS[2], id)
-  redis.call('UNLINK', KEYS[1])
+  redis.call('SREM', N .. 'cancels', id)
+  if REGISTRY[status] then
+    redis.call('ZREM', P .. REGISTRY[status] .. queue, id)
+  elseif status then
+    leave(queue, id, status, row[4])
+    tell(id)
+  end
+  free(id, row[3])
+  redis.call('UNLINK', key, P .. 'results:' .. id, N .. 'attempts:' .. id, N .. 'log:' .. id,
+    P .. 'job:' .. id .. ':dependents', P .. 'job::' .. id .. ':dependencies')
   return 'deleted'
 end
-local status, queue = row[1], row[2] or ''
-if redis.call('EXISTS', KEYS[1]) == 0 then return 'gone' end
-if status == 'started' then return 'running' end
-redis.call('ZREM', KEYS[2], id)
-redis.call('ZREM', KEYS[3], id)
-redis.call('SREM', N .. 'cancels', id)
-if status == 'finished' then
-  redis.call('ZREM', P .. 'finished:' .. queue, id)
-elseif status == 'failed' or status == 'stopped' then
-  redis.call('ZREM', P .. 'failed:' .. queue, id)
-elseif status == 'canceled' then
-  redis.call('ZREM', P .. 'canceled:' .. queue, id)
-elseif status then
-  leave(queue, status, row[4])
-  tell()
-end
-free(row[3])
-redis.call('UNLINK', KEYS[1], P .. 'results:' .. id, N .. 'attempts:' .. id, P .. 'job:' .. id .. ':dependents',
-  P .. 'job::' .. id .. ':dependencies')
-return 'deleted'
+
+local words = {}
+for a = 5, #ARGV do words[a - 4] = delete(ARGV[a]) end
+return words
