@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         PayloadTooLargeError,
         PayloadUnreadableError,
         QueueFullError,
+        QuotaExceededError,
         RateLimited,
         Retry,
         Signal,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     )
     from jobq.helpers import export_transactions, process_payment, send_otp
     from jobq.job import Job, JobState
-    from jobq.limits import Concurrency, Rate
+    from jobq.limits import Concurrency, Quota, Rate
     from jobq.queues import Priority, QueueSpec
     from jobq.recurrence import Misfire
     from jobq.retry import Backoff, Fixed, RetryPolicy, Steps
@@ -81,6 +82,8 @@ __all__ = [
     "Priority",
     "QueueFullError",
     "QueueSpec",
+    "Quota",
+    "QuotaExceededError",
     "Rate",
     "RateLimited",
     "Retry",
@@ -112,7 +115,7 @@ _MODULES = {
     "config": ("Settings",),
     "helpers": ("export_transactions", "process_payment", "send_otp"),
     "job": ("Job", "JobState"),
-    "limits": ("Concurrency", "Rate"),
+    "limits": ("Concurrency", "Quota", "Rate"),
     "queues": ("Priority", "QueueSpec"),
     "recurrence": ("Misfire",),
     "retry": ("Backoff", "Fixed", "RetryPolicy", "Steps"),

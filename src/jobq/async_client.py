@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -15,9 +15,11 @@ from jobq.client_base import ClientBase
 from jobq.client_parts import AsyncDeadLetters, AsyncQueues, AsyncWorkers, Since
 from jobq.config import Settings
 from jobq.connection import check_client, connect_async
+from jobq.control import BulkReport, Progress, Verb, nobody
 from jobq.errors import JobqError, StoreUnavailableError
 from jobq.health import Health, Thresholds, judge
 from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
+from jobq.joblog import LogLine, lines_plan
 from jobq.listing import Page
 from jobq.memory import MemoryReport, memory_plan
 from jobq.schedule_parts import AsyncSchedules
@@ -154,6 +156,10 @@ class AsyncClient(ClientBase):
         """As :meth:`jobq.client.Client.why`."""
         return await self.run(why_plan(self.keys, job_id, self, self.settings.lease))
 
+    async def logs(self, job_id: str, after: int = 0) -> list[LogLine]:
+        """As :meth:`jobq.client.Client.logs`."""
+        return await self.run(lines_plan(self.keys, job_id, after))
+
     async def cancel(self, job_id: str) -> Literal["cancelled", "requested"]:
         """As :meth:`jobq.client.Client.cancel`."""
         return await self.run(self._plans.cancel(job_id))
@@ -165,6 +171,10 @@ class AsyncClient(ClientBase):
     async def retry(self, job_id: str) -> Job:
         """As :meth:`jobq.client.Client.retry`."""
         return await self.run(self._plans.retry(job_id))
+
+    async def promote(self, job_id: str) -> Job:
+        """As :meth:`jobq.client.Client.promote`."""
+        return await self.run(self._plans.promote(job_id))
 
     async def delete(self, job_id: str) -> None:
         """As :meth:`jobq.client.Client.delete`."""
@@ -212,6 +222,36 @@ class AsyncClient(ClientBase):
         """As :meth:`jobq.client.Client.jobs`."""
         wanted = self._plans.wanted(state=state, queue=queue, task=task, error=error, tag=tag, since=since)
         return await self.run(self._plans.jobs(wanted, limit, cursor))
+
+    async def job_ids(
+        self,
+        *,
+        state: JobState | str | Iterable[JobState | str] | None = None,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        tag: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+        before: Since = None,
+        limit: int | None = None,
+    ) -> list[str]:
+        """As :meth:`jobq.client.Client.job_ids`."""
+        wanted = self._plans.wanted(
+            state=state, queue=queue, task=task, error=error, tag=tag, since=since, before=before
+        )
+        return await self.run(self._plans.job_ids(wanted, limit))
+
+    async def bulk(
+        self,
+        verb: Verb,
+        ids: Sequence[str],
+        *,
+        states: JobState | str | Iterable[JobState | str] | None = None,
+        rate: float | None = None,
+        progress: Progress = nobody,
+    ) -> BulkReport:
+        """As :meth:`jobq.client.Client.bulk`."""
+        return await self.run(self._plans.bulk(verb, ids, states, rate, progress))
 
     async def stats(self, *, queue: str | None = None, since: timedelta | None = None) -> Stats:
         """As :meth:`jobq.client.Client.stats`."""

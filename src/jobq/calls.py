@@ -32,7 +32,7 @@ from jobq.steps import (
 __all__ = [
     "MOST_JOBS", "WORKER_TTL_S", "Batch", "Beat", "Call", "Claim", "Claimed", "EnqueueAnswer", "EnqueueStatus",
     "NewJob", "Outcome", "OutcomeKind", "Plan", "Promoted", "Rescued", "Step", "cancel", "claim", "delete",
-    "declare_limits", "enqueue", "heartbeat", "last_claim", "limit", "open_gates", "pause", "progress", "promote", "prune", "register_worker", "release",
+    "declare_limits", "enqueue", "free_rq_slots", "heartbeat", "last_claim", "limit", "open_gates", "pause", "progress", "promote", "prune", "register_worker", "release",
     "replay", "rescue", "resume", "settle", "unpark", "unregister_worker", "withdraw",
 ]  # fmt: skip
 
@@ -59,7 +59,8 @@ def enqueue(
     if len(jobs) > MOST_JOBS:
         raise ValueError(f"at most {MOST_JOBS} jobs in one enqueue, got {len(jobs)}")
     args: list[Arg] = [*script_head(keys, now_ms), "1" if register else "0", len(jobs)]
-    for job in jobs:
+    wishes: list[Arg] = []
+    for number, job in enumerate(jobs, 1):
         fields = job.fields
         args += (
             job.id,
@@ -75,6 +76,12 @@ def enqueue(
         args.append(2 * len(fields))
         for item in fields.items():
             args += item
+        if job.order != 5 or job.tenant or job.quota:
+            asked = (("o", "" if job.order == 5 else job.order), ("f", job.tenant), ("q", job.quota))
+            wishes += [value for what, wish in asked if wish for value in (number, what, wish)]
+    if wishes:
+        args[3] = int(register) + 2 * (len(args) + 1)
+        args += wishes
     names = (keys.queue(queue), keys.scheduled(queue), keys.queue_state(queue), keys.queues)
     return Call("enqueue", names, tuple(args), _answers)
 
@@ -293,6 +300,12 @@ def release(keys: Keys, limit: int = MOST_JOBS, *, now_ms: int | None = None) ->
     return Call("release", (keys.after, keys.quarantine), args, sum)
 
 
+def free_rq_slots(keys: Keys, limit: int = MOST_JOBS, *, now_ms: int | None = None) -> Call[int]:
+    """Queue jobs that waited for a slot of rq's own ``RateLimit``, as far as jobs with one have ended; how many."""
+    args = (*script_head(keys, now_ms), iso(now_ms), min(limit, MOST_JOBS))
+    return Call("rq_slots", (keys.rate_limits,), args, int)
+
+
 def prune(
     keys: Keys,
     queue: str,
@@ -331,17 +344,10 @@ def withdraw(keys: Keys, job_id: str, *, keep_s: int = 86_400, now_ms: int | Non
     return Call("withdraw", (keys.job(job_id), keys.leases, keys.after), args, exact_text)
 
 
-def delete(keys: Keys, job_ids: Sequence[str], only: Sequence[str] = ()) -> Call[list[str]]:
-    """Remove jobs that do not run, at most 100: per id ``deleted``, ``gone``, or the state that forbids it.
-
-    Args:
-        only: rq's words of the states to remove; none: any but ``started``.
-    """
-    if len(job_ids) > MOST_JOBS:
-        raise ValueError(f"at most {MOST_JOBS} jobs in one delete, got {len(job_ids)}")
-    words = "".join(f"{word}," for word in only)
-    args = (*script_head(keys, None), words, *job_ids)
-    return Call("delete", (keys.quarantine, keys.after), args, exact_texts)
+def delete(keys: Keys, job_id: str) -> Call[str]:
+    """Remove a job that does not run: ``deleted running gone``."""
+    args = (*script_head(keys, None), "", job_id)
+    return Call("delete", (keys.quarantine, keys.after), args, lambda reply: exact_text(reply[0]))
 
 
 def replay(

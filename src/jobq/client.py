@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -27,14 +27,16 @@ from jobq.client_parts import DeadLetters, Queues, Since, Workers
 from jobq.codec import Codec
 from jobq.config import Settings
 from jobq.connection import check_client, connect
+from jobq.control import BulkReport, Progress, Verb, nobody
 from jobq.errors import JobqError, StoreUnavailableError, UnknownTaskError
 from jobq.health import Health, Thresholds, judge
 from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
+from jobq.joblog import LogLine, lines_plan
 from jobq.kept import KeptStore
 from jobq.listing import Page
 from jobq.memory import MemoryReport, memory_plan
-from jobq.stats import Stats, stats_plan
 from jobq.schedule_parts import Schedules
+from jobq.stats import Stats, stats_plan
 from jobq.store import Store
 from jobq.tasks import EnqueueRequest, Registry
 from jobq.views import attempts_plan, outcome_plan
@@ -202,6 +204,16 @@ class Client(ClientBase):
         """
         return self.run(why_plan(self.keys, job_id, self, self.settings.lease))
 
+    def logs(self, job_id: str, after: int = 0) -> list[LogLine]:
+        """What the task has said with ``ctx.log``, oldest first: its last 200 lines over all attempts.
+
+        Args:
+            after: Only lines with a higher number than this.
+        Raises:
+            JobNotFoundError: No job has this id.
+        """
+        return self.run(lines_plan(self.keys, job_id, after))
+
     def cancel(self, job_id: str) -> Literal["cancelled", "requested"]:
         """Stop a job: at once while it waits, on request while it runs.
 
@@ -223,6 +235,15 @@ class Client(ClientBase):
             JobNotFoundError: No job has this id.
         """
         return self.run(self._plans.retry(job_id))
+
+    def promote(self, job_id: str) -> Job:
+        """Queue a delayed job or a retry now.
+
+        Raises:
+            ConflictError: It waits for no time.
+            JobNotFoundError: No job has this id.
+        """
+        return self.run(self._plans.promote(job_id))
 
     def delete(self, job_id: str) -> None:
         """Delete a job that does not run, with its result and history.
@@ -296,6 +317,52 @@ class Client(ClientBase):
         """
         wanted = self._plans.wanted(state=state, queue=queue, task=task, error=error, tag=tag, since=since)
         return self.run(self._plans.jobs(wanted, limit, cursor))
+
+    def job_ids(
+        self,
+        *,
+        state: JobState | str | Iterable[JobState | str] | None = None,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        tag: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+        before: Since = None,
+        limit: int | None = None,
+    ) -> list[str]:
+        """Ids of all jobs that the filter chooses, as :meth:`jobs` orders them; for :meth:`bulk`.
+
+        Args:
+            before: A moment, or how long ago: only jobs that ended, or if they have not, were created, before.
+            limit: At most so many; None: all.
+        """
+        wanted = self._plans.wanted(
+            state=state, queue=queue, task=task, error=error, tag=tag, since=since, before=before
+        )
+        return self.run(self._plans.job_ids(wanted, limit))
+
+    def bulk(
+        self,
+        verb: Verb,
+        ids: Sequence[str],
+        *,
+        states: JobState | str | Iterable[JobState | str] | None = None,
+        rate: float | None = None,
+        progress: Progress = nobody,
+    ) -> BulkReport:
+        """Cancel, delete, promote or retry many jobs, a hundred a round trip.
+
+        Each is looked at as it is touched: one that has moved on stays as it is, and the report says so.
+
+        Args:
+            verb: ``cancel``, ``delete``, ``promote`` or ``retry``.
+            states: For ``delete``: only what is in these states by then. None: any but running.
+            rate: Jobs a second; None: as fast as Redis goes.
+            progress: Called with the number of further jobs dealt with.
+        Raises:
+            ValueError: No such verb or state, or ``rate`` is not above 0.
+        """
+        return self.run(self._plans.bulk(verb, ids, states, rate, progress))
 
     def stats(self, *, queue: str | None = None, since: timedelta | None = None) -> Stats:
         """Counts of all queues, or one; waits and throughput of the last five minutes, or of ``since``.

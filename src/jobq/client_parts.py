@@ -11,15 +11,19 @@ from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias, TypeVar
 
 from jobq.calls import Plan
+from jobq.control import BulkReport, Progress, nobody
 from jobq.dead_letters import DeadGroup, DeadLetter, ReplayReport, chunks, get_plan
 from jobq.fleet import QueueInfo, Worker, workers_plan
 from jobq.job import JobState
 from jobq.limits import Keep, Rate
 from jobq.listing import JobFilter, Page
+from jobq.orders import order_plan, worker_plan
 from jobq.plans import Plans
 
 T = TypeVar("T")
 Since: TypeAlias = datetime | timedelta | None
+Executors: TypeAlias = list[Worker]
+Names: TypeAlias = list[str]
 Groups: TypeAlias = list[DeadGroup]  # inside a class with a method `list`, the name means the method
 
 
@@ -112,6 +116,67 @@ class Queues:
         """Limit the queue to what the settings say."""
         return self._run(self._plans.reset_limit(name))
 
+    def drain(
+        self, name: str, *, rate: float | None = None, dry_run: bool = False, progress: Progress = nobody
+    ) -> BulkReport:
+        """Delete what waits in the queue now; delayed jobs and retries stay, and so does what runs.
+
+        Args:
+            rate: Jobs a second; None: as fast as Redis goes.
+            dry_run: Only count.
+            progress: Called with the number of further jobs dealt with.
+        Raises:
+            JobNotFoundError: There is no such queue.
+        """
+        return self._run(self._plans.drain(name, rate, dry_run, progress))
+
+    def empty(
+        self, name: str, *, rate: float | None = None, dry_run: bool = False, progress: Progress = nobody
+    ) -> BulkReport:
+        """As :meth:`drain`, and delete delayed jobs and retries, too."""
+        return self._run(self._plans.empty(name, rate, dry_run, progress))
+
+    def clean(
+        self,
+        name: str,
+        state: JobState | str | Iterable[JobState | str],
+        older_than: float | timedelta,
+        *,
+        limit: int | None = None,
+        rate: float | None = None,
+        dry_run: bool = False,
+        progress: Progress = nobody,
+    ) -> BulkReport:
+        """Delete the queue's jobs in these states that ended, or if they have not, were created, so long ago.
+
+        Args:
+            state: One or more; neither queued, which ``drain`` is for, nor running.
+            older_than: Seconds or timedelta.
+            limit: At most so many, the newest first.
+        Raises:
+            JobNotFoundError: There is no such queue.
+            ValueError: A word is no state, or one that is not cleaned away.
+        """
+        return self._run(self._plans.clean(name, state, older_than, limit, rate, dry_run, progress))
+
+    def move(
+        self,
+        source: str,
+        target: str,
+        *,
+        rate: float | None = None,
+        dry_run: bool = False,
+        progress: Progress = nobody,
+    ) -> BulkReport:
+        """Put what waits in a queue now at the back of another, in its order; dedup keys and limits stay theirs.
+
+        Raises:
+            JobNotFoundError: There is no such queue.
+            ConflictError: The two are in different Redis servers.
+            ValueError: Both are the same.
+        """
+        return self._run(self._plans.move(source, target, rate, dry_run, progress))
+
 
 class Workers:
     """The workers."""
@@ -123,6 +188,36 @@ class Workers:
     def list(self) -> list[Worker]:
         """All live workers, by name, plain rq ones too."""
         return self._run(workers_plan(self._plans.keys))
+
+    def get(self, name: str) -> Executors:
+        """The executors of one live worker, or the one of this name.
+
+        Raises:
+            JobNotFoundError: Nobody goes by it.
+        """
+        return self._run(worker_plan(self._plans.keys, name))
+
+    def quiet(self, names: Sequence[str] | None = None, *, dry_run: bool = False) -> Names:
+        """Let workers claim nothing more, until :meth:`resume`; what they run goes on. A new worker claims as ever.
+
+        Args:
+            names: Of workers or their executors; None: every live worker.
+            dry_run: Only look which.
+        Returns:
+            Names of the workers. Each obeys within about a second.
+        Raises:
+            JobNotFoundError: Nobody goes by one of the names.
+            ConflictError: One is a plain rq worker.
+        """
+        return self._run(order_plan(self._plans.keys, "quiet", names, dry_run))
+
+    def resume(self, names: Sequence[str] | None = None, *, dry_run: bool = False) -> Names:
+        """Let quiet workers claim again; as :meth:`quiet`."""
+        return self._run(order_plan(self._plans.keys, "resume", names, dry_run))
+
+    def stop(self, names: Sequence[str] | None = None, *, dry_run: bool = False) -> Names:
+        """Let workers drain and end, as SIGTERM does; as :meth:`quiet`. Whoever supervises them may restart them."""
+        return self._run(order_plan(self._plans.keys, "stop", names, dry_run))
 
 
 class DeadLetters:
@@ -264,6 +359,44 @@ class AsyncQueues:
         """As :meth:`Queues.reset_limit`."""
         return await self._run(self._plans.reset_limit(name))
 
+    async def drain(
+        self, name: str, *, rate: float | None = None, dry_run: bool = False, progress: Progress = nobody
+    ) -> BulkReport:
+        """As :meth:`Queues.drain`."""
+        return await self._run(self._plans.drain(name, rate, dry_run, progress))
+
+    async def empty(
+        self, name: str, *, rate: float | None = None, dry_run: bool = False, progress: Progress = nobody
+    ) -> BulkReport:
+        """As :meth:`Queues.empty`."""
+        return await self._run(self._plans.empty(name, rate, dry_run, progress))
+
+    async def clean(
+        self,
+        name: str,
+        state: JobState | str | Iterable[JobState | str],
+        older_than: float | timedelta,
+        *,
+        limit: int | None = None,
+        rate: float | None = None,
+        dry_run: bool = False,
+        progress: Progress = nobody,
+    ) -> BulkReport:
+        """As :meth:`Queues.clean`."""
+        return await self._run(self._plans.clean(name, state, older_than, limit, rate, dry_run, progress))
+
+    async def move(
+        self,
+        source: str,
+        target: str,
+        *,
+        rate: float | None = None,
+        dry_run: bool = False,
+        progress: Progress = nobody,
+    ) -> BulkReport:
+        """As :meth:`Queues.move`."""
+        return await self._run(self._plans.move(source, target, rate, dry_run, progress))
+
 
 class AsyncWorkers:
     """Awaitable :class:`Workers`."""
@@ -275,6 +408,22 @@ class AsyncWorkers:
     async def list(self) -> list[Worker]:
         """As :meth:`Workers.list`."""
         return await self._run(workers_plan(self._plans.keys))
+
+    async def get(self, name: str) -> Executors:
+        """As :meth:`Workers.get`."""
+        return await self._run(worker_plan(self._plans.keys, name))
+
+    async def quiet(self, names: Sequence[str] | None = None, *, dry_run: bool = False) -> Names:
+        """As :meth:`Workers.quiet`."""
+        return await self._run(order_plan(self._plans.keys, "quiet", names, dry_run))
+
+    async def resume(self, names: Sequence[str] | None = None, *, dry_run: bool = False) -> Names:
+        """As :meth:`Workers.resume`."""
+        return await self._run(order_plan(self._plans.keys, "resume", names, dry_run))
+
+    async def stop(self, names: Sequence[str] | None = None, *, dry_run: bool = False) -> Names:
+        """As :meth:`Workers.stop`."""
+        return await self._run(order_plan(self._plans.keys, "stop", names, dry_run))
 
 
 class AsyncDeadLetters:

@@ -21,7 +21,7 @@ from jobq import setting_kinds as kinds
 from jobq.errors import ConfigError
 from jobq.limits import Concurrency, Rate
 from jobq.parsing import format_duration, parse_duration, redact_url
-from jobq.queues import LANES, Priority, QueueSpec, Retention, ShedAt
+from jobq.queues import LANES, PROFILES, Priority, QueueSpec, Retention, ShedAt
 from jobq.retry import Backoff, Fixed, RetryPolicy, Steps
 from jobq.sources import Found, Sources
 
@@ -78,7 +78,10 @@ class Settings(BaseModel):
         env: Name of the environment. ``production`` insists on a key.
         secret_key: Keys separated by commas: the first signs and encrypts, all verify and decrypt.
         key_prefix: First part of rq's keys. Also ``RQ_KEY_PREFIX``.
-        queues: Options by queue name: ``JOBQ_QUEUES__EMAIL__SLOTS=5``; in code also a list of QueueSpec.
+        queues: Options by queue name: ``JOBQ_QUEUES__EMAIL__SLOTS=5``; in code also a list of QueueSpec. The slots of
+            some also by other tools' names, such as ``EMAIL_QUEUE_CONCURRENCY``.
+        profile: Adds the queues export, email, ai and scheduled with slots for a machine of that size: ``low``
+            (1 CPU, 512 MB), ``medium`` (2, 2 GB) or ``high`` (4, 4 GB). None: no such queues.
         max_attempts: Runs of a job in all, the first included. Also ``JOB_MAX_RETRIES``, with the same
             meaning.
         retry_delay: First delay of the default backoff. Also ``JOB_RETRY_DELAY``, where a bare number is ms.
@@ -120,6 +123,7 @@ class Settings(BaseModel):
     secret_key: Annotated[SecretStr | None, kinds.SECRET_KEYS] = None
     key_prefix: Annotated[str, kinds.matching(_PREFIX, "letters, digits and _ . : - { }, such as rq")] = "rq"
     queues: dict[str, QueueOptions] = {}
+    profile: Annotated[Literal["low", "medium", "high"] | None, kinds.one_of("low", "medium", "high")] = None
     max_attempts: Annotated[int, kinds.whole(1, 1_000_000)] = 3
     retry_delay: Annotated[timedelta, kinds.span("1ms", "1d"), _shown] = timedelta(seconds=2)
     timeout: Annotated[timedelta, kinds.span("1s", "30d"), _shown] = timedelta(seconds=180)
@@ -228,6 +232,8 @@ class Settings(BaseModel):
             ConfigError: A queue's options do not fit together.
         """
         specs = dict(LANES)
+        if self.profile:
+            specs |= {name: QueueSpec(name, slots) for name, slots in PROFILES[self.profile].items()}
         for name, options in self.queues.items():
             specs[name] = options.apply(specs.get(name) or QueueSpec(name, 1))
         return specs

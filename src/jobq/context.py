@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Protocol
@@ -35,7 +36,7 @@ class JobContext:
         max_attempts: Total runs allowed.
     """
 
-    __slots__ = ("_sink", "attempt", "job_id", "max_attempts", "queue", "task")
+    __slots__ = ("_redact", "_sink", "attempt", "job_id", "max_attempts", "queue", "task")
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class JobContext:
         attempt: int = 1,
         max_attempts: int = 1,
         sink: ContextSink | None = None,
+        redact: Callable[[str], str] | None = None,
     ) -> None:
         self.job_id = job_id
         self.task = task
@@ -53,6 +55,7 @@ class JobContext:
         self.attempt = attempt
         self.max_attempts = max_attempts
         self._sink = sink
+        self._redact = redact
 
     def __repr__(self) -> str:
         return f"JobContext(job_id={self.job_id!r}, task={self.task!r}, attempt={self.attempt})"
@@ -75,12 +78,18 @@ class JobContext:
         if math.isnan(fraction):
             raise ValueError("progress must be a number between 0 and 1, got nan")
         if self._sink is not None:
-            self._sink.progress(self.job_id, min(1.0, max(0.0, float(fraction))), text)
+            self._sink.progress(self.job_id, min(1.0, max(0.0, float(fraction))), self._clean(text))
 
     def log(self, text: str) -> None:
-        """Add a line to the job's own log."""
+        """Add a line to the job's own log, which ``jobq jobs logs`` shows: its last 200, and 500 characters of each.
+
+        Secret params are blotted out, other params are not: the log is stored in the clear.
+        """
         if self._sink is not None:
-            self._sink.log(self.job_id, text)
+            self._sink.log(self.job_id, self._clean(str(text)))
+
+    def _clean(self, text: str) -> str:
+        return text if self._redact is None else self._redact(text)
 
 
 _current: ContextVar[JobContext | None] = ContextVar("jobq_current_job", default=None)

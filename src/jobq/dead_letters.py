@@ -14,7 +14,7 @@ from jobq.calls import Batch, Call, Plan
 from jobq.errors import ConflictError
 from jobq.job import Attempt, Job, JobOwner, JobState
 from jobq.keys import Keys
-from jobq.listing import JobFilter, Page, jobs_plan, state_ids_plan
+from jobq.listing import JobFilter, Page, jobs_plan
 from jobq.records import decode_attempt
 from jobq.replies import clean_text, exact_text
 from jobq.rq_bridge import StreamResult, iso, job_from_fields, parse_iso
@@ -201,26 +201,6 @@ def count_plan(keys: Keys, queues: Sequence[str]) -> Plan[dict[str, int]]:
     return {
         queue: count if isinstance(count, int) else 0 for queue, count in zip(queues, counts, strict=True)
     }
-
-
-def matching_plan(keys: Keys, wanted: JobFilter, *, limit: int | None) -> Plan[list[str]]:
-    """Ids of the dead letters that a filter chooses, newest first; all of them, unless ``limit`` says less.
-
-    All are collected before the first is replayed: a replay takes them out of the very list that is read.
-    """
-    dead = replace(wanted, states=(JobState.DEAD,))
-    if dead.by_id_alone:
-        return (yield from state_ids_plan(keys, dead, limit))
-    ids: list[str] = []
-    cursor: str | None = None
-    while limit is None or len(ids) < limit:
-        room = 1_000 if limit is None else min(1_000, limit - len(ids))
-        page = yield from jobs_plan(keys, dead, limit=room, cursor=cursor, owner=None)
-        ids += [job.id for job in page.items]
-        cursor = page.cursor
-        if cursor is None:
-            break
-    return ids
 
 
 @dataclass(slots=True)

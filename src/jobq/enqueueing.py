@@ -13,10 +13,11 @@ from jobq import brake, calls, dedup, events, limits
 from jobq.calls import Batch, EnqueueAnswer, NewJob, Plan
 from jobq.codec import Codec
 from jobq.config import Settings, warn_secret_unprotected
-from jobq.errors import ConflictError, JobqError, QueueFullError, StoreUnavailableError
+from jobq.errors import ConflictError, JobqError, QueueFullError, QuotaExceededError, StoreUnavailableError
 from jobq.job import Job, JobOwner, JobState, new_job_id
 from jobq.keys import Keys
 from jobq.options import NO_OVERRIDES
+from jobq.parsing import format_duration
 from jobq.records import encode_extra, encode_overrides
 from jobq.rq_bridge import iso, job_from_fields
 from jobq.tasks import EnqueueRequest, Task
@@ -118,6 +119,10 @@ class Enqueuer:
         rate, concurrency = task.spec.rate, task.spec.concurrency
         if rate is not None or concurrency is not None:
             fields["lm"] = limits.task_gates(task.name, rate, concurrency, request.params)
+        order = overrides.order or task.spec.order
+        if order != 5:
+            fields["or"] = str(order)
+        fair, quota = task.spec.fair, task.spec.quota
         delay_ms = at_ms = 0
         if overrides is not NO_OVERRIDES:
             if overrides.delay is not None:
@@ -136,6 +141,9 @@ class Enqueuer:
             replace=on_duplicate == "replace",
             # An unsigned payload fits any job, so a holder can take it as it is.
             bound_id="" if self._codec.signs else "*",
+            order=order,
+            tenant="" if fair is None else limits.tenant(fair, request.params),
+            quota="" if quota is None else quota.of_task(task.name, request.params),
         )
         return _Prepared(request, new, queue)
 
@@ -253,6 +261,15 @@ class Enqueuer:
         status = answer.status
         if status == "full":
             raise self._refused(f"queue {queue!r} takes no more jobs for now", prepared)
+        if status == "over_quota":
+            retry_after = timedelta(milliseconds=int(answer.id))
+            raise QuotaExceededError(
+                f"the quota of task {task!r} is used up: try again in {format_duration(retry_after)}",
+                retry_after=retry_after,
+                job_id=prepared.new.id,
+                queue=queue,
+                task=task,
+            )
         if status == "rebind":
             raise ConflictError(
                 f"the holder of the dedup key changed {_REBINDS} times meanwhile: enqueue again",

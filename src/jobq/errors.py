@@ -8,6 +8,7 @@
     │   ├── PayloadError            params do not fit the task
     │   ├── PayloadTooLargeError    the encoded payload is over the limit
     │   └── QueueFullError          the queue refuses more jobs for now
+    │       └── QuotaExceededError  the task's quota is used up; ``retry_after``: for how long
     ├── StoreError                  Redis answered with an error
     │   ├── StoreUnavailableError   Redis could not be reached in time; ``ambiguous``: the command may have run
     │   └── StorePermissionError    the Redis user may not run this command
@@ -70,6 +71,26 @@ class PayloadTooLargeError(EnqueueError):
 
 class QueueFullError(EnqueueError):
     """The queue takes no more jobs: its ``max`` is reached, or memory is short."""
+
+
+class QuotaExceededError(QueueFullError):
+    """As many jobs of the task, or of its key, were enqueued as its quota allows in a window.
+
+    Attributes:
+        retry_after: After so long one more is let in.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: timedelta = timedelta(0),
+        job_id: str | None = None,
+        queue: str | None = None,
+        task: str | None = None,
+    ) -> None:
+        super().__init__(message, job_id=job_id, queue=queue, task=task)
+        self.retry_after = retry_after
 
 
 class StoreError(JobqError):

@@ -23,7 +23,8 @@ class Worker:
         kind: ``jobq`` or ``rq``.
         slots: Jobs that it runs at once; a plain rq worker has one.
         tasks: Names of the tasks that it knows; empty for a plain rq worker.
-        state: ``idle``, ``busy``, ``draining`` …
+        state: ``idle``, ``busy``, ``draining``, ``quiet`` …
+        worker: The worker that it belongs to, whose name orders take; None for a plain rq worker.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Worker:
     busy: int
     state: str
     tasks: tuple[str, ...] = ()
+    worker: str | None = None
     host: str | None = None
     pid: int | None = None
     version: str | None = None
@@ -107,6 +109,7 @@ def worker_of(name: str, ours: Any, theirs: Any) -> Worker | None:
             busy=as_int(live.get("busy")),
             state=live.get("state", "?"),
             tasks=_names(live.get("tasks")),
+            worker=live.get("worker") or name,
             host=live.get("host") or host,
             pid=as_int(live.get("pid")) or None,
             version=live.get("version"),

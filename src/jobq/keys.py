@@ -36,6 +36,11 @@ class Keys:
         return f"{self.prefix}:queues"
 
     @property
+    def rate_limits(self) -> str:
+        """Set: names of rq's own rate limits."""
+        return f"{self.prefix}:rl-keys"
+
+    @property
     def suspended(self) -> str:
         """String; exists while ``rq suspend`` holds."""
         return f"{self.prefix}:suspended"
@@ -151,6 +156,10 @@ class Keys:
         """Sorted set: ids of a queue that wait at any gate, scored with the ms since when."""
         return f"{self.n}blocked:{queue}"
 
+    def order(self, queue: str) -> str:
+        """Sorted set: queued ids that asked for an order or a turn, scored with their place."""
+        return f"{self.n}order:{queue}"
+
     @property
     def schedules(self) -> str:
         """Hash: every schedule's name; the reason it cannot be fired, empty when it is in order."""
@@ -168,6 +177,11 @@ class Keys:
     def declared(self, source: str) -> str:
         """Hash: the sets of schedules that live workers of an application declare, and which one counts."""
         return f"{self.n}declared:{source}"
+
+    @property
+    def orders(self) -> str:
+        """Hash: a worker's name; what it is to do, see ``jobq.orders``."""
+        return f"{self.n}orders"
 
     def claim(self, exec_id: str) -> str:
         """String: an executor's last claim, ``<number>:<lease end>:<id>:<id>…``."""
@@ -200,6 +214,10 @@ class Keys:
     def attempts(self, job_id: str) -> str:
         """List: JSON records of earlier attempts, oldest first."""
         return f"{self.n}attempts:{job_id}"
+
+    def log(self, job_id: str) -> str:
+        """List: the job's last log lines, oldest first."""
+        return f"{self.n}log:{job_id}"
 
     def counters(self, queue: str, minute: int) -> str:
         """Hash: counters of one minute since 1970."""

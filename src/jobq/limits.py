@@ -129,6 +129,34 @@ class Concurrency:
         return f"c,{self.limit},0,0,{name}"
 
 
+@dataclass(frozen=True, slots=True, init=False)
+class Quota(Rate):
+    """At most ``limit`` enqueues in any window of that length.
+
+    Args:
+        limit: Enqueues per window, at least 1.
+        per: Length of the window; seconds or a timedelta, 1 ms to 365 days. Default 60 s.
+        key: Template over the params, such as ``"{account_id}"``; each value is counted apart. None: one count.
+        burst: As for :class:`Rate`.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    def of_task(self, task: str, params: Mapping[str, Any]) -> str:
+        """The gate of one enqueue."""
+        return self.gate(_name("n", task, self.key, params))
+
+
+def tenant(template: str, params: Mapping[str, Any]) -> str:
+    """Whose turn a job takes: 32 hex digits, the same for every task that renders the same text.
+
+    Raises:
+        PayloadError: A param of the template is missing or no simple value.
+    """
+    return dedup.digest("", dedup.render(template, params))
+
+
 def task_gates(
     task: str, rate: Rate | None, concurrency: Concurrency | None, params: Mapping[str, Any]
 ) -> str:

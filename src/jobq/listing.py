@@ -10,7 +10,7 @@ import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from jobq.calls import Batch, Plan
@@ -50,6 +50,7 @@ class JobFilter:
     Attributes:
         error: An error fingerprint, or the beginning of one.
         since: Only jobs that ended, or if they have not, were created, at or after this moment.
+        before: Only those that did so before this moment.
     """
 
     states: tuple[JobState, ...] = tuple(JobState)
@@ -58,11 +59,15 @@ class JobFilter:
     error: str | None = None
     tag: str | None = None
     since: datetime | None = None
+    before: datetime | None = None
 
     @property
     def by_id_alone(self) -> bool:
         """Whether being in the container is enough, so that no hash needs to be read."""
-        return self.task is None and self.error is None and self.tag is None and self.since is None
+        asked = (self.task, self.error, self.tag, self.since, self.before)
+        shared = ({JobState.SCHEDULED, JobState.RETRYING}, {JobState.DEFERRED, JobState.PARKED})
+        whole = all(len(pair & {*self.states}) != 1 for pair in shared)
+        return whole and all(each is None for each in asked)
 
     def takes(self, job: Job) -> bool:
         """Whether the job passes."""
@@ -74,11 +79,14 @@ class JobFilter:
             return False
         if self.tag is not None and self.tag not in job.tags:
             return False
-        return self.since is None or (moment_of(job) or datetime.max.replace(tzinfo=UTC)) >= self.since
+        moment = moment_of(job)
+        if self.before is not None and (moment is None or moment >= self.before):
+            return False
+        return self.since is None or moment is None or moment >= self.since
 
     def digest(self) -> str:
         """Names the filter in a cursor, so that a cursor cannot be used with another filter."""
-        text = repr((self.states, self.queues, self.task, self.error, self.tag, self.since))
+        text = repr((self.states, self.queues, self.task, self.error, self.tag, self.since, self.before))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -238,17 +246,36 @@ def jobs_plan(
     return Page(items, None if done else encode_cursor(offsets, wanted.digest()), tuple(unreadable))
 
 
-def state_ids_plan(keys: Keys, wanted: JobFilter, limit: int | None) -> Plan[list[str]]:
+def ids_plan(keys: Keys, wanted: JobFilter, limit: int | None = None) -> Plan[list[str]]:
+    """Ids of the jobs that a filter chooses, once each, as a listing orders them; at most ``limit``.
+
+    All are collected before anything is done to the first: that would take it out of the very list that is read.
+    """
+    if wanted.by_id_alone:
+        return (yield from _container_ids(keys, wanted, limit))
+    ids: dict[str, None] = {}
+    cursor: str | None = None
+    while limit is None or len(ids) < limit:
+        room = 1_000 if limit is None else min(1_000, limit - len(ids))
+        page = yield from jobs_plan(keys, wanted, limit=room, cursor=cursor, owner=None)
+        ids |= dict.fromkeys(job.id for job in page.items)
+        cursor = page.cursor
+        if cursor is None:
+            break
+    return list(ids)
+
+
+def _container_ids(keys: Keys, wanted: JobFilter, limit: int | None) -> Plan[list[str]]:
     """All ids in the containers of a filter that needs no hash, newest first within each queue."""
-    ids: list[str] = []
+    ids: dict[str, None] = {}
     for container in _containers(keys, wanted, ()):
         while not container.ended and (limit is None or len(ids) < limit):
             reply = (yield Batch((container.command(1_000),)))[0]
             found = [job_id for job_id, _ in container.ids(reply)]
             container.offset += len(found)
             container.ended = len(found) < 1_000
-            ids += found
-    return ids if limit is None else ids[:limit]
+            ids |= dict.fromkeys(found)
+    return list(ids)[:limit]
 
 
 _GONE = Job(id="", task="", queue="", state=JobState.CANCELLED)

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from jobq.dedup import DedupSpec, fields
 from jobq.errors import ConfigError
-from jobq.limits import Concurrency, Rate
+from jobq.limits import Concurrency, Quota, Rate
 from jobq.queues import Priority, QueueSpec
 from jobq.retry import Backoff, Delays, RetryPolicy
 
@@ -40,6 +40,9 @@ class TaskOptions:
         timeout: Longest run.
         dedup: The key by which equal jobs are recognised.
         keep_result: Whether what the function returns is stored.
+        order: Place among the jobs of its queue: 1 first, 5 in line, 10 last.
+        fair: Template of the tenant whose turn a job takes.
+        quota: Enqueues per window.
     """
 
     queue: str = Priority.MEDIUM.value
@@ -54,6 +57,9 @@ class TaskOptions:
     version: int = 1
     upcast: Upcast | None = None
     keep_result: bool = True
+    order: int = 5
+    fair: str | None = None
+    quota: Quota | None = None
 
     def policy(
         self,
@@ -94,6 +100,7 @@ class Overrides:
         queue: Another queue, or lane.
         dedup_key: A key instead of the task's template; empty switches deduplication off for this call.
         tags: Labels to find the job by.
+        order: Place among the jobs of its queue, 1 to 10.
     """
 
     delay: timedelta | None = None
@@ -106,6 +113,7 @@ class Overrides:
     backoff: Delays | None = None
     timeout: timedelta | None = None
     tags: tuple[str, ...] = ()
+    order: int | None = None
 
 
 NO_OVERRIDES: Final = Overrides()
@@ -131,6 +139,9 @@ def task_options(
     version: int = 1,
     upcast: Upcast | None = None,
     keep_result: bool = True,
+    order: int = 5,
+    fair: str | None = None,
+    quota: Quota | None = None,
 ) -> TaskOptions:
     """The options of a declaration, as :func:`jobq.task` describes them.
 
@@ -147,9 +158,13 @@ def task_options(
         raise _wrong(task, "put until and on_duplicate into the DedupSpec")
     if upcast is not None and version < 2:
         raise _wrong(task, "upcast= turns params of older versions into this one's: set version=2 or higher")
+    if fair is not None and order != 5:
+        raise _wrong(task, "give order= or fair=, not both: a queue goes by the one or by the other")
     _typed(task, "retry", retry, RetryPolicy, "a jobq.RetryPolicy(…)")
     _typed(task, "rate", rate, Rate, "jobq.Rate(50, per=60)")
     _typed(task, "concurrency", concurrency, Concurrency, "jobq.Concurrency(1, key='{param}')")
+    _typed(task, "quota", quota, Quota, "jobq.Quota(100, per=3600, key='{account_id}')")
+    _typed(task, "fair", fair, str, "a template such as '{tenant_id}'")
     spec = dedup
     if isinstance(dedup, str):
         until = _until(task, dedup_until)
@@ -160,6 +175,8 @@ def task_options(
         ("dedup", spec.template if isinstance(spec, DedupSpec) else None),
         ("rate", rate.key if rate else None),
         ("concurrency", concurrency.key if concurrency else None),
+        ("quota", quota.key if quota else None),
+        ("fair", fair),
     ):
         _check_template(task, option, template, frozenset(names), frozenset(secrets))
     return TaskOptions(
@@ -175,6 +192,9 @@ def task_options(
         version=_count(task, "version", version, 1_000_000) or 1,
         upcast=upcast,
         keep_result=bool(keep_result),
+        order=_count(task, "order", order, 10) or 5,
+        fair=fair,
+        quota=quota,
     )
 
 
@@ -193,6 +213,7 @@ def call_overrides(
     backoff: Delays | None = None,
     timeout: Duration | None = None,
     tags: Iterable[str] = (),
+    order: int | None = None,
 ) -> Overrides:
     """The overrides of one call.
 
@@ -207,6 +228,8 @@ def call_overrides(
         raise _wrong(task, "dedup_until= and on_duplicate= need a dedup_key=: the task has no template")
     if dedup_key is not None and not isinstance(dedup_key, str):
         raise _wrong(task, "dedup_key= must be text")
+    if order is not None and options.fair is not None:
+        raise _wrong(task, "order= does not go together with the task's fair=")
     if isinstance(tags, str):
         raise _wrong(task, f"tags= must be a list, such as [{tags!r}]")
     labels = tuple(tags)
@@ -223,6 +246,7 @@ def call_overrides(
         backoff=_backoff(task, backoff),
         timeout=_duration(task, "timeout", timeout, positive=True),
         tags=labels,
+        order=_count(task, "order", order, 10),
     )
 
 

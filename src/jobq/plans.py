@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, cast
 
-from jobq import calls, dead_letters, events
+from jobq import calls, control, dead_letters, events
 from jobq.calls import Plan
+from jobq.control import BulkReport, Progress, Verb
 from jobq.dead_letters import DeadLetter, replay_conflict
 from jobq.errors import ConflictError, JobNotFoundError
 from jobq.fleet import QueueInfo, queue_names_plan, queues_plan
 from jobq.job import Job, JobOwner, JobState
 from jobq.keys import Keys
 from jobq.limits import Keep, QueueLimits, Rate
-from jobq.listing import JobFilter, Page, jobs_plan, since_moment, states_of
+from jobq.listing import JobFilter, Page, ids_plan, jobs_plan, since_moment, states_of
 from jobq.queues import QueueSpec
 from jobq.views import job_plan, not_found, valid_id
 
@@ -68,8 +69,17 @@ class Plans:
             raise replay_conflict(job_id, word)
         return (yield from self.get(job_id))
 
+    def promote(self, job_id: str) -> Plan[Job]:
+        state = (yield from self.get(job_id)).state
+        if state not in control.states_for("promote"):
+            # As for a retry: the script answers "queued" for a queued job, too.
+            raise ConflictError(f"job {job_id} is {state}: it waits for no time", job_id=job_id)
+        (word,) = yield control.hasten(self.keys, [job_id])
+        self._refuse(job_id, word, ("queued",), "it waits for no time")
+        return (yield from self.get(job_id))
+
     def delete(self, job_id: str) -> Plan[None]:
-        (word,) = yield calls.delete(self.keys, [valid_id(job_id)])
+        word: str = yield calls.delete(self.keys, valid_id(job_id))
         self._refuse(job_id, word, ("deleted",), "cancel it first")
         events.emit("job.removed", job_id=job_id)
 
@@ -79,6 +89,17 @@ class Plans:
             raise not_found(job_id)
         if word not in fine:
             raise ConflictError(f"job {job_id} is {word}: {remedy}", job_id=job_id)
+
+    def bulk(
+        self,
+        verb: Verb,
+        ids: Sequence[str],
+        states: JobState | str | Iterable[JobState | str] | None,
+        rate: float | None,
+        progress: Progress,
+    ) -> Plan[BulkReport]:
+        only = () if states is None else states_of(states)
+        return control.bulk_plan(self.keys, verb, ids, states=only, rate=rate, progress=progress)
 
     # ------------------------------------------------------------------ listings
 
@@ -91,14 +112,21 @@ class Plans:
         error: str | None,
         tag: str | None,
         since: datetime | timedelta | None,
+        before: datetime | timedelta | None = None,
     ) -> Plan[JobFilter]:
         """The filter of a listing; asks Redis for the queues when none is named."""
-        states, moment = states_of(state), since_moment(since, self.now())
+        now = self.now()
+        states, moment, end = states_of(state), since_moment(since, now), since_moment(before, now)
         if queue is None:
             queues = yield from queue_names_plan(self.keys, self.specs)
         else:
             queues = (queue,) if isinstance(queue, str) else tuple(queue)
-        return JobFilter(states=states, queues=queues, task=task, error=error, tag=tag, since=moment)
+        return JobFilter(
+            states=states, queues=queues, task=task, error=error, tag=tag, since=moment, before=end
+        )
+
+    def job_ids(self, wanted: Plan[JobFilter], limit: int | None) -> Plan[list[str]]:
+        return (yield from ids_plan(self.keys, (yield from wanted), limit))
 
     def jobs(self, wanted: Plan[JobFilter], limit: int, cursor: str | None) -> Plan[Page[Job]]:
         chosen = yield from wanted
@@ -118,7 +146,7 @@ class Plans:
         return (yield from dead_letters.groups_plan(self.keys, (yield from wanted)))
 
     def dead_ids(self, wanted: Plan[JobFilter], limit: int | None) -> Plan[list[str]]:
-        return (yield from dead_letters.matching_plan(self.keys, (yield from wanted), limit=limit))
+        return (yield from ids_plan(self.keys, (yield from wanted), limit))
 
     def replay(self, ids: Sequence[str]) -> Plan[list[str]]:
         words: list[str] = yield calls.replay(self.keys, ids)
@@ -170,6 +198,66 @@ class Plans:
             "queue.limited", queue=name, rate=str(info.limits.rate or ""), concurrency=info.limits.concurrency
         )
         return info
+
+    def drain(self, name: str, rate: float | None, dry_run: bool, progress: Progress) -> Plan[BulkReport]:
+        yield from self.queue(name)
+        report = yield from control.drain_plan(self.keys, name, rate=rate, dry_run=dry_run, progress=progress)
+        return self._told("queue.drained", name, report)
+
+    def empty(self, name: str, rate: float | None, dry_run: bool, progress: Progress) -> Plan[BulkReport]:
+        yield from self.queue(name)
+        report = yield from control.empty_plan(self.keys, name, rate=rate, dry_run=dry_run, progress=progress)
+        return self._told("queue.drained", name, report, delayed=True)
+
+    def clean(
+        self,
+        name: str,
+        state: JobState | str | Iterable[JobState | str],
+        older_than: float | timedelta,
+        limit: int | None,
+        rate: float | None,
+        dry_run: bool,
+        progress: Progress,
+    ) -> Plan[BulkReport]:
+        states = states_of(state)
+        wrong = [each for each in states if each in (JobState.RUNNING, JobState.QUEUED)]
+        if wrong:
+            remedy = "cancel it" if wrong[0] is JobState.RUNNING else "drain the queue"
+            raise ValueError(f"what is {wrong[0]} is not cleaned away: {remedy}")
+        yield from self.queue(name)
+        age = older_than if isinstance(older_than, timedelta) else timedelta(seconds=older_than)
+        chosen = self.wanted(
+            state=states, queue=name, task=None, error=None, tag=None, since=None, before=age
+        )
+        ids = yield from self.job_ids(chosen, limit)
+        if dry_run:
+            return BulkReport(matched=len(ids), dry_run=True)
+        report = yield from control.bulk_plan(
+            self.keys, "delete", ids, states=states, rate=rate, progress=progress
+        )
+        return self._told("queue.cleaned", name, report, states=",".join(states))
+
+    def move(
+        self, source: str, target: str, rate: float | None, dry_run: bool, progress: Progress
+    ) -> Plan[BulkReport]:
+        yield from self.queue(source)
+        yield from self.queue(target)
+        mine, theirs = self.specs.get(source), self.specs.get(target)
+        if mine and theirs and mine.redis_url != theirs.redis_url:
+            raise ConflictError(
+                f"queues {source!r} and {target!r} are in different Redis servers: enqueue the jobs anew",
+                queue=source,
+            )
+        report = yield from control.move_plan(
+            self.keys, source, target, rate=rate, dry_run=dry_run, progress=progress
+        )
+        return self._told("queue.drained", source, report, to=target)
+
+    @staticmethod
+    def _told(event: str, queue: str, report: BulkReport, **more: object) -> BulkReport:
+        if not report.dry_run:
+            events.emit(event, queue=queue, jobs=report.done, **more)
+        return report
 
     def resume(self, name: str) -> Plan[QueueInfo]:
         yield from self.queue(name)

@@ -181,6 +181,16 @@ LANES: Mapping[str, QueueSpec] = MappingProxyType(
 """The five lanes as they are unless configured otherwise, most urgent first."""
 
 
+PROFILES: Mapping[str, Mapping[str, int]] = MappingProxyType(
+    {
+        "low": MappingProxyType({"export": 1, "email": 2, "ai": 1, "scheduled": 1}),
+        "medium": MappingProxyType({"export": 2, "email": 5, "ai": 3, "scheduled": 2}),
+        "high": MappingProxyType({"export": 4, "email": 10, "ai": 5, "scheduled": 4}),
+    }
+)
+"""Slots of common queues by the size of the machine: low 1 CPU and 512 MB, medium 2 and 2 GB, high 4 and 4 GB."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShedAt:
     """From how many percent of Redis' ``maxmemory`` on which queues refuse new jobs; 100: never.

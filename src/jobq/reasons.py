@@ -48,17 +48,19 @@ WORDS: Mapping[str, Words] = {
     # It is in its queue.
     "next": Words("it is the next of queue {queue}"),
     "behind": Words("{ahead} of queue {queue} are ahead of it; the queue ends {pace}"),
-    "dropped": Words(
-        "it is queued, and not in the list of queue {queue}", "jobq doctor --fix", blocks=True
-    ),
+    "dropped": Words("it is queued, and not in the list of queue {queue}", "jobq doctor --fix", blocks=True),
     "paused": Words("queue {queue} is paused by {by}: {reason}", _RESUME, blocks=True),
     "suspended": Words("rq suspend is in force: no worker starts a job", "rq resume", blocks=True),
-    "shed": Words("queue {queue} refuses new jobs while memory is short; those in it go on", "see jobq memory"),
+    "shed": Words(
+        "queue {queue} refuses new jobs while memory is short; those in it go on", "see jobq memory"
+    ),
     "queue_rate": Words(
         "queue {queue} is limited to {limit}", "jobq queues limit {queue} --rate none", blocks=True
     ),
     "queue_concurrency": Words(
-        "queue {queue} may run {limit} at once, and does", "jobq queues limit {queue} --slots none", blocks=True
+        "queue {queue} may run {limit} at once, and does",
+        "jobq queues limit {queue} --slots none",
+        blocks=True,
     ),
     "no_worker": Words(
         "no live worker serves queue {queue}", "start one: jobq worker --queue {queue}", blocks=True
@@ -67,14 +69,18 @@ WORDS: Mapping[str, Words] = {
         "every worker of queue {queue} is draining", "start another: jobq worker --queue {queue}", blocks=True
     ),
     "worker_quiet": Words(
-        "every worker of queue {queue} is quiet: it claims nothing", "jobq workers resume {workers}", blocks=True
+        "every worker of queue {queue} is quiet: it claims nothing",
+        "jobq workers resume {workers}",
+        blocks=True,
     ),
     "task_not_served": Words(
         "no worker of queue {queue} knows task {task}: whoever claims the job parks it",
         "deploy the code that has it, or name its module in JOBQ_APP",
     ),
     "busy": Words(
-        "all {slots} of queue {queue} are busy", "wait, or add slots: JOBQ_QUEUES__{QUEUE}__SLOTS", blocks=True
+        "all {slots} of queue {queue} are busy",
+        "wait, or add slots: JOBQ_QUEUES__{QUEUE}__SLOTS",
+        blocks=True,
     ),
     "interrupted": Words(
         "earlier runs were interrupted: {lost} lost, {crashes} crashed; from the first crash on it runs alone"
@@ -123,7 +129,8 @@ WORDS: Mapping[str, Words] = {
         "its lease has run out: the next worker that looks queues it again", "start a worker if none is live"
     ),
     "no_lease": Words(
-        "it runs without a lease of jobq's: a plain rq worker's run, or a claim half lost", "jobq doctor --fix"
+        "it runs without a lease of jobq's: a plain rq worker's run, or a claim half lost",
+        "jobq doctor --fix",
     ),
     "cancel_requested": Words("it was asked to stop", "it ends when its task looks, or at its timeout"),
     # It has ended.
@@ -135,9 +142,7 @@ WORDS: Mapping[str, Words] = {
         "look for a crash in C code, or memory; then jobq dead replay {id}",
     ),
     "unreadable": Words("it is dead: its payload cannot be read or does not fit the task{error}", _REPLAY),
-    "no_handler": Words(
-        "it is dead: helper {task} has no handler", "supply one, then jobq dead replay {id}"
-    ),
+    "no_handler": Words("it is dead: helper {task} has no handler", "supply one, then jobq dead replay {id}"),
     "expired": Words("it is dead: rq's ttl had passed before it started", "enqueue it anew"),
     "rejected": Words(
         "it is dead: the signature of its payload does not fit",
@@ -148,9 +153,7 @@ WORDS: Mapping[str, Words] = {
     # Beside all that.
     "attempt": Words("attempt {number} {outcome}{error}"),
     "holds_key": Words("it holds its dedup key: an equal enqueue is answered with this job"),
-    "key_elsewhere": Words(
-        "job {holder} holds its dedup key by now", "jobq jobs why {holder}"
-    ),
+    "key_elsewhere": Words("job {holder} holds its dedup key by now", "jobq jobs why {holder}"),
     "replaced": Words("a later enqueue, {by}, replaced its payload"),
 }
 """Every reason: its sentence, its remedy, and whether the job cannot start while it holds."""

@@ -26,6 +26,7 @@ def register_worker(
     birth_ms: int,
     now_ms: int,
     version: str = "",
+    worker: str = "",
     succeeded: int = 0,
     failed: int = 0,
     working_s: float = 0.0,
@@ -33,7 +34,8 @@ def register_worker(
     """Show a worker as alive for 60 s, in rq's lists and ours.
 
     Args:
-        state: ``idle``, ``busy`` or ``draining``; rq's readers see the last as busy.
+        state: ``idle``, ``busy``, ``draining`` or ``quiet``; rq's readers see the last two as busy and suspended.
+        worker: Name of the worker that this executor belongs to; orders go to that.
         birth_ms: When it started, and ``now_ms``, now: ms since 1970.
     """
     theirs = worker_fields(
@@ -42,7 +44,7 @@ def register_worker(
         hostname=host,
         birth_ms=birth_ms,
         now_ms=now_ms,
-        state=state if state in ("idle", "busy", "suspended") else "busy",
+        state={"draining": "busy", "quiet": "suspended"}.get(state, state),
         succeeded=succeeded,
         failed=failed,
         working_s=working_s,
@@ -56,6 +58,7 @@ def register_worker(
         "pid": str(pid),
         "state": state,
         "version": version,
+        "worker": worker or name,
     }
     args: list[Arg] = [*script_head(keys, now_ms), WORKER_TTL_S, len(queues), *queues, 2 * len(theirs)]
     for item in (*theirs.items(), *ours.items()):

@@ -292,7 +292,6 @@ _UNSUPPORTED = {
     "stopped_callback_name": "an on_stopped callback",
     "webhooks": "webhooks",
     "repeats_left": "repeats",
-    "rate_limit_key": "an rq rate limit",
 }
 
 

@@ -242,6 +242,13 @@ _ALIASES: tuple[tuple[str, str, Callable[[str], str]], ...] = (
 )
 
 
+_QUEUE_ALIASES = (
+    "email", "sync", "payment", "enrollment", "notification", "cleanup", "export", "ai", "scheduled"
+)  # fmt: skip
+"""Queues whose slots are also read from ``EMAIL_QUEUE_CONCURRENCY`` and ``EMAIL_WORKER_CONCURRENCY``. No others: such
+names are common, and a variable meant for another tool must not make a queue."""
+
+
 def _from_aliases(dotenv: Mapping[str, str], environ: Mapping[str, str]) -> Found:
     variables = {**dotenv, **environ}
 
@@ -254,6 +261,10 @@ def _from_aliases(dotenv: Mapping[str, str], environ: Mapping[str, str]) -> Foun
     for name, label, convert in _ALIASES:
         if label in variables:
             found[(name,)] = raw(convert(variables[label]), label)
+    for queue in _QUEUE_ALIASES:
+        for label in (f"{queue.upper()}_QUEUE_CONCURRENCY", f"{queue.upper()}_WORKER_CONCURRENCY"):
+            if label in variables:
+                found[("queues", queue, "slots")] = raw(variables[label], label)
     for label in ("REDIS_ENABLED", "QUEUE_ENABLED"):  # off when either says so
         if label in variables:
             try:

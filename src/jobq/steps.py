@@ -92,6 +92,9 @@ class NewJob(NamedTuple):
         replace: A waiting holder of the key takes over this job's payload and due time.
         bound_id: The id that ``data`` is signed for, empty: ``id``, ``*``: any. A holder is replaced only by
             data signed for it, else the answer is ``rebind``.
+        order: 1 (first) to 10 within its queue.
+        tenant: Whose turn it takes in its queue; empty: nobody's in particular.
+        quota: A gate of :mod:`jobq.limits` that it is counted against; empty: none.
     """
 
     id: str
@@ -103,13 +106,18 @@ class NewJob(NamedTuple):
     window_ms: int = 0
     replace: bool = False
     bound_id: str = ""
+    order: int = 5
+    tenant: str = ""
+    quota: str = ""
 
 
-EnqueueStatus = Literal["queued", "scheduled", "duplicate", "replaced", "rebind", "full", "shed", "mine"]
+EnqueueStatus = Literal[
+    "queued", "scheduled", "duplicate", "replaced", "rebind", "full", "shed", "over_quota", "mine"
+]
 
 
 class EnqueueAnswer(NamedTuple):
-    """What became of one job; ``id`` is the holder's for duplicate, replaced and rebind."""
+    """What became of one job; ``id`` is the holder's for duplicate, replaced, rebind; ms to wait for over_quota."""
 
     status: EnqueueStatus
     id: str

@@ -5,8 +5,10 @@ Errors of redis-py are translated here and nowhere else.
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Callable, Generator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -35,6 +37,7 @@ from jobq.steps import (
     EnqueueAnswer,
     NewJob,
     Outcome,
+    Pause,
     Plan,
     Promoted,
     Rescued,
@@ -140,7 +143,7 @@ class Store:
     @overload
     def run(self, step: Batch[T]) -> T: ...
     @overload
-    def run(self, step: Call[T] | Batch[T] | Plan[T]) -> T: ...
+    def run(self, step: Call[T] | Batch[T] | Plan[T] | Pause) -> T: ...
     def run(self, step: Any) -> Any:
         """The answer to a call or a batch, or what a plan returns.
 
@@ -151,7 +154,7 @@ class Store:
             StoreError: Redis answered with another error.
         """
         deadline = None if self._deadline_s is None else Deadline(self._deadline_s)
-        if isinstance(step, Call | Batch):
+        if isinstance(step, Call | Batch | Pause):
             return self._one(step, deadline)
         try:
             wanted = next(step)
@@ -219,11 +222,11 @@ class AsyncStore:
     @overload
     async def run(self, step: Batch[T]) -> T: ...
     @overload
-    async def run(self, step: Call[T] | Batch[T] | Plan[T]) -> T: ...
+    async def run(self, step: Call[T] | Batch[T] | Plan[T] | Pause) -> T: ...
     async def run(self, step: Any) -> Any:
         """Awaitable :meth:`Store.run`."""
         deadline = None if self._deadline_s is None else Deadline(self._deadline_s)
-        if isinstance(step, Call | Batch):
+        if isinstance(step, Call | Batch | Pause):
             return await self._one(step, deadline)
         try:
             wanted = next(step)

@@ -16,7 +16,7 @@ from jobq.dispatch import AsyncDispatcher, Dispatcher, EnqueueRequest, dispatche
 from jobq.errors import ConfigError, NewerPayloadError, PayloadError, PayloadUnreadableError
 from jobq.functions import default_name, is_async, origin
 from jobq.job import Job
-from jobq.limits import Concurrency, Rate
+from jobq.limits import Concurrency, Quota, Rate
 from jobq.options import (
     NO_OVERRIDES,
     Duration,
@@ -162,6 +162,7 @@ class Task(Generic[P, R]):
         backoff: Delays | None = None,
         timeout: Duration | None = None,
         tags: Iterable[str] = (),
+        order: int | None = None,
         client: Dispatcher | AsyncDispatcher | None = None,
     ) -> Bound[P]:
         """This task with other options for the calls made through what is returned.
@@ -178,6 +179,8 @@ class Task(Generic[P, R]):
             backoff: Delays between the runs.
             timeout: Seconds or timedelta that one run may take.
             tags: Labels to find the job by.
+            order: Place among the jobs of its queue: 1 first, 5 in line, 10 last. Each step is worth half a minute
+                of waiting.
             client: Enqueue through this client instead of the default one.
 
         Raises:
@@ -186,7 +189,7 @@ class Task(Generic[P, R]):
         overrides = call_overrides(
             self.name, self.spec, delay=delay, at=at, priority=priority, queue=queue, dedup_key=dedup_key,
             dedup_until=dedup_until, on_duplicate=on_duplicate, max_attempts=max_attempts, backoff=backoff,
-            timeout=timeout, tags=tags,
+            timeout=timeout, tags=tags, order=order,
         )  # fmt: skip
         return Bound(self, overrides, client)
 
@@ -332,6 +335,9 @@ def task(
     version: int = 1,
     upcast: Upcast | None = None,
     keep_result: bool = True,
+    order: int = 5,
+    fair: str | None = None,
+    quota: Quota | None = None,
     registry: Registry = registry,
 ) -> _Decorator: ...
 def task(
@@ -353,12 +359,17 @@ def task(
             job.
         dedup_until: ``"finished"``, ``"started"``, or a window in seconds or as a timedelta.
         on_duplicate: ``"skip"``, or ``"replace"``: the waiting job gets the new params and delay.
-        rate: Starts per window.
-        concurrency: Runs at once.
+        rate: Starts per window, over all workers.
+        concurrency: Runs at once, over all workers.
         isolation: ``"thread"`` or ``"process"``. Default: the queue's.
         version: Version of the params; raise it when their meaning changes.
         upcast: Turns params of an older version into this one's: ``upcast(params, version) -> params``.
         keep_result: Whether what the function returns is stored.
+        order: Place among the jobs of its queue: 1 first, 5 (default) in line, 10 last. Each step is worth half a
+            minute of waiting, so that nothing waits for ever.
+        fair: Template such as ``"{tenant_id}"``: the tenants of a queue take turns, however much one of them
+            enqueues.
+        quota: Enqueues per window; beyond, ``enqueue`` raises ``QuotaExceededError``.
         registry: Where to register.
 
     Raises:

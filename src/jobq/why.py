@@ -13,11 +13,11 @@ from jobq.fleet import QueueInfo, Worker, queue_info, workers_plan
 from jobq.job import Attempt, Job, JobOwner, JobState
 from jobq.keys import Keys
 from jobq.listing import scored
-from jobq.records import decode_attempt
 from jobq.reasons import STATE_CODES, Reason, park_code, reason
+from jobq.records import decode_attempt
 from jobq.replies import as_int, as_map, as_text
 from jobq.snapshot import Counters
-from jobq.views import hash_command, job_plan
+from jobq.views import job_plan
 
 FARTHEST = 100_000
 """Jobs of the list that are looked through for one: 2 ms of Redis."""
@@ -61,7 +61,13 @@ class _Facts:
     def values(self) -> dict[str, Any]:
         """What every sentence may name."""
         job = self.job
-        return {"id": job.id, "queue": job.queue, "task": job.task, "attempt": job.attempt, "QUEUE": job.queue.upper()}
+        return {
+            "id": job.id,
+            "queue": job.queue,
+            "task": job.task,
+            "attempt": job.attempt,
+            "QUEUE": job.queue.upper(),
+        }
 
     def last_error(self) -> str:
         """``: ValueError: no funds``, or nothing."""
@@ -99,7 +105,9 @@ def why_plan(keys: Keys, job_id: str, owner: JobOwner | None, lease: timedelta) 
             found = _ended(facts)
     found += _beside(facts)
     ordered = sorted(found, key=lambda each: not each.blocks)
-    blocked = any(each.blocks and each.code not in ("busy", "queue_rate", "queue_concurrency") for each in found)
+    blocked = any(
+        each.blocks and each.code not in ("busy", "queue_rate", "queue_concurrency") for each in found
+    )
     return Why(
         job=job, reasons=tuple(ordered), ahead=ahead, eta=None if blocked else eta, attempts=facts.attempts
     )
@@ -161,7 +169,9 @@ def _queued(keys: Keys, facts: _Facts) -> Plan[tuple[list[Reason], int | None, d
     elif ahead is None and facts.info.queued < FARTHEST:
         found.append(reason("dropped", since=since, **facts.values))
     else:
-        many = f"more than {FARTHEST:,} jobs" if ahead is None else f"{ahead:,} job{'s' if ahead != 1 else ''}"
+        many = (
+            f"more than {FARTHEST:,} jobs" if ahead is None else f"{ahead:,} job{'s' if ahead != 1 else ''}"
+        )
         words = f"{pace:.3g} a second" if pace else "none of late"
         eta = now + timedelta(seconds=(ahead + 1) / pace) if pace and ahead is not None else None
         found.append(reason("behind", since=since, until=eta, ahead=many, pace=words, **facts.values))
@@ -201,7 +211,7 @@ def _workers(facts: _Facts, workers: Sequence[Worker]) -> list[Reason]:
         return [reason("no_worker", **values)]
     awake = [worker for worker in serving if worker.state not in ("draining", "quiet")]
     if not awake:
-        names = " ".join(worker.name for worker in serving)
+        names = " ".join(sorted({worker.worker or worker.name for worker in serving}))
         quiet = any(worker.state == "quiet" for worker in serving)
         return [reason("worker_quiet" if quiet else "worker_draining", workers=names, **values)]
     found = []
@@ -233,7 +243,11 @@ def _delayed(facts: _Facts) -> list[Reason]:
     code = "retrying" if job.state is JobState.RETRYING else "scheduled"
     found = [
         reason(
-            code, since=_last_end(facts) or job.created_at, until=due, error=facts.last_error(), **facts.values
+            code,
+            since=_last_end(facts) or job.created_at,
+            until=due,
+            error=facts.last_error(),
+            **facts.values,
         )
     ]
     if due is not None and due < facts.now - timedelta(seconds=2):
@@ -309,7 +323,11 @@ def _running(keys: Keys, facts: _Facts, lease: timedelta) -> Plan[list[Reason]]:
     text = f" ({job.progress_text})" if job.progress_text else ""
     found = [
         reason(
-            "running", since=job.started_at, worker=job.worker or "a worker", progress=done + text, **facts.values
+            "running",
+            since=job.started_at,
+            worker=job.worker or "a worker",
+            progress=done + text,
+            **facts.values,
         )
     ]
     if job.cancel_requested:
@@ -349,7 +367,9 @@ def _beside(facts: _Facts) -> list[Reason]:
             number=attempt.number,
             outcome=attempt.outcome.replace("_", " "),
             error=f": {attempt.error_type or ''}{': ' if attempt.error_type and attempt.error else ''}"
-            f"{attempt.error or ''}" if attempt.error_type or attempt.error else "",
+            f"{attempt.error or ''}"
+            if attempt.error_type or attempt.error
+            else "",
         )
         for attempt in facts.attempts[-_SHOWN:]
     ]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from tests.chaos import limits_app
 from tests.chaos.field import Field
 from tests.chaos.frame import Report, Setup, experiment
-from tests.chaos.ledger import Entry
+from tests.chaos.ledger import Entry, percentile
 from tests.support.processes import until
 
 APP = "tests.chaos.limits_app"
 WINDOWS = 3
 KEYS = 5
+EACH = 10
+"""Jobs of a small tenant."""
 
 
 @experiment(
@@ -83,13 +85,54 @@ def one_of_a_key_under_kills(setup: Setup) -> Report:
     return report
 
 
+@experiment(
+    "FI-40",
+    fault="one tenant enqueues 100,000 jobs, 99 others 10 each, in one queue with turns",
+    criterion="the small ones' p95 wait ≤ 5 × alone; Jain index ≥ 0.9",
+    minutes=2,
+)
+def one_tenant_floods(setup: Setup) -> Report:
+    """The workers start when all is enqueued; who waits, waits since then."""
+    report = Report()
+    flood, tenants = setup.times(100_000, short=3_000), setup.times(99, short=19)
+    alone = _turns(setup, "alone", 0, tenants)[1]
+    shares, among = _turns(setup, "flood", flood, tenants)
+    report.figure("p95 wait alone, s", alone)
+    report.figure("p95 wait in the flood, s", among)
+    report.at_most("times as long", among / alone, 5)
+    index = sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares))
+    report.at_least("Jain index", index, 0.9)
+    return report
+
+
+def _turns(setup: Setup, part: str, flood: int, tenants: int) -> tuple[list[int], float]:
+    """Starts of each tenant until all but the flood have had theirs, and the small ones' p95 wait."""
+    with Field(setup, setup.part(part), queues=("high",)) as field:
+        task = limits_app.of_tenant.options(client=field.client)
+        task.enqueue_many([{"token": f"flood:{n}", "tenant": "flood"} for n in range(flood)])
+        small = [(f"s{n % tenants}", n) for n in range(tenants * EACH)]
+        task.enqueue_many([{"token": f"{tenant}:{n}", "tenant": tenant} for tenant, n in small])
+        field.start(2, app=APP)
+        until(lambda: len(_of_small(field)) == len(small), 120, 0.1)
+        runs = [entry for entry in field.runs() if entry.word == "start"]
+        last = max(entry.at for entry in _of_small(field))
+        began = min(entry.at for entry in runs)
+        shares = Counter(entry.token.partition(":")[0] for entry in runs if entry.at <= last)
+        return list(shares.values()), percentile([e.at - began for e in _of_small(field)], 0.95)
+
+
+def _of_small(field: Field) -> list[Entry]:
+    return [e for e in field.runs() if e.word == "start" and not e.token.startswith("flood")]
+
+
 def starts(runs: list[Entry]) -> list[float]:
     """When runs began, in order."""
     return sorted(entry.at for entry in runs if entry.word == "start")
 
 
 def _ended(field: Field, jobs: int) -> bool:
-    return sum(field.raw.zcard(f"rq:finished:{queue}") for queue in field.queues) >= jobs
+    ended: int = sum(field.raw.zcard(f"rq:finished:{queue}") for queue in field.queues)
+    return ended >= jobs
 
 
 def _overlaps(runs: list[Entry], keys: dict[str, str], kills: list[float]) -> int:

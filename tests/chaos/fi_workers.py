@@ -102,7 +102,7 @@ def killed_workers(setup: Setup) -> Report:
     fault=f"a process of the worker kills itself at one of {len(POINTS)} named instructions",
     criterion="duplicates 0 before the effect, ≤ 1 after it",
     gate=True,
-    minutes=15,
+    minutes=20,
 )
 def killed_at_points(setup: Setup) -> Report:
     """Each point in turn, on several stages at once: most of the time is spent waiting for leases to end."""

@@ -14,7 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MODULES = ("fi_workers", "fi_crashes", "fi_redis", "fi_outages", "fi_data", "fi_scale", "fi_schedules", "fi_limits")
+MODULES = (
+    "fi_workers",
+    "fi_crashes",
+    "fi_redis",
+    "fi_outages",
+    "fi_data",
+    "fi_scale",
+    "fi_schedules",
+    "fi_limits",
+)
 """Modules of this package that hold experiments."""
 
 DEFAULT_LEASE_S = 12.0

@@ -27,3 +27,9 @@ def rated_short(token: str, seconds: float) -> None:
 def alone(token: str, key: str, seconds: float) -> None:
     """One of its key at a time."""
     work.fn(token, seconds)
+
+
+@jobq.task("chaos.of_tenant", priority="high", max_attempts=1, fair="{tenant}")
+def of_tenant(token: str, tenant: str) -> None:
+    """One of many customers' jobs."""
+    work.fn(token, 0.0)

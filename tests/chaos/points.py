@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hiredis import pack_command
+
 import jobq
 from jobq.steps import Batch, Call
 from tests.chaos.app import LEDGER
@@ -81,8 +83,6 @@ def _holds(lane: Any) -> bool:
 
 def _send_only(link: Any, plan: Sequence[Call[Any]]) -> None:
     """The first half of ``Link.exchange``: the server gets the calls, nobody will read what it answers."""
-    from jobq.store import pack_command  # type: ignore[attr-defined]
-
     link._connection.connect()
     packed = [b"".join([pack_command(call.command()) for call in plan])]
     link._connection.send_packed_command(packed, check_health=False)

@@ -166,7 +166,7 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_written(
 # --- firing ---------------------------------------------------------------
 
 
-@pytest.mark.covers("C-02", "O-03", "J-29")
+@pytest.mark.covers("C-02", "C-04", "O-03", "J-29")
 def test_a_due_slot_becomes_a_job_that_a_worker_runs(client: jobq.Client, firing: Firing) -> None:
     client.schedules.add("s", "shop.report", {"day": "mon"}, every="1h", tags=["nightly"], timeout=7)
     assert firing.tick() == []

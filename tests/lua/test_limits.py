@@ -7,7 +7,7 @@ import random
 import pytest
 
 from jobq import calls
-from jobq.limits import Concurrency, QueueLimits, Rate
+from jobq.limits import Concurrency, QueueLimits, Quota, Rate
 from tests.lua.conftest import T0, Bench
 
 MINUTE = 60_000
@@ -176,7 +176,9 @@ def test_all_gates_or_none(bench: Bench) -> None:
     assert list(bench.zset("jobq:rate:r:t")) == ["b:ex.2"]
 
 
-@pytest.mark.parametrize("kind", ["succeeded", "retry", "dead", "snooze", "cancelled", "park", "hand_back", "interrupted"])
+@pytest.mark.parametrize(
+    "kind", ["succeeded", "retry", "dead", "snooze", "cancelled", "park", "hand_back", "interrupted"]
+)
 def test_every_end_gives_the_place_back(bench: Bench, kind: str) -> None:
     gated(bench, "a", "b", lm=C1)
     (a,) = bench.claim(10).jobs
@@ -331,3 +333,38 @@ def test_rate_limited_without_a_rate_is_a_snooze(bench: Bench) -> None:
     a = bench.running("a")
     bench.settle(a, kind="limited", delay_ms=30_000)
     assert (bench.status("a"), bench.zset("rq:scheduled:q")) == ("scheduled", {"a": (T0 + 30_000) / 1000})
+
+
+# --------------------------------------------------------------------------- quotas
+
+
+@pytest.mark.covers("L-05")
+def test_a_quota_counts_what_is_let_in(bench: Bench) -> None:
+    quota = Quota(2, per=60).gate("n:t")
+    bench.enqueue("x", dedup_key="t:1", dedup_mode="f")
+    assert bench.enqueue("dup", quota=quota, dedup_key="t:1", dedup_mode="f") == [("duplicate", "x")]
+    assert bench.enqueue("a", "b", "c", quota=quota) == [("queued", "a"), ("queued", "b"), ("over_quota", "60000")]
+    assert bench.enqueue("a", quota=quota) == [("mine", "a")], "the repeat of a lost reply is no second one"
+    assert not bench.redis.exists("rq:job:c")
+    bench.now += 59_999
+    assert bench.enqueue("c", quota=quota) == [("over_quota", "1")]
+    bench.now += 1
+    assert bench.enqueue("c", quota=quota) == [("queued", "c")]
+    assert bench.enqueue("d", "e", quota=quota) == [("queued", "d"), ("over_quota", "60000")]
+    assert bench.enqueue("e") == [("queued", "e")], "whoever brings none is not counted"
+
+
+def test_a_quota_with_a_burst(bench: Bench) -> None:
+    quota = Quota(4, per=60, burst=2).gate("n:t")
+    assert [word for word, _ in bench.enqueue(*"abc", quota=quota)] == ["queued", "queued", "over_quota"]
+    ((_, waits),) = bench.enqueue("c", quota=quota)
+    assert waits == "30000"
+    bench.now += 30_000
+    assert [word for word, _ in bench.enqueue("c", "d", quota=quota)] == ["queued", "over_quota"]
+
+
+def test_a_full_queue_uses_up_no_quota(bench: Bench) -> None:
+    quota = Quota(2, per=60).gate("n:t")
+    bench.redis.hset("jobq:q:q", "max", 1)
+    assert [word for word, _ in bench.enqueue(*"abc", quota=quota)] == ["queued", "full", "full"]
+    assert list(bench.zset("jobq:quota:n:t")) == ["a"]

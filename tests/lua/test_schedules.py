@@ -418,6 +418,15 @@ def test_run_time_and_declared_ones_do_not_touch_each_other(on: Schedules) -> No
     assert on.bench.run(schedule_calls.remove(on.bench.keys, "declared", now_ms=T0)) == "declared"
 
 
+def test_two_applications_may_declare_the_same(on: Schedules) -> None:
+    declare(on, "p", "shop")
+    declare(on, "q", "shop,reports")
+    assert on.put(stored(), source="shop", fingerprint="p") == "added"
+    assert on.put(stored(), source="shop,reports", fingerprint="q") == "same"
+    assert on.hash()["source"] == "shop"
+    assert on.put(stored(), digest="d2", source="shop,reports", fingerprint="q") == "theirs"
+
+
 def test_what_nobody_declares_any_more_can_be_removed_and_taken_over(on: Schedules) -> None:
     declare(on, "p", "gone.app")
     on.put(stored(), source="gone.app", fingerprint="p")

@@ -88,7 +88,9 @@ class Pair:
         # No tool shortens an expiry by seconds: that was the time that the tool took.
         before = self.now.left_s
         same = {key for key, left in read.left_s.items() if 0 < before.get(key, 0) - left <= 20}
-        after = Snapshot(read.values, {key: before[key] if key in same else s for key, s in read.left_s.items()})
+        after = Snapshot(
+            read.values, {key: before[key] if key in same else s for key, s in read.left_s.items()}
+        )
         self._done(name, after, None, None, facts)
 
     def pass_time(self, seconds: int) -> None:

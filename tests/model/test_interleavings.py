@@ -289,7 +289,9 @@ def _settle_call(held: tuple[tuple[str, str], ...], now_ms: int) -> Call[list[st
     ("rounds", "expected"),
     [
         pytest.param((2, 1), (25_973_582, 8_078), id="short", marks=pytest.mark.timeout(300)),
-        pytest.param((2, 2), (2_692_838_832, 26_695), id="long", marks=[pytest.mark.chaos, pytest.mark.timeout(900)]),
+        pytest.param(
+            (2, 2), (2_692_838_832, 26_695), id="long", marks=[pytest.mark.chaos, pytest.mark.timeout(900)]
+        ),
     ],
 )
 def test_every_interleaving(

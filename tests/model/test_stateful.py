@@ -22,7 +22,7 @@ from rq.job import Job as RqJob
 from jobq.codec import Serializer
 from tests.model.invariants import nothing_left
 from tests.model.machine import KEYS, Pair, load_scripts
-from tests.model.reference import ENDED, MIN_KEEP_S, End, Job, New
+from tests.model.reference import ENDED, LOST_LIMIT, MIN_KEEP_S, End, Job, New
 from tests.support.server import Flavour, Servers
 
 QUEUES = ("q", "r")
@@ -30,9 +30,8 @@ BUCKETS = ("t.new", "t.old")
 EXECUTORS = ("a", "b")
 MODES = ("f", "s", "w")
 DAY_S = 86_400
-MOST_JOBS = 12
 
-queues = st.sampled_from(QUEUES)
+queues = st.sampled_from(("q", "q", "q", "r"))
 executors = st.sampled_from(EXECUTORS)
 some = st.integers(0, 11)
 """Picks one of what is there, the newest first."""
@@ -64,6 +63,40 @@ ends = st.fixed_dictionaries(
         "alone": st.booleans(),
     }
 )
+
+
+RARE: dict[str, st.SearchStrategy[dict[str, Any]]] = {
+    "progress": st.fixed_dictionaries(dict(pick=some)),
+    "sweep": st.fixed_dictionaries({}),
+    "shed": st.fixed_dictionaries(dict(queue=queues, for_ms=st.sampled_from((0, 5000)))),
+    "delete": st.fixed_dictionaries(dict(pick=some)),
+    "unpark": st.fixed_dictionaries(
+        dict(queue=queues, bucket=st.sampled_from(BUCKETS), limit=st.sampled_from((1, 100)))
+    ),
+    "pause": st.fixed_dictionaries(dict(queue=queues, for_ms=st.sampled_from((0, 2000)))),
+    "resume": st.fixed_dictionaries(dict(queue=queues)),
+    "limit": st.fixed_dictionaries(dict(queue=queues, most=st.none() | st.integers(1, 3))),
+    "rq_empty": st.fixed_dictionaries(dict(queue=queues)),
+    "rq_child": st.fixed_dictionaries(dict(queue=queues, picks=st.lists(some, min_size=1, max_size=2))),
+    "rq_stock_pop": st.fixed_dictionaries(dict(queue=queues, dies=st.booleans())),
+    "rq_stock_end": st.fixed_dictionaries(dict(pick=some)),
+    "rq_requeue": st.fixed_dictionaries(dict(pick=some)),
+    "withdraw": st.fixed_dictionaries(dict(pick=some, unknown=st.booleans())),
+    "prune": st.fixed_dictionaries(
+        dict(
+            queue=queues,
+            succeeded=st.integers(0, 2),
+            dead=st.sampled_from((-1, 0, 1)),
+            cancelled_s=st.sampled_from((0, 300)),
+            limit=st.sampled_from((1, 100)),
+        )
+    ),
+    "release": st.fixed_dictionaries({}),
+    "rq_delete": st.fixed_dictionaries(dict(pick=some)),
+    "clock_jumps": st.fixed_dictionaries(dict(seconds=st.sampled_from((-3600, -2, 2, 3600)))),
+}
+"""Steps that together come up as often as two of the others: most of a job's life is the usual one."""
+rare_steps = st.one_of(*(st.tuples(st.just(name), options) for name, options in RARE.items()))
 
 
 class Machine(RuleBasedStateMachine):
@@ -154,7 +187,7 @@ class Machine(RuleBasedStateMachine):
         self.numbers[exec_id] += 1
         number = self.numbers[exec_id]
         jobs = self.pair.claim(queue, exec_id, number, n, known)
-        self.held = [*self.held, *((queue, job_id, token) for job_id, token in jobs)][-MOST_JOBS:]
+        self.held += [(queue, job_id, token) for job_id, token in jobs]
         self.claims[exec_id] = (queue, n, known)
 
     @precondition(lambda self: self.claims)
@@ -178,6 +211,24 @@ class Machine(RuleBasedStateMachine):
         self.settled = (queue, outcomes)
         self.pair.settle(queue, outcomes)
 
+    @rule(queue=queues, exec_id=executors, n=st.integers(1, 3), spec=ends, known=st.booleans())
+    def attempt(self, queue: str, exec_id: str, n: int, spec: dict[str, Any], known: bool) -> None:
+        """Claim and settle at once, as most jobs go."""
+        before = len(self.held)
+        self.claim(queue, exec_id, n, list(BUCKETS) if known else [])
+        got = [(job_id, token) for _, job_id, token in self.held[before:]]
+        if got:
+            self.settled = (queue, [End(job_id, token, reason="why", **spec) for job_id, token in got])
+            self.pair.settle(*self.settled)
+
+    @rule(queue=queues, exec_id=executors, times=st.integers(1, LOST_LIMIT))
+    def workers_die(self, queue: str, exec_id: str, times: int) -> None:
+        """Claim, and never be heard of again, until somebody rescues what was claimed."""
+        for _ in range(times):
+            self.claim(queue, exec_id, 2, [])
+            self.pair.pass_time(13)
+            self.rescue(100, record=True, passes=2)
+
     @precondition(lambda self: self.settled)
     @rule()
     def settle_again(self) -> None:
@@ -191,11 +242,20 @@ class Machine(RuleBasedStateMachine):
             [(job_id, token) for _, job_id, token in self.held[-1 - first % len(self.held) :]]
         )
 
-    @precondition(_some_held)
-    @rule(pick=some)
     def progress(self, pick: int) -> None:
-        _, job_id, token = self.held[-1 - pick % len(self.held)]
-        self.pair.progress(job_id, token)
+        if self.held:
+            _, job_id, token = self.held[-1 - pick % len(self.held)]
+            self.pair.progress(job_id, token)
+
+    @rule(step=rare_steps)
+    def rarely(self, step: tuple[str, dict[str, Any]]) -> None:
+        """One of the steps that are no rules of their own."""
+        name, options = step
+        getattr(self, name)(**options)
+
+    @rule(step=rare_steps)
+    def now_and_then(self, step: tuple[str, dict[str, Any]]) -> None:
+        self.rarely(step)
 
     # ------------------------------------------------------------------ time and background duties
 
@@ -203,7 +263,6 @@ class Machine(RuleBasedStateMachine):
     def time(self, seconds: int) -> None:
         self.pair.pass_time(seconds)
 
-    @rule(seconds=st.sampled_from((-3600, -2, 2, 3600)))
     def clock_jumps(self, seconds: int) -> None:
         """The wall clock alone: a new primary, a machine set right."""
         self.model.now_ms += seconds * 1000
@@ -219,25 +278,15 @@ class Machine(RuleBasedStateMachine):
     def promote(self, limit: int, names: list[str]) -> None:
         self.pair.promote(names, limit)
 
-    @rule()
     def release(self) -> None:
         self.pair.release()
 
-    @rule(
-        queue=queues,
-        succeeded=st.integers(0, 2),
-        dead=st.sampled_from((-1, 0, 1)),
-        cancelled_s=st.sampled_from((0, 300)),
-        limit=st.sampled_from((1, 100)),
-    )
     def prune(self, queue: str, succeeded: int, dead: int, cancelled_s: int, limit: int) -> None:
         self.pair.prune(queue, succeeded, dead, cancelled_s, limit)
 
-    @rule()
     def sweep(self) -> None:
         self.pair.sweep()
 
-    @rule(queue=queues, for_ms=st.sampled_from((0, 5000)))
     def shed(self, queue: str, for_ms: int) -> None:
         self.pair.shed(queue, self.model.now_ms + for_ms)
 
@@ -247,12 +296,10 @@ class Machine(RuleBasedStateMachine):
     def cancel(self, pick: int) -> None:
         self.pair.cancel(self._id(pick))
 
-    @rule(pick=some, unknown=st.booleans())
     def withdraw(self, pick: int, unknown: bool) -> None:
         """Of a job that came, or of one that is still on its way."""
         self.pair.withdraw(self._new_id() if unknown else self._id(pick))
 
-    @rule(pick=some)
     def delete(self, pick: int) -> None:
         self.pair.delete(self._id(pick))
 
@@ -260,19 +307,15 @@ class Machine(RuleBasedStateMachine):
     def replay(self, picks: list[int]) -> None:
         self.pair.replay([self._id(pick) for pick in picks])
 
-    @rule(queue=queues, bucket=st.sampled_from(BUCKETS), limit=st.sampled_from((1, 100)))
     def unpark(self, queue: str, bucket: str, limit: int) -> None:
         self.pair.unpark(queue, bucket, limit)
 
-    @rule(queue=queues, for_ms=st.sampled_from((0, 2000)))
     def pause(self, queue: str, for_ms: int) -> None:
         self.pair.pause(queue, self.model.now_ms + for_ms if for_ms else 0)
 
-    @rule(queue=queues)
     def resume(self, queue: str) -> None:
         self.pair.resume(queue)
 
-    @rule(queue=queues, most=st.none() | st.integers(1, 3))
     def limit(self, queue: str, most: int | None) -> None:
         self.pair.limit(queue, most)
 
@@ -281,7 +324,6 @@ class Machine(RuleBasedStateMachine):
     def _rq(self, job_id: str) -> RqJob:
         return RqJob.fetch(job_id, connection=self.pair.client, serializer=Serializer)
 
-    @rule(queue=queues, picks=st.lists(some, min_size=1, max_size=2))
     def rq_child(self, queue: str, picks: list[int]) -> None:
         """Of parents that have no other child: rq's set has no order to compare."""
         client = self.pair.client
@@ -316,26 +358,22 @@ class Machine(RuleBasedStateMachine):
             self.model.rq_cancel(job_id)
             self.pair.tool("rq_cancel", lambda: self._rq(job_id).cancel(), job_id=job_id)
 
-    @rule(pick=some)
     def rq_delete(self, pick: int) -> None:
         job_id = self._which(pick, lambda job: True)
         if job_id is not None:
             self.model.rq_delete(job_id)
             self.pair.tool("rq_delete", lambda: self._rq(job_id).delete(), job_id=job_id)
 
-    @rule(pick=some)
     def rq_requeue(self, pick: int) -> None:
         job_id = self._which(pick, lambda job: job.state == "dead")
         if job_id is not None:
             self.model.rq_requeue(job_id)
             self.pair.tool("rq_requeue", lambda: self._rq(job_id).requeue(), job_id=job_id)
 
-    @rule(queue=queues)
     def rq_empty(self, queue: str) -> None:
         self.model.rq_empty(queue)
         self.pair.tool("rq_empty", lambda: Queue(queue, connection=self.pair.client).empty(), queue=queue)
 
-    @rule(queue=queues, dies=st.booleans())
     def rq_stock_pop(self, queue: str, dies: bool) -> None:
         """A stock worker takes the next job, and either dies with it at once or starts it."""
         waiting = self.model.lists.get(queue, [])
@@ -353,7 +391,6 @@ class Machine(RuleBasedStateMachine):
         self.model.stock_pop(queue, None if dies else 60)
         self.pair.tool("rq_stock_pop", pop, job_id=job.id, dies=dies)
 
-    @rule(pick=some)
     def rq_stock_end(self, pick: int) -> None:
         job_id = self._which(pick, lambda job: job.state == "running" and job.id in self.model.foreign)
         if job_id is None:
@@ -415,7 +452,7 @@ def play(client: Any, *, sequences: int, derandomize: bool) -> None:
         lambda: Machine(client),
         settings=settings(
             max_examples=sequences,
-            stateful_step_count=40,
+            stateful_step_count=50,
             derandomize=derandomize,
             database=None,
             deadline=None,

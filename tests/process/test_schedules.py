@@ -99,14 +99,12 @@ def test_a_schedule_on_the_command_line(shell: Cli, client: jobq.Client) -> None
     listed = shell("schedules", "list").stdout.splitlines()
     assert listed[0].split("\t")[:4] == ["name", "state", "task", "queue"]
     assert listed[1].split("\t")[:4] == ["nightly", "active", "shop.confirm", "batch"]
-    assert [row["name"] for row in shell.json("schedules", "list")["schedules"]] == ["nightly"]
-    assert shell.json("schedules", "list", "--state", "broken")["schedules"] == []
+    assert [row["name"] for row in shell.json("schedules", "list", "--tag", "b")["schedules"]] == []
 
     upcoming = shell.json("schedules", "next", "nightly", "-n", "3")["next"]
     assert len(upcoming) == 3
     assert datetime.fromisoformat(upcoming[0]) > datetime.now(UTC)
-    assert shell.json("schedules", "pause", "nightly")["state"] == "paused"
-    assert shell.json("schedules", "show", "nightly")["paused_by"]
+    assert shell.json("schedules", "pause", "nightly")["paused_by"]
     assert shell.json("schedules", "resume", "nightly")["state"] == "active"
     shell("schedules", "run", "nightly", "--dry-run")
     assert client.jobs(state="queued").items == []

@@ -365,3 +365,42 @@ def test_importing_settings_loads_neither_redis_nor_cryptography():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "set()"
+
+
+@pytest.mark.covers("Q-17", "N-07", "N-08")
+def test_slots_by_the_names_of_other_tools(load):
+    settings = load(
+        {
+            "EMAIL_QUEUE_CONCURRENCY": "7",
+            "EXPORT_WORKER_CONCURRENCY": "2",
+            "AI_WORKER_CONCURRENCY": "3",
+            "JOBQ_QUEUES__AI__SLOTS": "9",
+            "CELERY_WORKER_CONCURRENCY": "4",
+        }
+    )
+    slots = {name: spec.slots for name, spec in settings.queue_specs().items()}
+    assert (slots["email"], slots["export"], slots["ai"]) == (7, 2, 9), "our own name comes first"
+    assert "celery" not in slots
+    with pytest.raises(ConfigError, match="SYNC_QUEUE_CONCURRENCY='many'"):
+        load({"SYNC_QUEUE_CONCURRENCY": "many"})
+
+
+@pytest.mark.covers("Q-18")
+@pytest.mark.parametrize(
+    ("profile", "slots"), [("low", (1, 2, 1, 1)), ("medium", (2, 5, 3, 2)), ("high", (4, 10, 5, 4))]
+)
+def test_a_profile_sizes_the_common_queues(load, profile, slots):
+    specs = load({"JOBQ_PROFILE": profile}).queue_specs()
+    assert tuple(specs[name].slots for name in ("export", "email", "ai", "scheduled")) == slots
+    assert load({"JOBQ_PROFILE": profile, "JOBQ_QUEUES__EMAIL__SLOTS": "6"}).queue_specs()["email"].slots == 6
+    assert "export" not in load().queue_specs()
+
+
+@pytest.mark.covers("L-04")
+def test_limits_of_a_queue_by_environment(load):
+    spec = load({"JOBQ_QUEUES__EMAIL__RATE": "50/m", "JOBQ_QUEUES__EMAIL__CONCURRENCY": "3"}).queue_specs()[
+        "email"
+    ]
+    assert (spec.limits.rate, spec.limits.concurrency) == (Rate(50, per=60), 3)
+    with pytest.raises(ConfigError, match="whole number of at least 1"):
+        load({"JOBQ_QUEUES__EMAIL__CONCURRENCY": "0"})

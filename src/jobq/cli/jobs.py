@@ -1,4 +1,4 @@
-"""``jobq jobs``: look at jobs, wait for them, retry, cancel, delete.
+"""``jobq jobs``: look at jobs and wait for them; what changes them is in ``job_bulk``.
 
 Params and results are not shown: they may hold what only the task should see.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def jobs() -> None:
-    """Look at jobs, wait for them, retry, cancel, delete."""
+    """Look at jobs, wait for them, retry, cancel, promote, delete."""
 
 
 @jobs.command("list")
@@ -130,14 +130,16 @@ def wait_for(state: State, ids: Sequence[str], timeout: timedelta | None) -> int
     deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
     ended: list[Job] = []
     late = False
-    for job_id in dict.fromkeys(ids):
-        try:
-            ended.append(
-                client.wait(job_id, None if deadline is None else max(0.0, deadline - time.monotonic()))
-            )
-        except TimeoutError:
-            late = True
-            ended.append(client.get(job_id))
+    wanted = list(dict.fromkeys(ids))
+    with state.out.progress("waiting", len(wanted)) as bar:
+        for job_id in wanted:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                ended.append(client.wait(job_id, left))
+            except TimeoutError:
+                late = True
+                ended.append(client.get(job_id))
+            bar.advance()
     records = [job_fields(job) for job in ended]
     state.out.table(
         ended,

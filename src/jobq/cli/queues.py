@@ -1,4 +1,4 @@
-"""``jobq queues``: list queues, pause, resume and limit them."""
+"""``jobq queues``: list queues, pause, resume and limit them; more in ``queue_bulk``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from jobq.cli.common import State, check_queue, pass_state
 from jobq.cli.options import DURATION, Group
 from jobq.cli.output import Column, duration_text
+from jobq.cli.queue_bulk import clean, drain, empty, move
 from jobq.errors import ConfigError
 from jobq.limits import Keep, Rate
 
@@ -43,7 +44,7 @@ def _fields(info: QueueInfo) -> dict[str, Any]:
 
 @click.group(cls=Group)
 def queues() -> None:
-    """List queues, pause, resume and limit them."""
+    """List queues; pause, limit, drain, clean and move them."""
 
 
 @queues.command("list")
@@ -169,3 +170,7 @@ def limit(state: State, name: str, rate: Any, slots: Any, for_: timedelta | None
         _show(state, client.queues.reset_limit(name))
     else:
         _show(state, client.queues.limit(name, rate=rate, concurrency=slots, for_=for_))
+
+
+for _command in (drain, empty, clean, move):
+    queues.add_command(_command)

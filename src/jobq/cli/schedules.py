@@ -167,7 +167,7 @@ def next_slots(state: State, name: str, count: int) -> None:
 @click.argument("name", metavar="NAME")
 @click.argument("task", metavar="TASK")
 @click.argument("params", metavar="[JSON|-]", required=False)
-@click.option("--cron", metavar="EXPR", help="Such as '0 2 * * *', '@daily', 'H/15 * * * *'.")
+@click.option("--cron", metavar="EXPR", help="Five cron fields, six with seconds, or '@daily' and its like.")
 @click.option("--every", type=DURATION, metavar="D", help="Instead of --cron: an interval such as 5m.")
 @click.option("--tz", metavar="ZONE", help="Time zone of --cron, such as Europe/Berlin; default UTC.")
 @click.option("--start", type=TIME, metavar="T", help="No slot before this.")

@@ -1,12 +1,14 @@
-"""``jobq workers``: see who works."""
+"""``jobq workers``: see who works, and tell them to pause or stop."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobq.cli.common import State, pass_state
+from jobq.cli.common import State, confirm, pass_state, yes_options
 from jobq.cli.options import Group
 from jobq.cli.output import Column, ago
 
@@ -18,6 +20,7 @@ def worker_fields(worker: Worker) -> dict[str, Any]:
     """A worker for the JSON forms."""
     return {
         "name": worker.name,
+        "worker": worker.worker,
         "kind": worker.kind,
         "queues": worker.queues,
         "state": worker.state,
@@ -34,7 +37,7 @@ def worker_fields(worker: Worker) -> dict[str, Any]:
 
 @click.group(cls=Group)
 def workers() -> None:
-    """See who works."""
+    """See who works; quiet, resume and stop them."""
 
 
 @workers.command("list")
@@ -64,3 +67,64 @@ def list_workers(state: State) -> None:
         records=records,
         empty="no workers; start one with jobq worker",
     )
+
+
+@workers.command("show")
+@click.argument("name", metavar="NAME")
+@pass_state
+def show(state: State, name: str) -> None:
+    """One worker, by its own name or that of one of its executors."""
+    found = state.client().workers.get(name)
+    records = [worker_fields(worker) for worker in found]
+    for place, fields in enumerate(records):
+        if place and not state.out.structured:
+            state.out.text("")
+        if not state.out.structured:
+            state.out.record(fields)
+    if state.out.structured:
+        columns = [Column(key, itemgetter(key)) for key in records[0]]
+        state.out.table(records, columns, document={"workers": records}, records=records)
+
+
+def _order(verb: str, words: str) -> Callable[[Callable[..., None]], click.Command]:
+    """A command that gives workers an order; its function holds the help."""
+
+    def decorate(described: Callable[..., None]) -> click.Command:
+        @pass_state
+        def command(state: State, names: tuple[str, ...], everyone: bool, dry_run: bool, yes: bool) -> None:
+            if bool(names) == everyone:
+                raise click.UsageError("Give names of workers, or --all.")
+            order = getattr(state.client().workers, verb)
+            chosen = order(names or None, dry_run=True)
+            if not chosen:
+                state.out.say("nothing to do: no worker is live")
+            elif dry_run:
+                state.out.say(f"would {verb} {', '.join(chosen)}; nothing was changed")
+            else:
+                if verb != "resume":
+                    confirm(state, f"{words} {', '.join(chosen)}?", yes=yes)
+                order(chosen)
+            rows = [{"worker": name, "order": verb, "given": not dry_run} for name in chosen]
+            columns = [Column(key, itemgetter(key)) for key in ("worker", "order", "given")]
+            state.out.table(rows, columns, document={"workers": rows}, empty="")
+
+        made: Any = click.argument("names", metavar="[NAME]...", nargs=-1)(command)
+        made = click.option("--all", "everyone", is_flag=True, help="Every live worker.")(yes_options(made))
+        return workers.command(verb, help=described.__doc__)(made)
+
+    return decorate
+
+
+@_order("quiet", "Let no more jobs be claimed by")
+def quiet() -> None:
+    """Claim nothing more, until `resume`; what runs goes on. Obeyed within about a second."""
+
+
+@_order("resume", "Let claim again:")
+def resume() -> None:
+    """Let quiet workers claim again."""
+
+
+@_order("stop", "Drain and end")
+def stop() -> None:
+    """Drain and end, as SIGTERM does. Whoever supervises the workers may start them again."""

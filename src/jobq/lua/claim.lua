@@ -19,7 +19,8 @@
 -- are in its state, a job's in lm. A job that finds one closed waits at it, parked, until open.lua lets it back. All
 -- gates of a job are looked at before one is passed.
 -- Keys built inside: P:job:<id>, jobq:dedup:<name>, jobq:parked:<q>:<bucket>; for jobs and queues with limits:
---          jobq:rate:<gate>, jobq:held:<gate>, jobq:closed:<gate>, jobq:gate:<gate>, jobq:gates, jobq:blocked:<q>.
+--          jobq:rate:<gate>, jobq:held:<gate>, jobq:closed:<gate>, jobq:gate:<gate>, jobq:gates, jobq:blocked:<q>;
+--          where jobs asked for an order or for turns: jobq:order:<q>, jobq:turns:<q>.
 -- Idempotent: the same number yields the same jobs again, as far as their leases stand; a lower one yields none.
 -- Full memory: the first write is LPOP or ZREM, which free; after it Redis lets the rest of a script pass.
 local P, N = ARGV[2], ARGV[3]
@@ -76,7 +77,7 @@ end
 if flags[1] then
   return { 'suspended', now, 0, 0, 0 }
 end
-local state = redis.call('HMGET', KEYS[5], 'paused', 'until', 'parked', 'limit', 'limit_set', 'closed')
+local state = redis.call('HMGET', KEYS[5], 'paused', 'until', 'parked', 'limit', 'limit_set', 'closed', 'order')
 if state[1] == '1' then
   local ends = tonumber(state[2] or '0')
   if ends == 0 or ends > now then
@@ -260,7 +261,95 @@ if state[3] then
   end
 end
 
-for _ = 1, 10 do
+-- The first jobs of the list that have no place in the order; the others are gone round, 100 at a time.
+local function in_line(zset)
+  local found = {}
+  if redis.call('LLEN', KEYS[1]) <= redis.call('ZCARD', zset) then return found end
+  for _ = 1, 10 do
+    local heads = redis.call('LRANGE', KEYS[1], 0, 99)
+    local places = #heads > 0 and redis.call('ZMSCORE', zset, unpack(heads))
+    for i, id in ipairs(heads) do
+      if not places[i] then found[#found + 1] = id end
+    end
+    if #found > 0 or #heads < 100 then break end
+    redis.call('LPOP', KEYS[1], 100)
+    redis.call('RPUSH', KEYS[1], unpack(heads))
+  end
+  return found
+end
+
+-- Takes jobs by their place. In a queue with orders a place is a moment, and a job without one has that at which it
+-- became queued; in one with turns it is a number of turns, and all jobs without one share the turns of one tenant.
+local function take_in_order(fair)
+  local zset, turns = N .. 'order:' .. ARGV[10], N .. 'turns:' .. ARGV[10]
+  local short = redis.call('LLEN', KEYS[1]) <= 10000
+  local at = fair and redis.call('HMGET', turns, 'now', 'rest') or {}
+  local turn, rest = tonumber(at[1] or '0'), tonumber(at[2] or '0')
+  for _ = 1, 10 do
+    local room = want - #taken
+    local first = redis.call('ZRANGE', zset, 0, room - 1, 'WITHSCORES')
+    if #first == 0 then
+      -- Whoever is left stands in line.
+      redis.call('HDEL', KEYS[5], 'order')
+      redis.call('DEL', turns)
+      return
+    end
+    local line, head = in_line(zset), nil
+    local a, b = 1, 1
+    while #taken < want do
+      while line[b] and not head do
+        local row, status, settled, ttl, dk, lm = read(line[b])
+        if row and status == 'queued' then
+          head = { row = row, settled = settled, ttl = ttl, dk = dk, lm = lm }
+          head.place = not fair and tonumber(row[3] or '0')
+        else
+          redis.call('LREM', KEYS[1], 1, line[b])
+          if status == 'broken' then redis.call('ZADD', KEYS[8], now, line[b]) end
+          b = b + 1
+        end
+      end
+      local place = tonumber(first[a + 1] or '')
+      -- Some of these were in vain, and the next may come before who stands in line.
+      if not place and #first == 2 * room then break end
+      local waits = head and (head.place or math.max(turn, rest))
+      if head and (not place or waits < place) then
+        redis.call('LREM', KEYS[1], 1, line[b])
+        take(line[b], head.row, head.settled, head.ttl, head.dk, head.lm)
+        if fair then turn, rest = waits, waits + 1 end
+        b, head = b + 1, nil
+      elseif place then
+        local id = first[a]
+        redis.call('ZREM', zset, id)
+        -- Far back in a long list the id stays behind, and is dropped when its turn comes there.
+        if short then redis.call('LREM', KEYS[1], 1, id) end
+        local row, status, settled, ttl, dk, lm = read(id)
+        if row and status == 'queued' then
+          take(id, row, settled, ttl, dk, lm)
+          turn = math.max(turn, place)
+        elseif status == 'broken' then
+          redis.call('ZADD', KEYS[8], now, id)
+        end
+        a = a + 2
+      else
+        break
+      end
+    end
+    if #taken >= want then break end
+  end
+  out[5] = 1
+  if fair then
+    redis.call('HSET', turns, 'now', string.format('%.0f', turn), 'rest', string.format('%.0f', rest))
+    redis.call('EXPIRE', turns, 86400)
+    -- Who has not asked for a turn of late has none to wait for.
+    local some = redis.call('HRANDFIELD', turns, 8, 'WITHVALUES')
+    for i = 1, #some, 2 do
+      if #some[i] > 4 and tonumber(some[i + 1]) <= turn then redis.call('HDEL', turns, some[i]) end
+    end
+  end
+end
+
+if state[7] then take_in_order(state[7] == 'f') end
+for _ = 1, out[5] == 1 and 0 or 10 do
   local room = want - #taken
   if room < 1 then break end
   local ids = redis.call('LPOP', KEYS[1], room) or {}

@@ -25,6 +25,7 @@ end
 local function leave(queue, id, status, bucket)
   if status == 'queued' then
     unlist(P .. 'queue:' .. queue, id)
+    redis.call('ZREM', N .. 'order:' .. queue, id)
   elseif status == 'scheduled' then
     redis.call('ZREM', P .. 'scheduled:' .. queue, id)
     redis.call('ZREM', N .. 'retrying:' .. queue, id)

@@ -4,13 +4,19 @@
 -- KEYS[3]  queue state       jobq:q:<q>
 -- KEYS[4]  set of queues     P:queues
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix
--- ARGV[4]  1 = add the queue to the set of queues
+-- ARGV[4]  1 = add the queue to the set of queues; plus 2 x the index in ARGV of what single jobs ask for beyond, if any
 -- ARGV[5]  number of jobs
 -- then per job: id, due ms (0 = now; < 0 = so many ms from now), dedup name or '', mode f|s|w, window ms,
 --          replace 0|1, id that data is signed for ('*' = none), count of what follows, field, value, ... of the hash
+-- at last, three per wish: the job's number, what: o order, f tenant whose turn it takes, q quota (a gate of claim.lua's
+--          of the kinds r and b), value
 -- Returns  {word, id, ...} two per job: queued | scheduled | mine | full | shed, id
+--          over_quota, ms after which to try again
 --          duplicate | replaced | rebind, holder's id
--- Keys built inside: P:job:<id>, jobq:dedup:<name>, and of a holder: its queue's list, scheduled, jobq:retrying.
+-- Keys built inside: P:job:<id>, jobq:dedup:<name>, and of a holder: its queue's list, scheduled, jobq:retrying;
+--          for wishes: jobq:order:<q>, jobq:turns:<q>, jobq:quota:<gate>.
+-- Order and turns: the job is in the list as ever, and its place is in jobq:order:<q>, which claim goes by. A queue has
+--          the one or the other, whichever came first; the other kind stands in line like jobs that ask for nothing.
 -- rebind: the holder can be replaced, but data is signed for another id; sign it for the holder and send it again.
 -- Idempotent: the job id is the token; a holder remembers in rp which id replaced it last.
 -- Full memory: the first write is a HSET, so all is refused and nothing written. Jobs without a dedup key are
@@ -62,6 +68,41 @@ local function holder_of(name)
   return id, status, row[2], row[3]
 end
 
+local wishes, quotas = math.floor(tonumber(ARGV[4]) / 2), nil
+for a = wishes > 0 and wishes or #ARGV + 1, #ARGV, 3 do
+  if ARGV[a + 1] == 'q' then
+    quotas = quotas or {}
+    quotas[tonumber(ARGV[a])] = ARGV[a + 2]
+  end
+end
+
+-- Looks at a quota: ms to wait when it is used up; or nil, and what counts the job once it is written. Nothing is trimmed
+-- before: a first write that frees would let a job in while memory is full.
+local function charge(id, gate)
+  local kind, limit, window, burst, name = gate:match('(%a),(%d+),(%d+),(%d+),(.+)')
+  local key, waits = N .. 'quota:' .. name, nil
+  limit, window, burst = tonumber(limit), tonumber(window), tonumber(burst)
+  if kind == 'r' then
+    local used = redis.call('ZCOUNT', key, '(' .. string.format('%.0f', now - window), '+inf')
+    if used < limit then
+      return nil, function()
+        redis.call('ZREMRANGEBYSCORE', key, '-inf', now - window)
+        redis.call('ZADD', key, now, id)
+        redis.call('PEXPIRE', key, window)
+      end
+    end
+    local oldest = redis.call('ZRANGE', key, -limit, -limit, 'WITHSCORES')
+    return math.ceil(tonumber(oldest[2]) + window - now)
+  end
+  local step = window / (limit - burst)
+  local full_at = math.max(now, tonumber(redis.call('GET', key) or '0')) + step
+  waits = full_at - now - burst * step
+  if waits > 1e-6 then return math.ceil(waits) end
+  return nil, function()
+    redis.call('SET', key, string.format('%.6f', full_at), 'PX', math.ceil(full_at - now))
+  end
+end
+
 local pos = 6
 for i = 1, tonumber(ARGV[5]) do
   local id, due, name, mode = ARGV[pos], tonumber(ARGV[pos + 1]), ARGV[pos + 2], ARGV[pos + 3]
@@ -102,8 +143,12 @@ for i = 1, tonumber(ARGV[5]) do
     end
   end
   if not word then
+    local waits, count = nil, nil
+    if quotas and quotas[i] and room >= 1 then waits, count = charge(id, quotas[i]) end
     if room < 1 then
       word = refusal
+    elseif waits then
+      word, answer = 'over_quota', string.format('%.0f', waits)
     else
       room = room - 1
       word = due > 0 and 'scheduled' or 'queued'
@@ -112,6 +157,7 @@ for i = 1, tonumber(ARGV[5]) do
       else
         seen[id] = true
       end
+      if count then count() end
     end
   end
   if name ~= '' and (word == 'queued' or word == 'scheduled' or over) then
@@ -174,5 +220,28 @@ for _, step in ipairs(plan) do
 end
 if #push > 0 then redis.call('RPUSH', KEYS[1], unpack(push)) end
 if #later > 0 then redis.call('ZADD', KEYS[2], unpack(later)) end
-if ARGV[4] == '1' and (#plan > 0 or #push > 0 or #later > 0) then redis.call('SADD', KEYS[4], KEYS[1]) end
+if wishes > 0 then
+  local queue = KEYS[3]:sub(#N + 3)
+  local zset, turns, mode = N .. 'order:' .. queue, N .. 'turns:' .. queue, nil
+  for a = wishes, #ARGV, 3 do
+    local i, what, value = tonumber(ARGV[a]), ARGV[a + 1], ARGV[a + 2]
+    if what ~= 'q' and answers[2 * i - 1] == 'queued' then
+      if not mode then
+        redis.call('HSETNX', KEYS[3], 'order', what)
+        mode = redis.call('HGET', KEYS[3], 'order')
+      end
+      local place = nil
+      if mode == what and what == 'o' then
+        place = now + (tonumber(value) - 5) * 30000
+      elseif mode == what then
+        local turn = redis.call('HMGET', turns, 'now', value)
+        place = math.max(tonumber(turn[1] or '0'), tonumber(turn[2] or '0'))
+        redis.call('HSET', turns, value, string.format('%.0f', place + 1))
+        redis.call('EXPIRE', turns, 86400)
+      end
+      if place then redis.call('ZADD', zset, string.format('%.0f', place), answers[2 * i]) end
+    end
+  end
+end
+if tonumber(ARGV[4]) % 2 == 1 and (#plan > 0 or #push > 0 or #later > 0) then redis.call('SADD', KEYS[4], KEYS[1]) end
 return answers

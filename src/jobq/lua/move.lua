@@ -5,7 +5,7 @@
 -- ARGV[1]  now, ms (unused)   ARGV[2] P   ARGV[3] our prefix   ARGV[4] from   ARGV[5] to
 -- ARGV[6+] ids that stand at the head of the list
 -- Returns  {word, ...} in order: moved | dropped (its entry was in vain, and is gone) | late (it has left meanwhile)
--- Keys built inside: P:job:<id>.
+-- Keys built inside: P:job:<id>, jobq:order:<from>.
 -- A job keeps its age, its dedup key and its limits: none of them is the queue's.
 -- Idempotent: a job that the first call moved answers moved.
 -- Full memory: the first write is LREM, which frees.
@@ -19,6 +19,7 @@ for a = 6, #ARGV do
     word = 'moved'
   elseif redis.call('LPOS', KEYS[1], id, 'MAXLEN', 1000) then
     redis.call('LREM', KEYS[1], 1, id)
+    redis.call('ZREM', ARGV[3] .. 'order:' .. from, id)
     word = 'dropped'
     if queued and row[2] == from then
       redis.call('HSET', P .. 'job:' .. id, 'origin', to)

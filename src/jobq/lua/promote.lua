@@ -3,7 +3,8 @@
 -- KEYS[2]  gates        jobq:gates
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] most jobs per queue   ARGV[5+] queue names
 -- Returns  {count, ms of the next due job or -1, 1 = a gate may open: see open.lua}
--- Keys built inside: P:scheduled:<q>, P:queue:<q>, P:job:<id>, jobq:retrying:<q>.
+-- Keys built inside: P:scheduled:<q>, P:queue:<q>, P:job:<id>, jobq:retrying:<q>; of jobs with an order: jobq:q:<q>,
+--          jobq:order:<q>.
 -- Idempotent: a due id is in the set that a cancel removes it from too, so exactly one of the two finds it.
 -- Full memory: the first write is ZREM, which frees.
 local P, N = ARGV[2], ARGV[3]
@@ -25,11 +26,11 @@ for a = 5, #ARGV do
     for i = 1, #rows, 2 do
       local id = rows[i]
       ids[#ids + 1] = id
-      local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'q')
+      local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'q', 'or')
       if row.err then
         found[#found + 1] = { id = id, broken = true }
       elseif row[1] == 'scheduled' then
-        found[#found + 1] = { id = id, q = row[2], due = tonumber(rows[i + 1]) * 1000 }
+        found[#found + 1] = { id = id, q = row[2], due = tonumber(rows[i + 1]) * 1000, order = tonumber(row[3] or '') }
       end
     end
     if #ids > 0 then
@@ -43,6 +44,12 @@ for a = 5, #ARGV do
         redis.call('ZADD', KEYS[1], now, job.id)
       else
         push[#push + 1] = job.id
+        if job.order then
+          redis.call('HSETNX', N .. 'q:' .. queue, 'order', 'o')
+          if redis.call('HGET', N .. 'q:' .. queue, 'order') == 'o' then
+            redis.call('ZADD', N .. 'order:' .. queue, string.format('%.0f', job.due + (job.order - 5) * 30000), job.id)
+          end
+        end
         if job.q then
           -- The due time, not now: lateness counts as waiting.
           redis.call('HSET', key, 'status', 'queued', 'q', string.format('%.0f', job.due))

@@ -9,7 +9,7 @@
 -- ARGV[8]  ISO time a minute ago: what ended later is not deleted for the count
 -- Returns  count of entries removed
 -- Keys built inside: P:job:<id>, P:results:<id>, P:job:<id>:dependents, P:job::<id>:dependencies,
---          jobq:attempts:<id>, jobq:dedup:<name>, jobq:cancels.
+--          jobq:attempts:<id>, jobq:log:<id>, jobq:dedup:<name>, jobq:cancels.
 -- Idempotent by nature.   Full memory: it only frees.
 local P, N, most = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local now = tonumber(ARGV[1])
@@ -31,8 +31,8 @@ local function clear(zset, ids, words)
     local row = redis.pcall('HMGET', key, 'status', 'dk')
     -- An rq tool may have queued it again and left the entry behind: then the entry alone goes.
     if not row.err and (not row[1] or words[row[1]]) then
-      redis.call('UNLINK', key, P .. 'results:' .. id, N .. 'attempts:' .. id, P .. 'job:' .. id .. ':dependents',
-        P .. 'job::' .. id .. ':dependencies')
+      redis.call('UNLINK', key, P .. 'results:' .. id, N .. 'attempts:' .. id, N .. 'log:' .. id,
+        P .. 'job:' .. id .. ':dependents', P .. 'job::' .. id .. ':dependencies')
       local dk = row[2]
       if dk and dk:sub(1, 2) ~= 'w:' then
         local name = N .. 'dedup:' .. dk:sub(3)

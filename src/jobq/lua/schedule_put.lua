@@ -25,7 +25,10 @@ if row.err then row = {} end
 if there and (row[3] or '') ~= source then
   if source ~= '' then
     if (row[3] or '') == '' and not row.err then return 'theirs' end
-    if row[3] and redis.call('EXISTS', N .. 'declared:' .. row[3]) == 1 then return 'theirs' end
+    if row[3] and redis.call('EXISTS', N .. 'declared:' .. row[3]) == 1 then
+      -- Two applications may share a module.
+      return row[1] == ARGV[8] and 'same' or 'theirs'
+    end
   else
     return 'declared'
   end

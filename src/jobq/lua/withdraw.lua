@@ -20,6 +20,7 @@ local function leave(queue, status, bucket)
   if status == 'queued' then
     -- LREM at the far end of a million entries takes 22 ms; what is left in a long list, claim drops.
     if redis.call('LLEN', P .. 'queue:' .. queue) <= 10000 then redis.call('LREM', P .. 'queue:' .. queue, 0, id) end
+    redis.call('ZREM', N .. 'order:' .. queue, id)
   elseif status == 'scheduled' then
     redis.call('ZREM', P .. 'scheduled:' .. queue, id)
     redis.call('ZREM', N .. 'retrying:' .. queue, id)

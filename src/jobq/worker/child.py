@@ -13,6 +13,7 @@ from typing import Any
 
 from jobq.config import Settings
 from jobq.errors import SoftTimeout
+from jobq.joblog import encode_line
 from jobq.tasks import registry
 from jobq.worker.attempt import Assignment, Report
 from jobq.worker.channel import Channel, ChannelClosed
@@ -60,7 +61,8 @@ class _Line:
             self._channel.send("progress", job_id=job_id, fraction=fraction, text=text)
 
     def log(self, job_id: str, text: str) -> None:
-        """Job logs are not stored in this version."""
+        """Pass a line on."""
+        self._channel.send("log", job_id=job_id, line=encode_line(time.time_ns() // 1_000_000, text))
 
     def cancel_requested(self, job_id: str) -> bool:
         """Whether the executor has passed on a request to stop."""

@@ -19,6 +19,7 @@ from jobq import calls, events
 from jobq.config import Settings
 from jobq.connection import connect, detached
 from jobq.errors import StoreError, StoreUnavailableError
+from jobq.joblog import RUNNING_S, add_lines
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.rq_bridge import iso
@@ -50,6 +51,7 @@ _LISTEN_EVERY_S = 0.1
 _LOOK_EVERY_S = 0.25
 _LONGEST_SLEEP_S = 1.0
 _ARM_AGAIN_S = 0.2
+_ENDS = ("succeeded", "dead", "cancelled")
 _OUTAGE = 2
 """Exchanges that failed in a row before this executor counts as cut off."""
 
@@ -88,9 +90,11 @@ class LaneExecutor:
         self._waiter = Waiter(lambda: detached(client), self._keys.queue(lane.queue))
         self._listener = Listener(self._inbox, control, spawner, self._waiter, self._executors)
         self._works: dict[str, Assignment] = {}
+        self._saying: dict[str, list[str]] = {}  # log lines that this turn sends
         self._held = 0  # claimed and not settled
         self._claimed = 0  # in all, what was handed back apart
         self._draining = False
+        self._quiet = False
         self._failures = 0
         self._run_s = 0.0  # what a job takes of late
         self._last_report = 0.0
@@ -117,7 +121,7 @@ class LaneExecutor:
 
     def _plan(self, reports: list[Report]) -> list[Call[Any]]:
         """What this turn has to say to Redis; empty when there is nothing."""
-        plan: list[Call[Any]] = []
+        plan = self._lines(reports)
         if reports:
             plan.append(
                 calls.settle(self._keys, self._lane.queue, [report.outcome for report in reports], iso())
@@ -139,6 +143,21 @@ class LaneExecutor:
                 self._inbox.forget(job_id)
         return plan
 
+    def _lines(self, reports: list[Report]) -> list[Call[Any]]:
+        """What tasks have said, sent before their jobs are settled: later they have no lease."""
+        ended = {report.outcome.job_id: report.outcome for report in reports}
+        steps: list[Call[Any]] = []
+        self._saying = self._inbox.due_lines(time.monotonic(), ended)
+        for job_id, lines in self._saying.items():
+            work, outcome = self._works.get(job_id), ended.get(job_id)
+            if work is None:  # from a thread that the task left behind
+                self._inbox.forget(job_id)
+                continue
+            over = outcome is not None and outcome.kind in _ENDS
+            keep_s = outcome.keep_s if outcome is not None and over else RUNNING_S
+            steps.append(add_lines(self._keys, job_id, work.job.token, lines, keep_s))
+        return steps
+
     def _exchange(self, plan: list[Call[Any]], reports: list[Report]) -> None:
         try:
             replies = self._link.exchange(plan)
@@ -147,12 +166,15 @@ class LaneExecutor:
             if not isinstance(error, StoreUnavailableError) and self._failures % 10 == 0:
                 _log.error("queue %s: %s", self._lane.queue, error)  # of an outage the supervisor tells
             self._inbox.put_back(reports)
+            self._inbox.put_back_lines(self._saying)
             self._failures += 1
-            self._obey(self._listener.pause(min(1.0, 0.02 * 2 ** min(self._failures, 6))))
+            # One lost connection is made again at once.
+            pause_s = min(1.0, 0.02 * 2 ** min(self._failures, 6)) if self._failures >= _OUTAGE else 0.0
+            self._obey(self._listener.pause(pause_s))
             return
         self._failures = 0
         if reports:
-            self._settled(reports, replies[0])
+            self._settled(reports, replies[[step.script for step in plan].index("settle")])
         if self._claims.pending is not None:
             self._take(replies[[step.script for step in plan].index("claim")])
         now = time.monotonic()
@@ -230,7 +252,10 @@ class LaneExecutor:
         return room
 
     def _may_claim(self, now: float) -> bool:
-        return not (self._draining or self._executors.barren) and now - self._table.pulse < PULSE_LOST_S
+        return (
+            not (self._draining or self._quiet or self._executors.barren)
+            and now - self._table.pulse < PULSE_LOST_S
+        )
 
     def _wants_waiter(self, now: float) -> bool:
         """Whether slots are free and the queue was seen empty.
@@ -294,6 +319,10 @@ class LaneExecutor:
         for message in messages:
             if message.op in ("drain", "retire"):
                 self._drain()
+            elif message.op in ("quiet", "resume"):
+                self._quiet = message.op == "quiet"
+                if not self._quiet:
+                    self._claims.look()
             elif message.op == "cancel":
                 self._cancel(message.body["members"])
             elif message.op == "wake":

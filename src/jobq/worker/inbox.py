@@ -7,13 +7,24 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from jobq.joblog import MOST_LINES, encode_line
 from jobq.records import encode_progress
 from jobq.worker.attempt import Assignment, Report
 from jobq.worker.slots import SlotTable
 
 PROGRESS_EVERY_S = 0.5
 """A job's progress is sent at most this often."""
+
+
+@dataclass(slots=True)
+class _Log:
+    """What a job has said and is not sent yet, and when the last of it was."""
+
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=MOST_LINES))
+    sent: float = 0.0
 
 
 class Inbox:
@@ -33,6 +44,7 @@ class Inbox:
         self._cancelled: set[str] = set()
         self._progress: dict[str, bytes] = {}
         self._sent: dict[str, float] = {}
+        self._logs: dict[str, _Log] = {}
         self._lock = threading.Lock()
 
     # -- Hooks --------------------------------------------------------------------------------------------------
@@ -63,7 +75,13 @@ class Inbox:
             self._progress[job_id] = encode_progress(fraction, text)
 
     def log(self, job_id: str, text: str) -> None:
-        """Job logs are not stored in this version."""
+        """Keep a line; it goes out with the loop's next turn, twice a second at most, or when the job has ended."""
+        self.add_line(job_id, encode_line(time.time_ns() // 1_000_000, text))
+
+    def add_line(self, job_id: str, line: str) -> None:
+        """Keep an encoded line; of too many the last."""
+        with self._lock:
+            self._logs.setdefault(job_id, _Log()).lines.append(line)
 
     def cancel_requested(self, job_id: str) -> bool:
         """Whether somebody asked this job to stop, or its lease is lost."""
@@ -96,6 +114,26 @@ class Inbox:
                 self._sent[job_id] = now
         return due
 
+    def due_lines(self, now: float, ended: Collection[str] = ()) -> dict[str, list[str]]:
+        """Lines that may be sent now, by job id; of jobs that have ended all, so that their log's end is known."""
+        if not self._logs:
+            return {}
+        with self._lock:
+            due = {}
+            for job_id, log in self._logs.items():
+                if job_id in ended or (log.lines and now - log.sent >= PROGRESS_EVERY_S):
+                    due[job_id] = list(log.lines)
+                    log.lines.clear()
+                    log.sent = now
+        return due
+
+    def put_back_lines(self, lines: Mapping[str, Sequence[str]]) -> None:
+        """Lines that could not be sent yet."""
+        with self._lock:
+            for job_id, older in lines.items():
+                log = self._logs.setdefault(job_id, _Log())
+                log.lines = deque([*older, *log.lines], maxlen=MOST_LINES)
+
     def cancel(self, job_ids: list[str]) -> None:
         """These running jobs were asked to stop, or are somebody else's now."""
         self._cancelled.update(job_ids)
@@ -104,8 +142,9 @@ class Inbox:
         """The job is settled."""
         if self._cancelled:
             self._cancelled.discard(job_id)
-        if self._sent or self._progress:
+        if self._sent or self._progress or self._logs:
             with self._lock:
+                self._logs.pop(job_id, None)
                 self._sent.pop(job_id, None)
                 self._progress.pop(job_id, None)
 

@@ -28,6 +28,7 @@ class Lanes:
         self._lanes: dict[str, Lane] = {}
         self._lock = threading.Lock()
         self.draining = False
+        self.quiet = False
 
     # -- the main thread ----------------------------------------------------------------------------------------
 
@@ -97,11 +98,17 @@ class Lanes:
             "tasks": tuple(self._tasks),
             "host": socket.gethostname(),
             "pid": lane.pid,
-            "state": "draining" if self.draining else ("busy" if busy else "idle"),
+            "state": self._state(busy),
+            "worker": lane.spec.worker.removesuffix(f"-{lane.spec.queue}"),
             "birth_ms": self._birth_ms,
             "now_ms": now_ms,
             "version": __version__,
         }
+
+    def _state(self, busy: int) -> str:
+        if self.draining:
+            return "draining"
+        return "quiet" if self.quiet else ("busy" if busy else "idle")
 
     def serving(self, within_s: float) -> set[str]:
         """Queues with an executor that turns and can run jobs.

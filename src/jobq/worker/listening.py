@@ -100,7 +100,9 @@ class Listener:
 
     def _hear_child(self, children: ChildExecutor, ref: str) -> None:
         for message in children.read(ref):
-            if message.op == "progress":
+            if message.op == "log":
+                self._inbox.add_line(message.body["job_id"], message.body["line"])
+            elif message.op == "progress":
                 body = message.body
                 self._inbox.progress(body["job_id"], body["fraction"], body["text"])
 

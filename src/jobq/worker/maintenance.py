@@ -41,6 +41,7 @@ PRUNE_S = 5.0
 PRUNE_BEHIND_S = 0.05
 """Between two passes while more ends than one pass deletes: a lane may end 10,000 jobs a second."""
 SWEEP_S = 1.0
+RQ_SLOTS_S = 1.0
 BRAKE_S = 1.0
 REGISTER_S = 10.0
 LOOK_S = 0.25
@@ -232,6 +233,17 @@ class Brake:
                 events.emit(name, queue=queue, memory_percent=changed.percent, worker=fleet.name)
 
 
+class FreeRqSlots:
+    """Lets jobs with rq's own ``RateLimit`` go on when one has ended here, was cancelled or deleted."""
+
+    period_s = RQ_SLOTS_S
+
+    def tick(self, store: Store, fleet: Fleet) -> None:
+        for _ in range(_MOST_ROUNDS):
+            if store.run(calls.free_rq_slots(fleet.keys)) < 100:
+                return
+
+
 class DeclareLimits:
     """Notes what the settings limit queues to, when the worker starts; later only what has been lost since."""
 
@@ -255,13 +267,16 @@ class Register:
     period_s = LOOK_S
 
     def __init__(self) -> None:
-        self._shown: set[tuple[str, int, bool]] = set()
+        self._shown: set[tuple[str, int, str]] = set()
         self._again = 0.0
 
     def tick(self, store: Store, fleet: Fleet) -> None:
         workers = fleet.workers()
         now = time.monotonic()
-        seen = {(worker["name"], worker["pid"], worker["state"] == "draining") for worker in workers}
+        # Busy or idle is no news of its own.
+        seen = {
+            (worker["name"], worker["pid"], worker["state"].replace("busy", "idle")) for worker in workers
+        }
         if seen == self._shown and now < self._again:
             return
         for worker in workers:
@@ -289,6 +304,7 @@ class Keeper:
             Release(),
             Register(),
             DeclareLimits(),
+            FreeRqSlots(),
             Prune(),
             Brake(),
             Sweep(),

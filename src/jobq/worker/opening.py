@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from jobq import rq_bridge
@@ -24,7 +25,7 @@ from jobq.retry import RetryPolicy, delays_from_dict
 from jobq.rq_bridge import ForeignOptions
 from jobq.tasks import Registry, Task
 from jobq.worker.attempt import Assignment, Ready, Report
-from jobq.worker.failures import secret_texts
+from jobq.worker.failures import redact, secret_texts
 from jobq.worker.reports import Reporter
 
 PARK_NO_KEY = "~key"
@@ -105,6 +106,7 @@ class Opener:
             attempt=work.attempt,
             max_attempts=policy.max_attempts,
             sink=self._sink,
+            redact=partial(redact, secrets=secrets) if secrets else None,
         )
         work.ready = Ready(task, params, secrets, policy, foreign, context)
         return work.ready

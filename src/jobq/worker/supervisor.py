@@ -6,6 +6,7 @@ the other.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -19,22 +20,19 @@ from typing import Any
 
 from jobq import events
 from jobq.config import Settings
-from jobq.connection import connect, inspect_server, require_usable
 from jobq.errors import ConfigError
-from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.retry import RetryPolicy
 from jobq.schedule_records import Record
-from jobq.store import Store
 from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.health import HealthServer
+from jobq.worker.keepers import Keepers, check_servers
 from jobq.worker.lane import HUNG, HUNG_S, Lane, new_exec_id
 from jobq.worker.lanes import Lanes
-from jobq.worker.maintenance import Duty, Fleet, Keeper, Settlement, executor_name
+from jobq.worker.maintenance import Settlement, executor_name
 from jobq.worker.memory import OomWatch, rss_kb
 from jobq.worker.recycling import Recycling, pause_after_stillbirth
 from jobq.worker.reload import run_with_reload
-from jobq.worker.schedules import DeclareSchedules, FireSchedules
 from jobq.worker.slots import SlotTable
 from jobq.worker.spawner_process import START_TIMEOUT_S, SpawnerProcess, note_warnings
 from jobq.worker.spec import LaneSpec, WorkerSpec
@@ -66,16 +64,14 @@ class Supervisor:
         self._worker = worker
         self._name = worker.name or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
         self._specs = self._served(settings, worker)
-        self._keys = Keys(settings.key_prefix)
         self._lease_ms = int(settings.lease.total_seconds() * 1000)
         self._policies: dict[str, RetryPolicy] = {}
-        self._declared: list[Record] | None = None
         self._lanes = Lanes(self._policies)
         self._numbers = 0
         self._left = dict.fromkeys(self._specs, worker.max_jobs or 0)
         self._recycling = Recycling.of(settings)
         self._recycled_at = 0.0
-        self._keepers: dict[str | None, Keeper] = {}
+        self._keepers = Keepers(settings, self._specs, self._name, self._lanes, self._policies)
         self._oom = OomWatch()
         self._deaths: dict[str, deque[float]] = {name: deque(maxlen=_FAST_DEATHS) for name in self._specs}
         self._restarts: dict[str, float] = {}  # when a queue gets its next executor
@@ -85,6 +81,8 @@ class Supervisor:
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
         self._signals: list[int] = []
+        self._orders: deque[str] = deque()
+        self._keepers.obey = self._note_order
         self._turned_at = self._awake_since = time.monotonic()
         self._ending = False
         self._deadline = 0.0
@@ -108,14 +106,14 @@ class Supervisor:
         # It imports the application while we look at the servers.
         self._spawner = SpawnerProcess(self._settings)
         try:
-            self._check_servers()
+            check_servers(self._settings, self._specs.values())
             self._install_signals()
             said = self._spawner.wait_ready()
         except BaseException:
             self._spawner.kill()
             raise
         try:
-            self._start_keepers()
+            self._keepers.start()
             if self._worker.health_port is not None:
                 self._health = HealthServer(self._worker.health_port, self.problems, self.stalled)
             self._attempt(lambda: self._spawner_ready(said))
@@ -144,49 +142,6 @@ class Supervisor:
         except ChannelClosed:
             self._spawner_died()
 
-    # -- Redis --------------------------------------------------------------------------------------------------
-
-    def _check_servers(self) -> None:
-        for url in {spec.redis_url for spec in self._specs.values()}:
-            client = connect(self._settings, "command", url=url)
-            info = inspect_server(client)
-            require_usable(info)
-            events.emit("redis.connected", durability=info.durability, version=info.version)
-            client.close()
-            if info.durability == "none":
-                _log.warning("Redis keeps nothing on disk: jobs are lost when it stops; set appendonly yes")
-
-    def _start_keepers(self) -> None:
-        for url in {spec.redis_url for spec in self._specs.values()}:
-            specs = {name: spec for name, spec in self._specs.items() if spec.redis_url == url}
-            fleet = Fleet(
-                name=self._name,
-                keys=self._keys,
-                specs=specs,
-                lease_ms=self._lease_ms,
-                members=lambda names=frozenset(specs): self._lanes.members(names),  # type: ignore[misc]
-                tell=self._lanes.tell,
-                workers=lambda names=frozenset(specs): self._lanes.registrations(names),  # type: ignore[misc]
-                policies=self._policies,
-                thresholds=self._thresholds(url),
-            )
-            store = Store(connect(self._settings, "worker", url=url))
-            keeper = Keeper(store, fleet, self._schedule_duties(url))
-            self._keepers[url] = keeper
-            keeper.start()
-
-    def _schedule_duties(self, url: str | None) -> list[Duty]:
-        """What code declares belongs in the Redis of the settings alone; any may hold schedules that fall due."""
-        duties: list[Duty] = [FireSchedules(self._settings.codec())]
-        if url is None and self._settings.app:
-            duties.append(DeclareSchedules(",".join(self._settings.app), lambda: self._declared))
-        return duties
-
-    def _thresholds(self, url: str | None) -> dict[str, int]:
-        """Of all queues in this Redis: those that nobody serves fill its memory, too."""
-        specs = self._settings.queue_specs()
-        return self._settings.shed_at().by_queue({n: s for n, s in specs.items() if s.redis_url == url})
-
     # -- the spawner --------------------------------------------------------------------------------------------
 
     def _spawner_ready(self, said: dict[str, Any]) -> None:
@@ -198,7 +153,7 @@ class Supervisor:
         for gone in self._policies.keys() - policies.keys():
             del self._policies[gone]
         self._policies.update(policies)
-        self._declared = [Record.from_dict(record) for record in said["schedules"]]
+        self._keepers.declared = [Record.from_dict(record) for record in said["schedules"]]
         for queue in self._specs:
             self._start_lane(queue)
 
@@ -267,6 +222,8 @@ class Supervisor:
         finally:
             theirs.close()
         self._lanes.add(lane)
+        if self._lanes.quiet:
+            lane.send("quiet")
 
     def _lane_died(self, lane: Lane, status: int) -> None:
         queue = lane.spec.queue
@@ -293,7 +250,7 @@ class Supervisor:
         queue = lane.spec.queue
         will = lane.last_will(status, by_oom=self._oom.explains(status, time.monotonic()))
         if status != 0 or will.outcomes:
-            self._keepers[self._specs[queue].redis_url].post(will)
+            self._keepers.post(will)
         self._left[queue] -= lane.table.claimed - len(will.outcomes)
         lane.stillborn = not lane.last_turn
         lane.close()
@@ -354,6 +311,8 @@ class Supervisor:
             os.read(self._wake_r, 512)
         while self._signals:
             self._on_signal(self._signals.pop(0))
+        while self._orders:
+            self._on_order(self._orders.popleft())
         if line is not None and line.fileno() in ready:
             for message in line.receive():
                 self._on_message(message)
@@ -429,6 +388,21 @@ class Supervisor:
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
 
+    def _note_order(self, word: str) -> None:
+        self._orders.append(word)
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
+            os.write(self._wake_w, b"o")
+
+    def _on_order(self, word: str) -> None:
+        """What an operator asks for; to do it twice changes nothing."""
+        if word == "stop":
+            if not self._ending:
+                self._on_signal(signal.SIGTERM)
+        elif word in ("quiet", "resume"):
+            self._lanes.quiet = word == "quiet"
+            for lane in self._lanes.all():
+                lane.send(word)
+
     def _on_signal(self, number: int) -> None:
         """The first drains, the second forces."""
         if self._ending:
@@ -449,7 +423,7 @@ class Supervisor:
         """Why this worker is not ready to take jobs; empty when it is. For the readiness probe."""
         now = time.monotonic()
         found = ["it is draining"] if self._ending else []
-        if any(now - keeper.last_success > _READY_WITHIN_S for keeper in self._keepers.values()):
+        if now - self._keepers.last_success > _READY_WITHIN_S:
             found.append(f"Redis has not answered for {_READY_WITHIN_S:.0f} s")
         serving = self._lanes.serving(_READY_WITHIN_S)
         return found + [f"queue {name} is not served" for name in self._specs if name not in serving]
@@ -462,8 +436,7 @@ class Supervisor:
     def _stop(self) -> None:
         if self._health is not None:
             self._health.close()
-        for keeper in self._keepers.values():
-            keeper.stop(_FORCED_STOP_S)
+        self._keepers.stop(_FORCED_STOP_S)
         if self._spawner is not None:
             self._spawner.end()
         signal.set_wakeup_fd(-1)

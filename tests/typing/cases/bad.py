@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobq.helpers import Payment, export_transactions, process_payment, send_otp
+from jobq.schedule_spec import schedule
 from jobq.tasks import task
 
 
@@ -60,3 +61,17 @@ def right(payment: Payment) -> None: ...
 
 process_payment.handler(right)
 right()  # E: call-arg
+
+
+@schedule(cron="@daily", overlap="maybe")  # E: arg-type
+@task("bad.overlap")
+def overlapping() -> None: ...
+
+
+@schedule(cron="@daily", colour="red")  # E: call-arg
+@task("bad.option")
+def coloured() -> None: ...
+
+
+@schedule(cron="@daily")  # E: arg-type
+def no_task() -> None: ...

@@ -10,7 +10,9 @@ from jobq import helpers
 from jobq.helpers import export_transactions, process_payment, send_otp
 from jobq.job import Job
 from jobq.limits import Concurrency, Rate
+from jobq.recurrence import Misfire
 from jobq.retry import Backoff
+from jobq.schedule_spec import schedule
 from jobq.tasks import Secret, task
 
 
@@ -73,3 +75,14 @@ async def text(otp: helpers.Otp) -> None: ...
 
 assert_type(charge(helpers.Payment("p", Decimal(1), "EUR", "k")), dict[str, Any])
 process_payment.handler(helpers.HttpGateway("https://example.com", token="t", timeout=5))
+
+
+@schedule(name="clean.eu", every="1h", params={"days": 7})
+@schedule(cron="0 2 * * *", tz="Europe/Berlin", params={"days": 30}, overlap="skip", misfire=Misfire("all"))
+@task("logs.clean")
+def clean(days: int) -> int:
+    return days
+
+
+assert_type(clean(30), int)
+assert_type(clean.enqueue(days=30), Job)

@@ -1,0 +1,122 @@
+"""What the commands that change many jobs share: the filter, the question, the progress bar, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobq.cli.common import Exit, State, confirm
+from jobq.cli.job_records import STATES
+from jobq.cli.options import DURATION, RATE
+
+if TYPE_CHECKING:
+    from jobq.control import BulkReport, Progress
+
+_LISTED = 20
+
+
+def plural(count: int, noun: str = "job") -> str:
+    """``1 job``, ``1,234 jobs``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def filter_options(command: Any) -> Any:
+    """Decorator: the options that choose jobs; but for ``states`` they are called as in ``client.job_ids``."""
+    for option in (
+        click.option("--limit", type=click.IntRange(1), metavar="N", help="At most this many."),
+        click.option("--since", type=DURATION, metavar="D", help="Only those that ended or were created so lately."),
+        click.option("--older-than", "before", type=DURATION, metavar="D", help="Only those that did so longer ago."),
+        click.option("--error", metavar="F", help="Only this error fingerprint."),
+        click.option("--tag", metavar="T", help="Only jobs with this tag."),
+        click.option("--task", metavar="T", help="Only this task."),
+        click.option("--queue", metavar="Q", help="Only this queue."),
+        click.option("--state", "states", type=click.Choice(STATES), multiple=True, help="Only this state; repeatable."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def rate_option(command: Any) -> Any:
+    """Decorator: ``--rate``."""
+    return click.option("--rate", type=RATE, metavar="50/s", help="Not faster than this.")(command)
+
+
+def describe(chosen: dict[str, Any]) -> str:
+    """The filter in words, for a question: ``in queue email, of task mail.send``."""
+    words = {"queue": "in queue", "task": "of task", "tag": "tagged", "error": "with error"}
+    parts = [f"{text} {chosen[name]}" for name, text in words.items() if chosen.get(name)]
+    if chosen.get("state"):
+        parts.insert(0, " or ".join(str(state) for state in chosen["state"]))
+    from jobq.cli.output import duration_text  # late: only for a question
+
+    for name, text in (("since", "within"), ("before", "longer ago than")):
+        if isinstance(chosen.get(name), timedelta):
+            parts.append(f"{text} {duration_text(chosen[name])}")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def carry_out(
+    state: State,
+    what: str,
+    matched: int,
+    run: Callable[[Progress], BulkReport],
+    *,
+    verb: str,
+    ask: bool = True,
+    dry_run: bool,
+    yes: bool,
+) -> int:
+    """Ask, do it with a progress bar, report.
+
+    Args:
+        what: For the question, such as ``Delete 12 jobs``.
+        matched: How many there are; 0: nothing is asked or done.
+        run: Does it, given who is to be told of the progress.
+        verb: As in ``would delete 12 jobs``.
+    Returns:
+        0, or 7 when some were left as they were.
+    """
+    from jobq.control import BulkReport  # late: redis
+
+    out = state.out
+    if dry_run or not matched:
+        out.say(
+            f"would {verb} {plural(matched)}; nothing was changed"
+            if matched
+            else "nothing to do: no job matches"
+        )
+        report = BulkReport(matched=matched, dry_run=True)
+    else:
+        if ask:
+            confirm(state, f"{what}?", yes=yes)
+        with out.progress(verb, matched) as bar:
+            report = run(bar.advance)
+    result = {
+        "matched": report.matched,
+        "done": report.done,
+        "gone": report.gone,
+        "failed": report.failed_count,
+        "dry_run": dry_run,
+    }
+    listed = [{"id": job_id, "reason": word} for job_id, word in report.failed]
+    out.record(
+        result if out.structured else {name: value for name, value in result.items() if name != "dry_run"},
+        document=result | {"failures": listed},
+    )
+    for item in listed[:_LISTED]:
+        out.error(f"job {item['id']} stays as it is: {reason_words(item['reason'])}")
+    if report.failed_count > _LISTED:
+        out.error(f"and {report.failed_count - _LISTED:,} more; --json lists them")
+    return Exit.PARTIAL if report.failed_count else Exit.DONE
+
+
+def reason_words(word: str) -> str:
+    """Why one job was left alone, in words."""
+    if word.startswith("conflict:"):
+        return f"job {word.partition(':')[2]} holds its dedup key"
+    return {"gone": "it is gone", "finished": "it has ended", "unreadable": "it cannot be read"}.get(
+        word, f"it is {word}"
+    )

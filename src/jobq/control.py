@@ -1,0 +1,280 @@
+"""A hand on many jobs at once: bulk verbs, and a queue's drain, empty, clean and move.
+
+Every step takes at most 100 jobs, each of which is looked at again as it is touched: what has moved on since it was
+chosen stays as it is, and the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from jobq import calls, lua
+from jobq.calls import Batch, Call, Plan
+from jobq.dead_letters import chunks
+from jobq.job import JobState
+from jobq.keys import Keys
+from jobq.listing import JobFilter, ids_plan
+from jobq.replies import as_int, exact_text, exact_texts
+from jobq.rq_bridge import STATUS_OF
+from jobq.steps import Pause, script_head
+
+Verb = Literal["cancel", "delete", "promote", "retry"]
+Progress: TypeAlias = Callable[[int], object]
+"""Called with the number of further jobs dealt with."""
+
+_LEFT = ("gone", "dropped", "late", "running")
+"""Answers about an id that stands in its queue's list no more."""
+
+_DETAILS = 1_000
+_READ = 1_000
+
+
+def nobody(count: int) -> None:
+    """Nobody looks."""
+
+
+@dataclass(slots=True, kw_only=True)
+class BulkReport:
+    """What a bulk did.
+
+    Attributes:
+        matched: Jobs that it was asked to deal with.
+        done: Those that it dealt with; 0 for a dry run.
+        gone: Those that no longer existed.
+        failed: Those that it left as they were, with the state or the conflict that forbade it. At most 1,000 are
+            listed; ``failed_count`` counts all.
+    """
+
+    matched: int = 0
+    done: int = 0
+    gone: int = 0
+    failed_count: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    dry_run: bool = False
+
+    def add(self, ids: Sequence[str], words: Sequence[str], fine: Sequence[str]) -> None:
+        """Count the answers to one step; ``fine`` are those that mean done."""
+        for job_id, word in zip(ids, words, strict=True):
+            if word in fine:
+                self.done += 1
+            elif word == "gone":
+                self.gone += 1
+            else:
+                self.failed_count += 1
+                if len(self.failed) < _DETAILS:
+                    self.failed.append((job_id, word))
+
+
+# --------------------------------------------------------------------------- steps
+
+
+def delete_many(keys: Keys, job_ids: Sequence[str], states: Sequence[JobState] = ()) -> Call[list[str]]:
+    """Remove jobs: per id ``deleted``, ``gone``, or the state that forbids it.
+
+    Args:
+        states: The states to remove; none: any but running.
+    """
+    words = dict.fromkeys(STATUS_OF[state] for state in states)
+    if JobState.DEAD in states:
+        words["stopped"] = None  # what a tool of rq's has stopped
+    args = (*script_head(keys, None), "".join(f"{word}," for word in words), *job_ids)
+    return Call("delete", (keys.quarantine, keys.after), args, exact_texts)
+
+
+def move_many(keys: Keys, source: str, target: str, job_ids: Sequence[str]) -> Call[list[str]]:
+    """Put jobs from the head of one queue at the back of another: per id ``moved``, ``dropped`` or ``late``."""
+    names = (keys.queue(source), keys.queue(target), keys.queues)
+    return Call("move", names, (*script_head(keys, None), source, target, *job_ids), exact_texts)
+
+
+def hasten(keys: Keys, job_ids: Sequence[str], *, now_ms: int | None = None) -> Call[list[str]]:
+    """Queue jobs that wait for a time: per id ``queued``, ``gone``, or the state that forbids it."""
+    return Call("hasten", (keys.quarantine,), (*script_head(keys, now_ms), *job_ids), exact_texts)
+
+
+def together(steps: Sequence[Call[str]]) -> Batch[list[str]]:
+    """Runs of one script in one pipeline, each atomic by itself; an answer that is an error is ``unreadable``."""
+    script = lua.script(steps[0].script)
+
+    def decode(replies: list[Any]) -> list[str]:
+        return ["unreadable" if isinstance(reply, Exception) else exact_text(reply) for reply in replies[1:]]
+
+    return Batch((("SCRIPT", "LOAD", script.text), *(step.command() for step in steps)), decode)
+
+
+class _Action(NamedTuple):
+    """How a verb deals with a chunk, which answers mean done, and what it is for unless somebody says otherwise."""
+
+    step: Callable[[Keys, Sequence[str]], Call[list[str]] | Batch[list[str]]]
+    fine: tuple[str, ...]
+    states: tuple[JobState, ...]
+
+
+_S = JobState
+_ACTIONS: Mapping[Verb, _Action] = {
+    "cancel": _Action(
+        lambda keys, ids: together([calls.cancel(keys, job_id) for job_id in ids]),
+        ("cancelled", "requested"),
+        (_S.SCHEDULED, _S.RETRYING, _S.QUEUED, _S.RUNNING, _S.DEFERRED, _S.PARKED),
+    ),
+    "delete": _Action(delete_many, ("deleted",), (_S.SUCCEEDED, _S.DEAD, _S.CANCELLED)),
+    "promote": _Action(hasten, ("queued",), (_S.SCHEDULED, _S.RETRYING)),
+    "retry": _Action(calls.replay, ("queued",), (_S.DEAD, _S.CANCELLED)),
+}
+
+
+def states_for(verb: Verb) -> tuple[JobState, ...]:
+    """The states of jobs that a verb is for."""
+    return _ACTIONS[verb].states
+
+
+# --------------------------------------------------------------------------- plans
+
+
+def bulk_plan(
+    keys: Keys,
+    verb: Verb,
+    ids: Sequence[str],
+    *,
+    states: Sequence[JobState] = (),
+    rate: float | None = None,
+    progress: Progress = nobody,
+) -> Plan[BulkReport]:
+    """Do this to each of these jobs.
+
+    Args:
+        states: For ``delete``: only jobs that are in one of these states by then; none: any but running.
+        rate: Jobs a second; None: as fast as Redis goes.
+    Raises:
+        ValueError: ``rate`` is not above 0, or no such verb.
+    """
+    if verb not in _ACTIONS:
+        raise ValueError(f"unknown verb {verb!r}; it is one of {', '.join(_ACTIONS)}")
+    action = _ACTIONS[verb]
+    chosen = list(dict.fromkeys(ids))
+    report = BulkReport(matched=len(chosen))
+    for chunk, pause in chunks(chosen, rate):
+        step = delete_many(keys, chunk, states) if verb == "delete" else action.step(keys, chunk)
+        report.add(chunk, (yield step), action.fine)
+        progress(len(chunk))
+        if pause:
+            yield Pause(pause)
+    return report
+
+
+def drain_plan(
+    keys: Keys, queue: str, *, rate: float | None = None, dry_run: bool = False, progress: Progress = nobody
+) -> Plan[BulkReport]:
+    """Remove what waits in a queue: the jobs of its list, and those that a limit holds back.
+
+    What is enqueued meanwhile stays.
+    """
+    if dry_run:
+        length, held = yield Batch((("LLEN", keys.queue(queue)), ("ZCARD", keys.blocked(queue))))
+        return BulkReport(matched=as_int(length) + as_int(held), dry_run=True)
+
+    def remove(ids: Sequence[str]) -> Call[list[str]]:
+        return delete_many(keys, ids, (_S.QUEUED,))
+
+    report = yield from _from_head(keys, queue, remove, ("deleted",), rate, progress)
+    held = yield from _blocked_ids(keys, queue)
+    if held:
+        more = yield from bulk_plan(
+            keys, "delete", held, states=(_S.QUEUED, _S.PARKED), rate=rate, progress=progress
+        )
+        _merge(report, more)
+    return report
+
+
+def empty_plan(
+    keys: Keys, queue: str, *, rate: float | None = None, dry_run: bool = False, progress: Progress = nobody
+) -> Plan[BulkReport]:
+    """Remove what waits in a queue, and what waits for a time: delayed jobs and retries."""
+    delayed = (_S.SCHEDULED, _S.RETRYING)
+    ids = yield from ids_plan(keys, JobFilter(states=delayed, queues=(queue,)))
+    report = yield from drain_plan(keys, queue, rate=rate, dry_run=dry_run, progress=progress)
+    if dry_run:
+        report.matched += len(ids)
+    elif ids:
+        more = yield from bulk_plan(keys, "delete", ids, states=delayed, rate=rate, progress=progress)
+        _merge(report, more)
+    return report
+
+
+def move_plan(
+    keys: Keys,
+    source: str,
+    target: str,
+    *,
+    rate: float | None = None,
+    dry_run: bool = False,
+    progress: Progress = nobody,
+) -> Plan[BulkReport]:
+    """Put a queue's waiting jobs at the back of another, in their order; what is enqueued meanwhile stays.
+
+    Raises:
+        ValueError: Both are the same queue.
+    """
+    if source == target:
+        raise ValueError(f"queue {source!r} cannot be moved to itself")
+    if dry_run:
+        length = (yield Batch((("LLEN", keys.queue(source)),)))[0]
+        return BulkReport(matched=as_int(length), dry_run=True)
+
+    def move(ids: Sequence[str]) -> Call[list[str]]:
+        return move_many(keys, source, target, ids)
+
+    return (yield from _from_head(keys, source, move, ("moved",), rate, progress))
+
+
+def _from_head(
+    keys: Keys,
+    queue: str,
+    step: Callable[[Sequence[str]], Call[list[str]]],
+    fine: tuple[str, ...],
+    rate: float | None,
+    progress: Progress,
+) -> Plan[BulkReport]:
+    """Do something to every job that stands in a queue's list now, from its head on."""
+    report = BulkReport(matched=as_int((yield Batch((("LLEN", keys.queue(queue)),)))[0]))
+    left, kept = report.matched, 0
+    while left > 0:
+        last = kept + min(left, _READ) - 1
+        reply = (yield Batch((("LRANGE", keys.queue(queue), kept, last),)))[0]
+        ids = [] if isinstance(reply, Exception) else exact_texts(reply)
+        if not ids:
+            break
+        left -= len(ids)
+        for chunk, pause in chunks(ids, rate):
+            words = yield step(chunk)
+            report.add(chunk, ["gone" if word in ("dropped", "late") else word for word in words], fine)
+            vain = [job_id for job_id, word in zip(chunk, words, strict=True) if word == "gone"]
+            if vain:  # entries of jobs that are no more, which only a claim would drop
+                yield Batch(tuple(("LREM", keys.queue(queue), 1, job_id) for job_id in vain))
+            # Other entries that are in vain stay where they are; the next look is behind them.
+            kept += sum(word not in (*fine, *_LEFT) for word in words)
+            progress(len(chunk))
+            if pause or (rate is not None and left):
+                yield Pause(pause or len(chunk) / rate)  # type: ignore[operator]
+    return report
+
+
+def _blocked_ids(keys: Keys, queue: str) -> Plan[list[str]]:
+    ids: list[str] = []
+    while True:
+        first = len(ids)
+        reply = (yield Batch((("ZRANGE", keys.blocked(queue), first, first + _READ - 1),)))[0]
+        found = [] if isinstance(reply, Exception) else exact_texts(reply)
+        ids += found
+        if len(found) < _READ:
+            return ids
+
+
+def _merge(report: BulkReport, more: BulkReport) -> None:
+    report.matched += more.matched
+    report.done += more.done
+    report.gone += more.gone
+    report.failed_count += more.failed_count
+    report.failed += more.failed[: _DETAILS - len(report.failed)]

@@ -1,0 +1,118 @@
+"""A worker's keepers: one for each Redis that its queues are in, beside one look at each before it starts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+from jobq import events
+from jobq.config import Settings
+from jobq.connection import connect, inspect_server, require_usable
+from jobq.keys import Keys
+from jobq.queues import QueueSpec
+from jobq.retry import RetryPolicy
+from jobq.schedule_records import Record
+from jobq.store import Store
+from jobq.worker.lanes import Lanes
+from jobq.worker.maintenance import Duty, Fleet, Keeper, Settlement
+from jobq.worker.orders import Orders
+from jobq.worker.schedules import DeclareSchedules, FireSchedules
+
+_log = logging.getLogger("jobq")
+
+
+def check_servers(settings: Settings, specs: Iterable[QueueSpec]) -> None:
+    """Look at every Redis of these queues, and say what its durability is.
+
+    Raises:
+        ConfigError: One cannot be used.
+        StoreUnavailableError: One cannot be reached.
+    """
+    for url in {spec.redis_url for spec in specs}:
+        client = connect(settings, "command", url=url)
+        info = inspect_server(client)
+        require_usable(info)
+        events.emit("redis.connected", durability=info.durability, version=info.version)
+        client.close()
+        if info.durability == "none":
+            _log.warning("Redis keeps nothing on disk: jobs are lost when it stops; set appendonly yes")
+
+
+class Keepers:
+    """The threads that talk to Redis for a supervisor.
+
+    Args:
+        specs: The queues that are served, by name.
+        name: The worker's.
+        lanes: Its executors.
+        policies: Retry policies by task, kept up to date by whoever knows the application.
+    Attributes:
+        declared: The schedules that the application declares; None until it is loaded.
+        obey: Takes an operator's orders, from another thread.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        specs: Mapping[str, QueueSpec],
+        name: str,
+        lanes: Lanes,
+        policies: dict[str, RetryPolicy],
+    ) -> None:
+        self._settings = settings
+        self._specs = specs
+        self._name = name
+        self._lanes = lanes
+        self._policies = policies
+        self._keepers: dict[str | None, Keeper] = {}
+        self.declared: list[Record] | None = None
+        self.obey: Callable[[str], None] = lambda _word: None
+
+    def start(self) -> None:
+        """Begin, on connections of their own."""
+        for url in {spec.redis_url for spec in self._specs.values()}:
+            store = Store(connect(self._settings, "worker", url=url))
+            duties = [*self._schedule_duties(url), Orders(self.obey)]
+            keeper = Keeper(store, self._fleet(url), duties)
+            self._keepers[url] = keeper
+            keeper.start()
+
+    def post(self, settlement: Settlement) -> None:
+        """Settle this as soon as its Redis can be reached."""
+        self._keepers[self._specs[settlement.queue].redis_url].post(settlement)
+
+    @property
+    def last_success(self) -> float:
+        """Since when, by the monotonic clock, not every Redis has answered."""
+        return min((keeper.last_success for keeper in self._keepers.values()), default=0.0)
+
+    def stop(self, timeout_s: float) -> None:
+        """Settle what was posted, sign the workers off, and end; give up on each after ``timeout_s``."""
+        for keeper in self._keepers.values():
+            keeper.stop(timeout_s)
+
+    def _fleet(self, url: str | None) -> Fleet:
+        specs = {name: spec for name, spec in self._specs.items() if spec.redis_url == url}
+        return Fleet(
+            name=self._name,
+            keys=Keys(self._settings.key_prefix),
+            specs=specs,
+            lease_ms=int(self._settings.lease.total_seconds() * 1000),
+            members=lambda: self._lanes.members(specs),
+            tell=self._lanes.tell,
+            workers=lambda: self._lanes.registrations(specs),
+            policies=self._policies,
+            thresholds=self._thresholds(url),
+        )
+
+    def _thresholds(self, url: str | None) -> dict[str, int]:
+        """Of all queues in this Redis: those that nobody serves fill its memory, too."""
+        specs = self._settings.queue_specs()
+        return self._settings.shed_at().by_queue({n: s for n, s in specs.items() if s.redis_url == url})
+
+    def _schedule_duties(self, url: str | None) -> list[Duty]:
+        """What code declares belongs in the Redis of the settings alone; any may hold schedules that fall due."""
+        duties: list[Duty] = [FireSchedules(self._settings.codec())]
+        if url is None and self._settings.app:
+            duties.append(DeclareSchedules(",".join(self._settings.app), lambda: self.declared))
+        return duties

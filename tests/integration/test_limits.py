@@ -1,0 +1,118 @@
+"""Limits, order, turns and quotas as an application asks for them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import redis
+
+import jobq
+from jobq.errors import ConfigError
+from jobq.registry import Registry
+from tests.support.hand import Hand
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry()
+
+
+def ids(hand: Hand, n: int = 100) -> list[str]:
+    return [job.id for job in hand.claim(n=n)]
+
+
+@pytest.mark.covers("P-11", "P-12")
+def test_a_task_and_a_call_have_an_order(client: jobq.Client, registry: Registry) -> None:
+    @jobq.task("t.invoice", order=7, registry=registry)
+    def invoice(number: int) -> None: ...
+
+    plain = jobq.task("t.plain", registry=registry)(lambda: None)
+    last = invoice.options(client=client).enqueue(number=1)
+    middle = plain.options(client=client).enqueue()
+    first = invoice.options(client=client, order=1).enqueue(number=2)
+    assert ids(Hand(client)) == [first.id, middle.id, last.id]
+
+
+def test_tenants_take_turns_across_tasks(client: jobq.Client, registry: Registry) -> None:
+    @jobq.task("t.export", fair="{tenant}", registry=registry)
+    def export(tenant: str) -> None: ...
+
+    @jobq.task("t.report", fair="{owner.id}", registry=registry)
+    def report(owner: dict[str, str]) -> None: ...
+
+    flood = export.options(client=client).enqueue_many([{"tenant": "big"}] * 5)
+    same = report.options(client=client).enqueue(owner={"id": "big"})
+    small = export.options(client=client).enqueue(tenant="small")
+    found = ids(Hand(client))
+    assert found.index(small.id) <= 1
+    assert found[-1] == same.id, "the same tenant, whatever the task"
+    assert [job.id for job in flood] == [id_ for id_ in found if id_ in {job.id for job in flood}]
+
+
+@pytest.mark.covers("L-05", "L-06")
+def test_a_quota_of_each_user(client: jobq.Client, registry: Registry) -> None:
+    @jobq.task("t.statement", quota=jobq.Quota(2, per=3600, key="{user}"), registry=registry)
+    def statement(user: str) -> None: ...
+
+    bound = statement.options(client=client)
+    bound.enqueue_many([{"user": "ada"}, {"user": "ada"}, {"user": "bob"}])
+    with pytest.raises(jobq.QuotaExceededError, match=r"quota of task 't\.statement' is used up") as caught:
+        bound.enqueue(user="ada")
+    assert timedelta(minutes=59) < caught.value.retry_after <= timedelta(hours=1)
+    assert caught.value.task == "t.statement"
+    assert isinstance(caught.value, jobq.QueueFullError)
+    bound.enqueue(user="bob")
+
+
+@pytest.mark.covers("L-06")
+def test_each_user_has_a_rate_of_their_own(
+    client: jobq.Client, registry: Registry, redis_client: redis.Redis
+) -> None:
+    @jobq.task("t.call", rate=jobq.Rate(1, key="{user}"), registry=registry)
+    def call(user: str) -> None: ...
+
+    bound = call.options(client=client)
+    ada, again, bob = (bound.enqueue(user=user) for user in ("ada", "ada", "bob"))
+    assert ids(Hand(client)) == [ada.id, bob.id]
+    waits = again.refresh()
+    assert (waits.state, waits.parked_reason) == (jobq.JobState.PARKED, "rate")
+    assert client.stats().queues["medium"].parked == 1
+    assert client.stats().queues["medium"].deferred == 0
+    assert "ada" not in str(redis_client.keys("*"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"order": 0},
+        {"order": 11},
+        {"order": 2, "fair": "{user}"},
+        {"fair": "{nobody}"},
+        {"fair": "{code}"},
+        {"rate": jobq.Rate(1, key="{code}")},
+        {"concurrency": jobq.Concurrency(1, key="{code}")},
+        {"quota": jobq.Quota(1, key="{code}")},
+        {"quota": 5},
+    ],
+)
+def test_what_cannot_be_meant_is_refused_at_the_declaration(options: dict[str, object]) -> None:
+    def send(user: str, code: jobq.Secret[str]) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"t\.send"):
+        jobq.task("t.send", registry=Registry(), **options)(send)  # type: ignore[arg-type]
+
+
+def test_a_queue_that_settings_limit_says_so(client: jobq.Client) -> None:
+    info = client.queues.limit("low", rate="50/10s", concurrency=3, for_=60)
+    assert (info.limits.rate, info.limits.concurrency, info.limits_set) == (jobq.Rate(50, per=10), 3, True)
+    assert info.limits_until is not None
+    info = client.queues.limit("low", concurrency=None)
+    assert (info.limits.rate, info.limits.concurrency, info.limits_until) == (
+        jobq.Rate(50, per=10),
+        None,
+        None,
+    )
+    assert not client.queues.reset_limit("low").limits_set
+    with pytest.raises(jobq.JobNotFoundError):
+        client.queues.limit("nowhere", concurrency=1)

@@ -1,0 +1,362 @@
+"""Why a job waits, runs or has ended: each reason, from a real queue; and no reason without words."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from string import Formatter
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import redis
+
+import jobq
+from jobq import calls, lua
+from jobq.calls import Claim
+from jobq.client import Client
+from jobq.errors import JobNotFoundError
+from jobq.job import DEAD_REASONS, JobState
+from jobq.reasons import CLAIM_CODES, STATE_CODES, WORDS, park_code
+from jobq.tasks import Registry, task
+from jobq.why import Why
+from tests.support.hand import Hand
+
+SOURCE = Path(jobq.__file__).parent
+registry = Registry()
+
+
+@task("w.add", registry=registry)
+def add(a: int) -> int:
+    return a
+
+
+@task("w.pay", registry=registry, dedup="{a}", concurrency=jobq.Concurrency(1))
+def pay(a: int) -> int:
+    return a
+
+
+@task("w.mail", registry=registry, rate=jobq.Rate(1, per=60, key="{a}"))
+def mail(a: int) -> int:
+    return a
+
+
+@pytest.fixture
+def hand(client: Client) -> Hand:
+    return Hand(client)
+
+
+def enqueue(client: Client, what: Any = add, **options: Any) -> str:
+    job: jobq.Job = what.options(client=client, **options).enqueue(a=1)
+    return job.id
+
+
+def serve(client: Client, *, state: str = "idle", busy: int = 0, tasks: tuple[str, ...] = ("w.add",)) -> None:
+    """A worker of the medium lane, as far as Redis can tell."""
+    now = time.time_ns() // 1_000_000
+    client.run(
+        calls.register_worker(
+            client.keys, name="w1-medium", queues=("medium",), slots=2, busy=busy, tasks=tasks, host="h", pid=1,
+            state=state, birth_ms=now, now_ms=now,
+        )
+    )  # fmt: skip
+
+
+def codes(why: Why) -> list[str]:
+    return [reason.code for reason in why.reasons]
+
+
+def only(why: Why, code: str) -> Any:
+    (found,) = [reason for reason in why.reasons if reason.code == code]
+    return found
+
+
+# --------------------------------------------------------------------------- no reason without words
+
+
+def _park_words() -> Iterator[str]:
+    """Every reason that a script or a worker parks a job with."""
+    for name in lua.names():
+        text = lua.script(name).text.decode()
+        for match in re.finditer(
+            r"(?:HSET'.*|put\()'park', (?:gate.kind == 'c' and )?('[a-z_]+'(?: or '[a-z_]+')?)", text
+        ):
+            yield from re.findall(r"'([a-z_]+)'", match[1])
+    for node in ast.walk(ast.parse((SOURCE / "worker" / "opening.py").read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "parked":
+            reason = node.args[2]
+            if isinstance(reason, ast.JoinedStr):
+                reason = reason.values[0]
+            yield (
+                str(reason.value)
+                if isinstance(reason, ast.Constant)
+                else "rq job with webhooks: jobq does not"
+            )
+
+
+def test_every_park_reason_has_words_of_its_own() -> None:
+    words = {*_park_words()}
+    assert {"rate", "concurrency", "unknown_task", "no_key"} <= words
+    assert {park_code(word) for word in words} == {*STATE_CODES["parked"]} - {"rate_limited", "parked"}
+
+
+def test_every_state_end_and_refusal_has_words() -> None:
+    assert {*STATE_CODES} == {state.value for state in JobState}
+    assert {*DEAD_REASONS} < {*STATE_CODES["dead"]}
+    refusals = {*get_args(get_type_hints(Claim)["status"])} - {"ok", "stale"}
+    assert {*CLAIM_CODES} == refusals
+    named = {code for table in (STATE_CODES, CLAIM_CODES) for found in table.values() for code in found}
+    assert named <= {*WORDS}
+
+
+def test_every_reason_of_the_table_can_be_given() -> None:
+    text = (SOURCE / "why.py").read_text()
+    given = {code for found in STATE_CODES.values() for code in found}
+    unused = {code for code in WORDS if code not in given and f'"{code}"' not in text}
+    assert not unused
+
+
+def test_what_blocks_says_what_to_do_or_ends_by_itself() -> None:
+    for code, words in WORDS.items():
+        assert not words.blocks or words.remedy or code == "rate", code
+        assert [field for _, field, _, _ in Formatter().parse(words.remedy or "") if field == ""] == []
+
+
+# --------------------------------------------------------------------------- it is in its queue
+
+
+def test_nobody_serves_the_queue(client: Client) -> None:
+    why = client.why(enqueue(client))
+    assert codes(why)[0] == "no_worker"
+    assert only(why, "no_worker").remedy == "start one: jobq worker --queue medium"
+    assert (why.ahead, why.eta) == (0, None)
+
+
+def test_jobs_ahead_and_the_time_they_take(client: Client, hand: Hand) -> None:
+    serve(client)
+    for _ in range(30):
+        enqueue(client)
+    for _ in range(20):
+        hand.succeed()
+    job_id = enqueue(client)
+    why = client.why(job_id)
+    assert why.ahead == 10
+    assert why.eta is not None
+    # 20 in this minute or in the last: the pace is what was counted over the time since its beginning.
+    assert timedelta(seconds=0) < why.eta - datetime.now(UTC) <= timedelta(seconds=61)
+    behind = only(why, "behind")
+    assert "10 jobs of queue medium are ahead of it" in behind.text
+    assert abs(behind.since - datetime.now(UTC)) < timedelta(seconds=30)
+
+
+def test_the_queue_is_paused(client: Client) -> None:
+    serve(client)
+    job_id = enqueue(client)
+    client.queues.pause("medium", for_=600, reason="bank is down")
+    why = client.why(job_id)
+    first = why.reasons[0]
+    assert (first.code, first.blocks) == ("paused", True)
+    assert "bank is down" in first.text
+    assert first.remedy == "jobq queues resume medium"
+    assert first.until is not None
+    assert why.eta is None
+
+
+@pytest.mark.parametrize(
+    ("worker", "code"),
+    [
+        ({"state": "draining"}, "worker_draining"),
+        ({"state": "quiet"}, "worker_quiet"),
+        ({"busy": 2}, "busy"),
+        ({"tasks": ("other",)}, "task_not_served"),
+        ({}, "next"),
+    ],
+)
+def test_what_the_workers_say(client: Client, worker: dict[str, Any], code: str) -> None:
+    serve(client, **worker)
+    assert codes(client.why(enqueue(client)))[0] == code
+
+
+def test_rq_suspend_and_short_memory(client: Client, redis_client: redis.Redis) -> None:
+    serve(client)
+    job_id = enqueue(client)
+    redis_client.set("rq:suspended", 1)
+    redis_client.hset("jobq:q:medium", "shed", str(time.time_ns() // 1_000_000 + 60_000))
+    found = codes(client.why(job_id))
+    assert found[0] == "suspended"
+    assert "shed" in found
+
+
+def test_the_queue_is_limited(client: Client, hand: Hand) -> None:
+    serve(client)
+    client.queues.limit("medium", rate="1/m", concurrency=1)
+    enqueue(client)
+    job_id = enqueue(client)
+    assert len(hand.claim()) == 1
+    why = client.why(job_id)
+    assert only(why, "queue_concurrency").blocks
+    freed = only(why, "queue_rate").until
+    assert timedelta(seconds=50) < freed - datetime.now(UTC) < timedelta(seconds=70)
+
+
+def test_an_entry_that_its_list_has_lost(client: Client, redis_client: redis.Redis) -> None:
+    serve(client)
+    job_id = enqueue(client)
+    redis_client.delete("rq:queue:medium")
+    assert only(client.why(job_id), "dropped").remedy == "jobq doctor --fix"
+
+
+# --------------------------------------------------------------------------- it waits elsewhere
+
+
+def test_a_delayed_job_names_its_time(client: Client) -> None:
+    why = client.why(enqueue(client, delay=3600))
+    (reason,) = why.reasons
+    assert (reason.code, reason.blocks) == ("scheduled", True)
+    assert timedelta(minutes=59) < reason.until - datetime.now(UTC) <= timedelta(hours=1)
+
+
+def test_nobody_promotes(client: Client, redis_client: redis.Redis) -> None:
+    job_id = enqueue(client, delay=3600)
+    redis_client.zadd("rq:scheduled:medium", {job_id: time.time() - 60})
+    assert codes(client.why(job_id)) == ["scheduled", "overdue"]
+
+
+def test_a_retry_tells_the_last_error(client: Client, hand: Hand) -> None:
+    job_id = enqueue(client)
+    (job,) = hand.claim()
+    record = b'{"number":1,"outcome":"failed","error_type":"ValueError","error":"no funds"}'
+    hand.settle(job, "retry", spends=True, delay_ms=60_000, record=record)
+    why = client.why(job_id)
+    assert codes(why) == ["retrying", "attempt"]
+    assert why.reasons[0].text == "attempt 1 failed: ValueError: no funds; the next waits for its backoff"
+    assert why.reasons[1].text == "attempt 1 failed: ValueError: no funds"
+
+
+def test_parents(client: Client, redis_client: redis.Redis) -> None:
+    parent, child = enqueue(client), enqueue(client)
+    redis_client.hset(f"rq:job:{child}", "status", "deferred")
+    redis_client.sadd(f"rq:job::{child}:dependencies", parent)
+    reason = client.why(child).reasons[0]
+    assert (reason.code, reason.remedy) == ("parents", f"jobq jobs why {parent}")
+    redis_client.hset(f"rq:job:{parent}", "status", "finished")
+    assert codes(client.why(child))[0] == "parents_done"
+
+
+@pytest.mark.parametrize(
+    ("park", "code"),
+    [
+        ("unknown_task", "unknown_task"),
+        ("no_key", "no_key"),
+        ("newer_payload: version 3", "newer_payload"),
+        ("rq job with webhooks: jobq does not run these", "unsupported"),
+        ("something new", "parked"),
+    ],
+)
+def test_a_parked_job_names_its_reason(client: Client, hand: Hand, park: str, code: str) -> None:
+    job_id = enqueue(client)
+    hand.settle(hand.claim()[0], "park", reason=park, bucket="b")
+    reason = client.why(job_id).reasons[0]
+    assert (reason.code, reason.blocks) == (code, True)
+    assert reason.since is not None
+
+
+def test_a_concurrency_limit_names_who_holds_it(client: Client, hand: Hand) -> None:
+    first = pay.options(client=client).enqueue(a=1).id
+    second = pay.options(client=client).enqueue(a=2).id
+    assert [job.id for job in hand.claim()] == [first]
+    reason = client.why(second).reasons[0]
+    assert (reason.code, reason.remedy) == ("concurrency", f"jobq jobs why {first}")
+    assert reason.text == f"its concurrency limit of task w.pay is held by job {first}; it is the next"
+
+
+def test_a_rate_limit_names_when_it_frees(client: Client, hand: Hand) -> None:
+    enqueue(client, mail)
+    second = enqueue(client, mail)
+    assert len(hand.claim()) == 1
+    reason = client.why(second).reasons[0]
+    assert (reason.code, reason.text) == (
+        "rate", "its rate limit of task w.mail, for its key is used up; it is the next",
+    )  # fmt: skip
+    assert timedelta(seconds=50) < reason.until - datetime.now(UTC) < timedelta(seconds=70)
+
+
+# --------------------------------------------------------------------------- it runs, or has ended
+
+
+def test_a_running_job_tells_where_and_how_far(client: Client, hand: Hand) -> None:
+    job_id = enqueue(client)
+    (job,) = hand.claim()
+    client.run(calls.progress(client.keys, job_id, job.token, '[0.25,"a quarter"]'))
+    client.cancel(job_id)
+    why = client.why(job_id)
+    assert codes(why) == ["running", "cancel_requested", "lease"]
+    assert why.reasons[0].text == "attempt 1 runs on hand, 25% done (a quarter)"
+    lease = only(why, "lease").until - datetime.now(UTC)
+    assert timedelta(0) < lease <= timedelta(seconds=13)
+
+
+def test_a_lost_lease(client: Client, hand: Hand, redis_client: redis.Redis) -> None:
+    job_id = enqueue(client)
+    hand.claim()
+    (member,) = redis_client.zrange("jobq:leases", 0, -1)
+    redis_client.zadd("jobq:leases", {member: 1})  # type: ignore[type-var]
+    assert "lease_expired" in codes(client.why(job_id))
+    redis_client.delete("jobq:leases")
+    assert "no_lease" in codes(client.why(job_id))
+
+
+@pytest.mark.parametrize("word", [*DEAD_REASONS, "bespoke"])
+def test_a_dead_job_says_why_and_what_to_do(client: Client, hand: Hand, word: str) -> None:
+    job_id = enqueue(client)
+    hand.settle(hand.claim()[0], "dead", spends=True, reason=word)
+    reason = client.why(job_id).reasons[0]
+    assert reason.code == (word if word in DEAD_REASONS else "died")
+    assert reason.remedy
+    assert not reason.blocks
+
+
+def test_a_success_and_a_cancelled_job(client: Client, hand: Hand) -> None:
+    done, dropped = enqueue(client), enqueue(client)
+    hand.succeed()
+    client.cancel(dropped)
+    assert codes(client.why(done)) == ["succeeded"]
+    assert codes(client.why(dropped)) == ["cancelled"]
+    with pytest.raises(JobNotFoundError):
+        client.why("nobody")
+
+
+def test_a_duplicate_leads_to_its_holder(client: Client) -> None:
+    holder = pay.options(client=client).enqueue(a=1)
+    again = pay.options(client=client).enqueue(a=1)
+    assert again.deduplicated
+    assert "holds_key" in codes(client.why(again.id))
+    assert client.why(again.id).job.id == holder.id
+
+
+def test_interruptions_are_told(client: Client, redis_client: redis.Redis) -> None:
+    serve(client)
+    job_id = enqueue(client)
+    redis_client.hset(f"rq:job:{job_id}", mapping={"lost": "2", "crashes": "1"})
+    assert "2 lost, 1 crashed" in only(client.why(job_id), "interrupted").text
+
+
+async def _why_async(settings: jobq.Settings, job_id: str) -> Why:
+    async with jobq.AsyncClient(settings) as client:
+        return await client.why(job_id)
+
+
+def test_the_async_client_says_the_same(client: Client, hand: Hand, settings: jobq.Settings) -> None:
+    enqueue(client)
+    hand.claim()
+    for job_id in (enqueue(client), client.jobs(state="running").items[0].id):
+        assert codes(asyncio.run(_why_async(settings, job_id))) == codes(client.why(job_id))
+
+
+def test_the_words_hold_no_params(client: Client) -> None:
+    job = pay.options(client=client).enqueue(a=987654)
+    assert "987654" not in repr(client.why(job.id).reasons)

@@ -1,0 +1,298 @@
+"""A hand on jobs, queues and workers from the command line: tables, JSON, questions, dry runs, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from jobq.cli.common import Exit
+from jobq.client import Client
+from jobq.private_server import free_port
+from jobq.tasks import Registry, task
+from tests.process.test_cli import HERE, Cli, one_line
+from tests.support.hand import Hand
+
+pytestmark = pytest.mark.process
+
+registry = Registry()
+
+
+@task("shop.confirm", priority="high", dedup="{order_id}", registry=registry)
+def confirm(order_id: str) -> str:
+    return order_id
+
+
+@pytest.fixture
+def cli(redis_url: str, tmp_path: Path) -> Cli:
+    env = {
+        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "TERM")
+    }
+    return Cli(env | {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": HERE}, tmp_path)
+
+
+@pytest.fixture
+def hand(client: Client) -> Hand:
+    return Hand(client)
+
+
+def orders(client: Client, count: int, **options: Any) -> list[str]:
+    made = confirm.options(client=client, **options)
+    return [job.id for job in made.enqueue_many({"order_id": str(n)} for n in range(count))]
+
+
+# --- why ---------------------------------------------------------------------------------
+
+
+def test_why_as_json_piped_and_on_a_terminal(cli: Cli, client: Client) -> None:
+    (job_id,) = orders(client, 1)
+    client.queues.pause("high", reason="bank is down")
+    found = cli.json("jobs", "why", job_id)
+    assert [reason["code"] for reason in found["reasons"]][:2] == ["paused", "no_worker"]
+    assert found["reasons"][0]["remedy"] == "jobq queues resume high"
+    assert (found["job"]["state"], found["ahead"], found["eta"]) == ("queued", 0, None)
+    piped = cli("jobs", "why", job_id)
+    head, first, *_ = piped.stdout.splitlines()
+    assert head.split("\t") == ["code", "blocks", "since", "until", "why", "remedy"]
+    assert first.startswith("paused\tyes\t-\t-\tqueue high is paused by ")
+    assert first.endswith("bank is down\tjobq queues resume high")
+    assert "is queued" in piped.stderr
+    code, shown = cli.on_terminal("jobs", "why", job_id)
+    assert code == 0
+    assert "no live worker serves queue high" in shown
+    one_line(cli("jobs", "why", "nobody", code=Exit.NOT_FOUND).stderr)
+
+
+# --- queues --------------------------------------------------------------------------------
+
+
+@pytest.mark.covers("E-17", "E-18")
+@pytest.mark.parametrize(("verb", "count"), [("drain", 3), ("empty", 5)])
+def test_drain_and_empty(cli: Cli, client: Client, verb: str, count: int) -> None:
+    orders(client, 3)
+    orders_later = confirm.options(client=client, delay=60)
+    orders_later.enqueue_many({"order_id": f"later{n}"} for n in range(2))
+    dry = cli("queues", verb, "high", "--dry-run")
+    assert f"would delete {count} jobs" in dry.stderr
+    assert dry.stdout.splitlines()[0] == f"matched\t{count}"
+    words = one_line(cli("queues", verb, "high", code=Exit.USAGE).stderr)
+    assert f"Delete {count} jobs" in words
+    assert "--yes" in words
+    code, shown = cli.on_terminal("queues", verb, "high", answer="n")
+    assert (code, "declined" in shown) == (Exit.DECLINED, True)
+    assert client.queues.get("high").queued == 3
+    found = cli.json("queues", verb, "high", "--yes")
+    assert found == {
+        "matched": count, "done": count, "gone": 0, "failed": 0, "dry_run": False, "failures": [],
+    }  # fmt: skip
+    assert client.stats().queues["high"].queued == 0
+    assert client.stats().queues["high"].scheduled == 5 - count
+    assert cli("queues", verb, "low", "--yes").stderr.startswith("nothing to do")
+
+
+def test_a_person_sees_the_question_and_the_bar(cli: Cli, client: Client) -> None:
+    orders(client, 150)
+    code, shown = cli.on_terminal("queues", "drain", "high", "--rate", "400/s", answer="y")
+    assert code == 0
+    assert "Delete 150 jobs that wait in queue high, for good?" in shown
+    assert "150" in shown.rpartition("done")[2]
+
+
+@pytest.mark.covers("E-15", "J-25", "T-06")
+def test_clean(cli: Cli, client: Client, hand: Hand, redis_client: redis.Redis) -> None:
+    orders(client, 2)
+    hand.succeed("high")
+    hand.kill("high")
+    assert cli.json("queues", "clean", "high", "--state", "succeeded", "--yes")["matched"] == 0
+    found = cli.json("queues", "clean", "high", "--state", "succeeded", "--older-than", "0", "--yes")
+    assert (found["matched"], found["done"]) == (1, 1)
+    assert client.dead_letters.count() == 1
+    cli("queues", "clean", "high", "--yes", code=Exit.USAGE)
+    cli("queues", "clean", "high", "--state", "running", "--yes", code=Exit.USAGE)
+
+
+def test_move(cli: Cli, client: Client) -> None:
+    ids = orders(client, 2)
+    assert cli.json("queues", "move", "high", "low", "--yes")["done"] == 2
+    assert [client.get(job_id).queue for job_id in ids] == ["low", "low"]
+    assert "to itself" in one_line(cli("queues", "move", "low", "low", "--yes", code=Exit.USAGE).stderr)
+
+
+def test_queues_that_are_not_there_and_redis_away(cli: Cli) -> None:
+    url = f"redis://:hunter2@127.0.0.1:{free_port()}/0"
+    for args in (
+        ["drain", "hihg"], ["empty", "hihg"], ["clean", "hihg", "--state", "dead"], ["move", "high", "hihg"],
+    ):  # fmt: skip
+        words = one_line(cli("queues", *args, "--yes", code=Exit.NOT_FOUND).stderr)
+        assert "did you mean 'high'" in words
+    for args in (
+        ["queues", "drain", "high", "--yes"],
+        ["jobs", "why", "a"],
+        ["jobs", "cancel", "--queue", "high"],
+    ):
+        words = one_line(cli(*args, "-u", url, code=Exit.UNAVAILABLE).stderr)
+        assert "hunter2" not in words
+
+
+# --- jobs ----------------------------------------------------------------------------------
+
+
+def test_jobs_are_cancelled_by_filter(cli: Cli, client: Client, hand: Hand) -> None:
+    ids = orders(client, 3)
+    hand.claim("high", 1)
+    dry = cli("jobs", "cancel", "--queue", "high", "--state", "queued", "--dry-run")
+    assert "would cancel 2 jobs; nothing was changed" in dry.stderr
+    code, shown = cli.on_terminal("jobs", "cancel", "--queue", "high", "--state", "queued", answer="no")
+    assert code == Exit.DECLINED
+    assert "Cancel 2 jobs (queued, in queue high)? [y/N]" in shown
+    assert cli.json("jobs", "cancel", "--queue", "high", "--state", "queued", "--yes")["done"] == 2
+    assert [client.get(job_id).state.value for job_id in ids] == ["running", "cancelled", "cancelled"]
+    assert cli.json("jobs", "cancel", "--task", "shop.confirm", "--yes")["done"] == 1  # the one that runs
+    assert client.get(ids[0]).cancel_requested
+
+
+def test_7_when_some_stay_as_they_are(cli: Cli, client: Client, hand: Hand) -> None:
+    orders(client, 2)
+    for _ in range(2):
+        hand.kill("high")
+    (holder,) = orders(client, 1)
+    done = cli("jobs", "retry", "--queue", "high", "--yes", "--json", code=Exit.PARTIAL)
+    found = json.loads(done.stdout)
+    assert (found["matched"], found["done"], found["failed"]) == (2, 1, 1)
+    assert found["failures"][0]["reason"] == f"conflict:{holder}"
+    assert f"job {holder} holds its dedup key" in one_line(done.stderr)
+
+
+def test_jobs_are_promoted_and_deleted(cli: Cli, client: Client) -> None:
+    ids = orders(client, 3, delay=3600)
+    assert cli("jobs", "promote", ids[0]).stdout.splitlines()[1] == f"{ids[0]}\tqueued"
+    one_line(cli("jobs", "promote", ids[0], code=Exit.CONFLICT).stderr)
+    one_line(cli("jobs", "promote", "nobody", code=Exit.NOT_FOUND).stderr)
+    assert cli.json("jobs", "promote", "--state", "scheduled", "--limit", "1", "--yes")["done"] == 1
+    # Without --state only what has ended is deleted.
+    assert cli.json("jobs", "delete", "--queue", "high", "--yes")["matched"] == 0
+    found = cli.json(
+        "jobs", "delete", "--queue", "high", "--state", "queued", "--state", "scheduled", "--yes"
+    )
+    assert found["done"] == 3
+    assert client.jobs().items == []
+
+
+@pytest.mark.parametrize("verb", ["cancel", "delete", "retry", "promote"])
+def test_ids_or_a_filter(cli: Cli, verb: str) -> None:
+    assert "or a filter" in one_line(cli("jobs", verb, "--yes", code=Exit.USAGE).stderr)
+    assert "not both" in one_line(cli("jobs", verb, "a", "--queue", "high", code=Exit.USAGE).stderr)
+    assert "or a filter" in one_line(cli("jobs", verb, "--limit", "3", code=Exit.USAGE).stderr)
+
+
+# --- logs and waiting -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["shop.talk", "shop.talk_apart"])
+def test_logs_hold_what_the_task_said_but_no_secret(cli: Cli, task: str, redis_client: redis.Redis) -> None:
+    job_id = cli.json("enqueue", task, '{"code": "s3cret-otp"}')["id"]
+    cli("worker", "--priority", "high", "--burst", "-q")
+    found = cli.json("jobs", "logs", job_id)["lines"]
+    assert found[-1]["text"] == ("done" if task == "shop.talk" else "line 249 •••")
+    assert found[0]["text"] == ("the code is •••" if task == "shop.talk" else "line 50 •••")
+    assert len(found) <= 200
+    assert all(line["attempt"] == 1 for line in found)
+    assert redis_client.ttl(f"jobq:log:{job_id}") <= redis_client.ttl(f"rq:job:{job_id}")
+    piped = cli("jobs", "logs", job_id).stdout
+    assert piped.splitlines()[0] == "at\tattempt\ttext"
+    assert "\x1b" not in piped
+    one_line(cli("jobs", "logs", "nobody", code=Exit.NOT_FOUND).stderr)
+    cli("jobs", "logs", job_id, "--follow", "--json", code=Exit.USAGE)
+
+
+def test_follow_shows_lines_as_they_come_and_ends_with_the_job(cli: Cli, tmp_path: Path) -> None:
+    hold = tmp_path / "go"
+    job_id = cli.json("enqueue", "shop.talk", json.dumps({"code": "x", "hold": str(hold)}))["id"]
+    worker = cli.start("worker", "--priority", "high", "--burst", "-q")
+    follow = cli.start("jobs", "logs", job_id, "-f", "-o", "jsonl")
+    try:
+        assert follow.stdout is not None
+        said = [json.loads(follow.stdout.readline()) for _ in range(2)]
+        assert [line["number"] for line in said] == [1, 2]
+        hold.touch()
+        assert json.loads(follow.stdout.readline())["text"] == "done"
+        assert follow.wait(20) == 0
+        assert worker.wait(20) == 0
+    finally:
+        for process in (follow, worker):
+            process.kill()
+            process.communicate()
+
+
+def test_waiting_for_several_shows_a_bar(cli: Cli, client: Client, hand: Hand) -> None:
+    ids = orders(client, 2)
+    for _ in ids:
+        hand.succeed("high")
+    code, shown = cli.on_terminal("jobs", "wait", *ids)
+    assert code == 0
+    assert "waiting" in shown
+    assert "\x1b" not in cli("jobs", "wait", *ids).stderr
+
+
+# --- workers --------------------------------------------------------------------------------
+
+
+def until(what: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "in vain"
+        time.sleep(0.02)
+
+
+def test_a_worker_is_quieted_resumed_and_stopped(
+    cli: Cli, client: Client, redis_client: redis.Redis
+) -> None:
+    worker = cli.start("worker", "--priority", "high", "--queue", "low", "--name", "w1", "-q")
+    try:
+        until(lambda: {each.name for each in client.workers.list()} == {"w1-high", "w1-low"})
+        shown = cli.json("workers", "show", "w1")["workers"]
+        assert [each["worker"] for each in shown] == ["w1", "w1"]
+        assert [each["name"] for each in cli.json("workers", "show", "w1-low")["workers"]] == ["w1-low"]
+        assert "would quiet w1" in cli("workers", "quiet", "--all", "--dry-run").stderr
+        one_line(cli("workers", "quiet", "w1", code=Exit.USAGE).stderr)
+        code, asked = cli.on_terminal("workers", "quiet", "w1-high", answer="n")
+        assert (code, "Let no more jobs be claimed by w1?" in asked) == (Exit.DECLINED, True)
+
+        assert cli.json("workers", "quiet", "w1-high", "--yes")["workers"] == [
+            {"worker": "w1", "order": "quiet", "given": True}
+        ]
+        until(lambda: {each.state for each in client.workers.list()} == {"quiet"})
+        (job_id,) = orders(client, 1)
+        why = cli.json("jobs", "why", job_id)
+        assert why["reasons"][0]["code"] == "worker_quiet"
+        assert why["reasons"][0]["remedy"] == "jobq workers resume w1"
+        with pytest.raises(TimeoutError):
+            client.wait(job_id, 1.5)
+
+        cli("workers", "resume", "w1")
+        assert client.wait(job_id, 20).state == "succeeded"
+        until(lambda: {each.state for each in client.workers.list()} == {"idle"})
+        cli("workers", "stop", "--all", "--yes")
+        assert worker.wait(20) == 0
+        assert client.workers.list() == []
+        assert not redis_client.exists("jobq:orders")
+    finally:
+        worker.kill()
+        worker.communicate()
+
+
+def test_orders_to_nobody(cli: Cli, redis_client: redis.Redis) -> None:
+    words = one_line(cli("workers", "stop", "w9", "--yes", code=Exit.NOT_FOUND).stderr)
+    assert "no live worker 'w9'" in words
+    one_line(cli("workers", "show", "w9", code=Exit.NOT_FOUND).stderr)
+    assert "no worker is live" in cli("workers", "stop", "--all", "--yes").stderr
+    assert "or --all" in one_line(cli("workers", "stop", code=Exit.USAGE).stderr)
+    redis_client.hset("rq:worker:plain", mapping={"queues": "high", "state": "idle"})
+    redis_client.sadd("rq:workers", "rq:worker:plain")
+    assert "plain rq worker" in one_line(cli("workers", "stop", "plain", "--yes", code=Exit.CONFLICT).stderr)
