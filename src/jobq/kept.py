@@ -52,7 +52,7 @@ class KeptStore(Store):
         if isinstance(step, Batch):
             return super()._send(step)
         script = lua.script(step.script)
-        rest = (len(step.keys), *step.keys, *step.args)
+        rest: tuple[Any, ...] = (len(step.keys), *step.keys, *step.args)
         packed = pack_command(("EVALSHA", script.sha, *rest))
         pid, deadline = os.getpid(), current()
         wire = self._take(pid)

@@ -40,7 +40,7 @@ class Wire:
     def __init__(self, connection: Any) -> None:
         connection.connect()
         self.connection = connection
-        self._sock = connection._sock
+        self._sock = connection._sock  # noqa: SLF001 - redis-py offers no other way to what it connected
         self._timeout_s: float | None = self._sock.gettimeout()
         self._reader = Reader(protocolError=redis.ConnectionError, replyError=_reply_error)
 
@@ -58,7 +58,7 @@ class Wire:
                 self._limit(deadline)
                 deadline.sent = True
             sock.sendall(packed)
-            replies = []
+            replies: list[Any] = []
             while len(replies) < count:
                 reply = reader.gets()
                 if reply is False:
