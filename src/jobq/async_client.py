@@ -12,10 +12,11 @@ from redis.exceptions import RedisError
 
 from jobq.calls import Batch, Call, Plan
 from jobq.client_base import ClientBase
-from jobq.client_parts import AsyncDeadLetters, AsyncQueues, AsyncWorkers, Since
+from jobq.client_parts import AsyncQueues, AsyncWorkers, Since
 from jobq.config import Settings
 from jobq.connection import check_client, connect_async
 from jobq.control import BulkReport, Progress, Verb, nobody
+from jobq.dead_parts import AsyncDeadLetters
 from jobq.errors import JobqError, StoreUnavailableError
 from jobq.health import Health, Thresholds, judge
 from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
@@ -65,7 +66,7 @@ class AsyncClient(ClientBase):
         self._redis: dict[str, AsyncRedis] = {}
         self._stores: dict[str, AsyncStore] = {}
         self.queues = AsyncQueues(self._plans, self.run)
-        self.dead_letters = AsyncDeadLetters(self._plans, self.run)
+        self.dead_letters = AsyncDeadLetters(self._plans, self.run, self._editor)
         self.workers = AsyncWorkers(self._plans, self.run)
         self.schedules = AsyncSchedules(self._schedule_plans, self.run, self.registry)
 

@@ -23,11 +23,12 @@ from jobq import tasks
 from jobq.async_client import AsyncClient
 from jobq.calls import Batch, Call, Plan
 from jobq.client_base import ClientBase
-from jobq.client_parts import DeadLetters, Queues, Since, Workers
+from jobq.client_parts import Queues, Since, Workers
 from jobq.codec import Codec
 from jobq.config import Settings
 from jobq.connection import check_client, connect
 from jobq.control import BulkReport, Progress, Verb, nobody
+from jobq.dead_parts import DeadLetters
 from jobq.errors import JobqError, StoreUnavailableError, UnknownTaskError
 from jobq.health import Health, Thresholds, judge
 from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
@@ -76,7 +77,7 @@ class Client(ClientBase):
         self._twins = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         self.queues = Queues(self._plans, self.run)
-        self.dead_letters = DeadLetters(self._plans, self.run)
+        self.dead_letters = DeadLetters(self._plans, self.run, self._editor)
         self.workers = Workers(self._plans, self.run)
         self.schedules = Schedules(self._schedule_plans, self.run, self.registry)
 

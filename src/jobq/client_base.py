@@ -8,6 +8,7 @@ from typing import Any
 from jobq import events, tasks
 from jobq.codec import Codec
 from jobq.config import Settings
+from jobq.editing import Editor
 from jobq.enqueueing import Enqueuer
 from jobq.errors import ConfigError, StoreUnavailableError
 from jobq.inline import run_inline
@@ -34,6 +35,7 @@ class ClientBase:
         self.specs = self.settings.queue_specs()
         self._plans = Plans(self.keys, self.specs, self)
         self.enqueuer = Enqueuer(keys=self.keys, codec=self.codec, settings=self.settings, owner=self)
+        self._editor = Editor(self.keys, self.codec, self.registry, self)
         self._schedule_plans = SchedulePlans(self.keys, self.codec, self.enqueuer, self)
 
     def sync_actions(self) -> JobActions:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import os
-import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias, TypeVar
 
 from jobq.calls import Plan
 from jobq.control import BulkReport, Progress, nobody
-from jobq.dead_letters import DeadGroup, DeadLetter, ReplayReport, chunks, get_plan
 from jobq.fleet import QueueInfo, Worker, workers_plan
 from jobq.job import JobState
 from jobq.limits import Keep, Rate
-from jobq.listing import JobFilter, Page
 from jobq.orders import order_plan, worker_plan
 from jobq.plans import Plans
 
@@ -24,7 +20,6 @@ T = TypeVar("T")
 Since: TypeAlias = datetime | timedelta | None
 Executors: TypeAlias = list[Worker]
 Names: TypeAlias = list[str]
-Groups: TypeAlias = list[DeadGroup]  # inside a class with a method `list`, the name means the method
 
 
 class Run(Protocol):
@@ -45,17 +40,6 @@ def who() -> str:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):
         return f"uid {os.getuid()}" if hasattr(os, "getuid") else "unknown"
-
-
-def _dead_filter(
-    plans: Plans, queue: str | Iterable[str] | None, task: str | None, error: str | None, since: Since
-) -> Plan[JobFilter]:
-    return plans.wanted(state=JobState.DEAD, queue=queue, task=task, error=error, tag=None, since=since)
-
-
-def _one_way(ids: Sequence[str] | None, *filters: object) -> None:
-    if ids is not None and any(each is not None for each in filters):
-        raise ValueError("give ids or a filter, not both")
 
 
 class Queues:
@@ -220,105 +204,6 @@ class Workers:
         return self._run(order_plan(self._plans.keys, "stop", names, dry_run))
 
 
-class DeadLetters:
-    """The dead letters."""
-
-    def __init__(self, plans: Plans, run: Run, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._plans = plans
-        self._run = run
-        self._sleep = sleep
-
-    def list(
-        self,
-        *,
-        queue: str | Iterable[str] | None = None,
-        task: str | None = None,
-        error: str | None = None,
-        since: Since = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> Page[DeadLetter]:
-        """A page of dead letters, newest first.
-
-        Args:
-            error: An error fingerprint, or the beginning of one.
-            since: A moment, or how long ago.
-            cursor: From the page before, with the same filter.
-        Raises:
-            ValueError: The cursor belongs to another filter.
-        """
-        return self._run(self._plans.dead(self._filter(queue, task, error, since), limit, cursor))
-
-    def get(self, job_id: str) -> DeadLetter:
-        """One dead letter, with its history and traceback.
-
-        Raises:
-            JobNotFoundError: There is no such job.
-            ConflictError: It is not dead.
-        """
-        return self._run(get_plan(self._plans.keys, job_id, self._plans.owner))
-
-    def count(self, queue: str | None = None) -> int:
-        """How many there are, in one queue or in all."""
-        counts = self._run(self._plans.dead_count())
-        return sum(counts.values()) if queue is None else counts.get(queue, 0)
-
-    def groups(
-        self,
-        *,
-        queue: str | Iterable[str] | None = None,
-        task: str | None = None,
-        error: str | None = None,
-        since: Since = None,
-    ) -> Groups:
-        """Dead letters by what went wrong, the largest group first; the newest 10,000 are looked at."""
-        return self._run(self._plans.dead_groups(self._filter(queue, task, error, since)))
-
-    def replay(
-        self,
-        ids: Sequence[str] | None = None,
-        *,
-        queue: str | Iterable[str] | None = None,
-        task: str | None = None,
-        error: str | None = None,
-        since: Since = None,
-        limit: int | None = None,
-        rate: float | None = None,
-        dry_run: bool = False,
-    ) -> ReplayReport:
-        """Enqueue dead letters again, with all their attempts before them.
-
-        Args:
-            ids: These; None: those that the filter chooses, all of them without a filter. Newest first.
-            limit: At most so many.
-            rate: Jobs a second; None: as fast as Redis goes.
-            dry_run: Only count.
-        Raises:
-            ValueError: Both ids and a filter, or a rate that is not above 0.
-        """
-        _one_way(ids, queue, task, error, since)
-        chosen = list_of(ids, limit)
-        if chosen is None:
-            chosen = self._run(self._plans.dead_ids(self._filter(queue, task, error, since), limit))
-        report = ReplayReport(matched=len(chosen), dry_run=dry_run)
-        for chunk, pause in chunks(chosen, rate):
-            if not dry_run:
-                report.add(chunk, self._run(self._plans.replay(chunk)))
-                if pause:
-                    self._sleep(pause)
-        return report
-
-    def _filter(
-        self, queue: str | Iterable[str] | None, task: str | None, error: str | None, since: Since
-    ) -> Plan[JobFilter]:
-        return _dead_filter(self._plans, queue, task, error, since)
-
-
-def list_of(ids: Sequence[str] | None, limit: int | None) -> list[str] | None:
-    """The ids once each, at most ``limit``."""
-    return None if ids is None else list(dict.fromkeys(ids))[:limit]
-
-
 class AsyncQueues:
     """Awaitable :class:`Queues`."""
 
@@ -424,76 +309,3 @@ class AsyncWorkers:
     async def stop(self, names: Sequence[str] | None = None, *, dry_run: bool = False) -> Names:
         """As :meth:`Workers.stop`."""
         return await self._run(order_plan(self._plans.keys, "stop", names, dry_run))
-
-
-class AsyncDeadLetters:
-    """Awaitable :class:`DeadLetters`."""
-
-    def __init__(
-        self, plans: Plans, run: AsyncRun, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    ) -> None:
-        self._plans = plans
-        self._run = run
-        self._sleep = sleep
-
-    async def list(
-        self,
-        *,
-        queue: str | Iterable[str] | None = None,
-        task: str | None = None,
-        error: str | None = None,
-        since: Since = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> Page[DeadLetter]:
-        """As :meth:`DeadLetters.list`."""
-        return await self._run(
-            self._plans.dead(_dead_filter(self._plans, queue, task, error, since), limit, cursor)
-        )
-
-    async def get(self, job_id: str) -> DeadLetter:
-        """As :meth:`DeadLetters.get`."""
-        return await self._run(get_plan(self._plans.keys, job_id, self._plans.owner))
-
-    async def count(self, queue: str | None = None) -> int:
-        """As :meth:`DeadLetters.count`."""
-        counts = await self._run(self._plans.dead_count())
-        return sum(counts.values()) if queue is None else counts.get(queue, 0)
-
-    async def groups(
-        self,
-        *,
-        queue: str | Iterable[str] | None = None,
-        task: str | None = None,
-        error: str | None = None,
-        since: Since = None,
-    ) -> Groups:
-        """As :meth:`DeadLetters.groups`."""
-        return await self._run(self._plans.dead_groups(_dead_filter(self._plans, queue, task, error, since)))
-
-    async def replay(
-        self,
-        ids: Sequence[str] | None = None,
-        *,
-        queue: str | Iterable[str] | None = None,
-        task: str | None = None,
-        error: str | None = None,
-        since: Since = None,
-        limit: int | None = None,
-        rate: float | None = None,
-        dry_run: bool = False,
-    ) -> ReplayReport:
-        """As :meth:`DeadLetters.replay`."""
-        _one_way(ids, queue, task, error, since)
-        chosen = list_of(ids, limit)
-        if chosen is None:
-            chosen = await self._run(
-                self._plans.dead_ids(_dead_filter(self._plans, queue, task, error, since), limit)
-            )
-        report = ReplayReport(matched=len(chosen), dry_run=dry_run)
-        for chunk, pause in chunks(chosen, rate):
-            if not dry_run:
-                report.add(chunk, await self._run(self._plans.replay(chunk)))
-                if pause:
-                    await self._sleep(pause)
-        return report

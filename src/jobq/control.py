@@ -12,13 +12,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from jobq import calls, lua
 from jobq.calls import Batch, Call, Plan
-from jobq.dead_letters import chunks
+from jobq.dead_letters import ReplayReport, chunks
 from jobq.job import JobState
 from jobq.keys import Keys
 from jobq.listing import JobFilter, ids_plan
 from jobq.replies import as_int, exact_text, exact_texts
-from jobq.rq_bridge import STATUS_OF
+from jobq.rq_bridge import STATUS_OF, job_from_fields
 from jobq.steps import Pause, script_head
+from jobq.views import hash_command
 
 Verb = Literal["cancel", "delete", "promote", "retry"]
 Progress: TypeAlias = Callable[[int], object]
@@ -29,6 +30,7 @@ _LEFT = ("gone", "dropped", "late", "running")
 
 _DETAILS = 1_000
 _READ = 1_000
+_LOOK_S = 0.2
 
 
 def nobody(count: int) -> None:
@@ -270,6 +272,55 @@ def _blocked_ids(keys: Keys, queue: str) -> Plan[list[str]]:
         ids += found
         if len(found) < _READ:
             return ids
+
+
+def replay_plan(
+    keys: Keys, ids: Sequence[str], rate: float | None, canary: int, wait_s: float, progress: Progress
+) -> Plan[ReplayReport]:
+    """Replay dead letters; with a canary some first, and the others only if each of those succeeds.
+
+    Args:
+        wait_s: Seconds to wait for the canary; the jobs of it go on.
+    Raises:
+        ValueError: ``rate`` is not above 0, or ``canary`` is below 0.
+    """
+    if canary < 0:
+        raise ValueError(f"a canary is of at least 1 job, got {canary}")
+    report = ReplayReport(matched=len(ids))
+    first = min(canary, len(ids))
+    for part in (ids[:first], ids[first:]):
+        for chunk, pause in chunks(part, rate):
+            report.add(chunk, (yield calls.replay(keys, chunk)))
+            progress(len(chunk))
+            if pause:
+                yield Pause(pause)
+        if part and first and not report.canary:
+            refused = {job_id for job_id, _ in report.failed}
+            report.canary = yield from _outcomes(keys, [i for i in part if i not in refused], wait_s)
+            if any(state is not _S.SUCCEEDED for _, state in report.canary):
+                report.held = len(ids) - first
+                return report
+    return report
+
+
+def _outcomes(keys: Keys, ids: Sequence[str], wait_s: float) -> Plan[list[tuple[str, JobState]]]:
+    """The states that replayed jobs come to: ended, or waiting again after a failed attempt."""
+    waited, states = 0.0, {}
+    while True:
+        replies = yield Batch(tuple(hash_command(keys, job_id) for job_id in ids))
+        for job_id, values in zip(ids, replies, strict=True):
+            job = None if isinstance(values, Exception) else job_from_fields(job_id, values)
+            states[job_id] = _S.CANCELLED if job is None else job.state
+        going = [state for state in states.values() if state in (_S.QUEUED, _S.RUNNING)]
+        if not going or (
+            len(going) < len(ids) and any(s not in (*going, _S.SUCCEEDED) for s in states.values())
+        ):
+            break
+        if waited >= wait_s:
+            break
+        waited += _LOOK_S
+        yield Pause(_LOOK_S)
+    return list(states.items())
 
 
 def _merge(report: BulkReport, more: BulkReport) -> None:

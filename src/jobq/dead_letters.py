@@ -110,6 +110,8 @@ class ReplayReport:
         replayed: Those that are queued again; 0 for a dry run.
         failed: Those that could not be, with the reason: ``conflict:<holder>``, ``gone`` or their state. At most
             1,000 are listed; ``failed_count`` counts all.
+        canary: Ids of the canary with the states they came to.
+        held: Those that stay dead because the canary did not succeed.
     """
 
     matched: int = 0
@@ -117,6 +119,8 @@ class ReplayReport:
     failed_count: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     dry_run: bool = False
+    canary: list[tuple[str, str]] = field(default_factory=list)
+    held: int = 0
 
     def add(self, ids: Sequence[str], words: Sequence[str]) -> None:
         """Count one chunk's answers."""

@@ -148,9 +148,40 @@ class Plans:
     def dead_ids(self, wanted: Plan[JobFilter], limit: int | None) -> Plan[list[str]]:
         return (yield from ids_plan(self.keys, (yield from wanted), limit))
 
-    def replay(self, ids: Sequence[str]) -> Plan[list[str]]:
-        words: list[str] = yield calls.replay(self.keys, ids)
-        return words
+    def purge(
+        self,
+        queue: str | Iterable[str] | None,
+        task: str | None,
+        error: str | None,
+        older_than_s: float,
+        rate: float | None,
+        dry_run: bool,
+        progress: Progress,
+    ) -> Plan[BulkReport]:
+        age = timedelta(seconds=older_than_s)
+        dead = self.wanted(
+            state=JobState.DEAD, queue=queue, task=task, error=error, tag=None, since=None, before=age
+        )
+        ids = yield from self.job_ids(dead, None)
+        if dry_run:
+            return BulkReport(matched=len(ids), dry_run=True)
+        return (yield from self.bulk("delete", ids, JobState.DEAD, rate, progress))
+
+    def each_dead(
+        self, wanted: Plan[JobFilter], write: Callable[[DeadLetter], object], limit: int | None
+    ) -> Plan[int]:
+        chosen, seen, cursor = (yield from wanted), 0, None
+        while limit is None or seen < limit:
+            room = 200 if limit is None else min(200, limit - seen)
+            page = yield from dead_letters.list_plan(
+                self.keys, chosen, limit=room, cursor=cursor, owner=self.owner
+            )
+            for letter in page.items:
+                write(letter)
+            seen, cursor = seen + len(page.items), page.cursor
+            if cursor is None:
+                break
+        return seen
 
     # ------------------------------------------------------------------ queues
 
@@ -225,7 +256,7 @@ class Plans:
             remedy = "cancel it" if wrong[0] is JobState.RUNNING else "drain the queue"
             raise ValueError(f"what is {wrong[0]} is not cleaned away: {remedy}")
         yield from self.queue(name)
-        age = older_than if isinstance(older_than, timedelta) else timedelta(seconds=older_than)
+        age = timedelta(seconds=in_seconds(older_than))
         chosen = self.wanted(
             state=states, queue=name, task=None, error=None, tag=None, since=None, before=age
         )
@@ -264,6 +295,11 @@ class Plans:
         yield calls.resume(self.keys, name)
         events.emit("queue.resumed", queue=name)
         return (yield from self.queue(name))
+
+
+def in_seconds(length: float | timedelta) -> float:
+    """Seconds of seconds or a timedelta."""
+    return length.total_seconds() if isinstance(length, timedelta) else float(length)
 
 
 def _until_ms(for_: float | timedelta | None, what: str) -> int:

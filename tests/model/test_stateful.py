@@ -66,34 +66,34 @@ ends = st.fixed_dictionaries(
 
 
 RARE: dict[str, st.SearchStrategy[dict[str, Any]]] = {
-    "progress": st.fixed_dictionaries(dict(pick=some)),
+    "progress": st.fixed_dictionaries({"pick": some}),
     "sweep": st.fixed_dictionaries({}),
-    "shed": st.fixed_dictionaries(dict(queue=queues, for_ms=st.sampled_from((0, 5000)))),
-    "delete": st.fixed_dictionaries(dict(pick=some)),
+    "shed": st.fixed_dictionaries({"queue": queues, "for_ms": st.sampled_from((0, 5000))}),
+    "delete": st.fixed_dictionaries({"pick": some}),
     "unpark": st.fixed_dictionaries(
-        dict(queue=queues, bucket=st.sampled_from(BUCKETS), limit=st.sampled_from((1, 100)))
+        {"queue": queues, "bucket": st.sampled_from(BUCKETS), "limit": st.sampled_from((1, 100))}
     ),
-    "pause": st.fixed_dictionaries(dict(queue=queues, for_ms=st.sampled_from((0, 2000)))),
-    "resume": st.fixed_dictionaries(dict(queue=queues)),
-    "limit": st.fixed_dictionaries(dict(queue=queues, most=st.none() | st.integers(1, 3))),
-    "rq_empty": st.fixed_dictionaries(dict(queue=queues)),
-    "rq_child": st.fixed_dictionaries(dict(queue=queues, picks=st.lists(some, min_size=1, max_size=2))),
-    "rq_stock_pop": st.fixed_dictionaries(dict(queue=queues, dies=st.booleans())),
-    "rq_stock_end": st.fixed_dictionaries(dict(pick=some)),
-    "rq_requeue": st.fixed_dictionaries(dict(pick=some)),
-    "withdraw": st.fixed_dictionaries(dict(pick=some, unknown=st.booleans())),
+    "pause": st.fixed_dictionaries({"queue": queues, "for_ms": st.sampled_from((0, 2000))}),
+    "resume": st.fixed_dictionaries({"queue": queues}),
+    "limit": st.fixed_dictionaries({"queue": queues, "most": st.none() | st.integers(1, 3)}),
+    "rq_empty": st.fixed_dictionaries({"queue": queues}),
+    "rq_child": st.fixed_dictionaries({"queue": queues, "picks": st.lists(some, min_size=1, max_size=2)}),
+    "rq_stock_pop": st.fixed_dictionaries({"queue": queues, "dies": st.booleans()}),
+    "rq_stock_end": st.fixed_dictionaries({"pick": some}),
+    "rq_requeue": st.fixed_dictionaries({"pick": some}),
+    "withdraw": st.fixed_dictionaries({"pick": some, "unknown": st.booleans()}),
     "prune": st.fixed_dictionaries(
-        dict(
-            queue=queues,
-            succeeded=st.integers(0, 2),
-            dead=st.sampled_from((-1, 0, 1)),
-            cancelled_s=st.sampled_from((0, 300)),
-            limit=st.sampled_from((1, 100)),
-        )
+        {
+            "queue": queues,
+            "succeeded": st.integers(0, 2),
+            "dead": st.sampled_from((-1, 0, 1)),
+            "cancelled_s": st.sampled_from((0, 300)),
+            "limit": st.sampled_from((1, 100)),
+        }
     ),
     "release": st.fixed_dictionaries({}),
-    "rq_delete": st.fixed_dictionaries(dict(pick=some)),
-    "clock_jumps": st.fixed_dictionaries(dict(seconds=st.sampled_from((-3600, -2, 2, 3600)))),
+    "rq_delete": st.fixed_dictionaries({"pick": some}),
+    "clock_jumps": st.fixed_dictionaries({"seconds": st.sampled_from((-3600, -2, 2, 3600))}),
 }
 """Steps that together come up as often as two of the others: most of a job's life is the usual one."""
 rare_steps = st.one_of(*(st.tuples(st.just(name), options) for name, options in RARE.items()))

@@ -1,0 +1,294 @@
+"""``client.dead_letters``, sync and async."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+from jobq.calls import Plan
+from jobq.client_parts import AsyncRun, Run, Since
+from jobq.control import BulkReport, Progress, nobody, replay_plan
+from jobq.dead_letters import DeadGroup, DeadLetter, ReplayReport, get_plan
+from jobq.editing import Draft, Editor
+from jobq.job import Job, JobState
+from jobq.listing import JobFilter, Page
+from jobq.plans import Plans, in_seconds
+
+Groups: TypeAlias = list[DeadGroup]  # inside a class with a method `list`, the name means the method
+
+
+def _dead_filter(
+    plans: Plans, queue: str | Iterable[str] | None, task: str | None, error: str | None, since: Since
+) -> Plan[JobFilter]:
+    return plans.wanted(state=JobState.DEAD, queue=queue, task=task, error=error, tag=None, since=since)
+
+
+def _one_way(ids: Sequence[str] | None, *filters: object) -> None:
+    if ids is not None and any(each is not None for each in filters):
+        raise ValueError("give ids or a filter, not both")
+
+
+def list_of(ids: Sequence[str] | None, limit: int | None) -> list[str] | None:
+    """The ids once each, at most ``limit``."""
+    return None if ids is None else list(dict.fromkeys(ids))[:limit]
+
+
+class DeadLetters:
+    """The dead letters."""
+
+    def __init__(self, plans: Plans, run: Run, editor: Editor) -> None:
+        self._plans = plans
+        self._run = run
+        self._editor = editor
+
+    def list(
+        self,
+        *,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page[DeadLetter]:
+        """A page of dead letters, newest first.
+
+        Args:
+            error: An error fingerprint, or the beginning of one.
+            since: A moment, or how long ago.
+            cursor: From the page before, with the same filter.
+        Raises:
+            ValueError: The cursor belongs to another filter.
+        """
+        return self._run(self._plans.dead(self._filter(queue, task, error, since), limit, cursor))
+
+    def get(self, job_id: str) -> DeadLetter:
+        """One dead letter, with its history and traceback.
+
+        Raises:
+            JobNotFoundError: There is no such job.
+            ConflictError: It is not dead.
+        """
+        return self._run(get_plan(self._plans.keys, job_id, self._plans.owner))
+
+    def count(self, queue: str | None = None) -> int:
+        """How many there are, in one queue or in all."""
+        counts = self._run(self._plans.dead_count())
+        return sum(counts.values()) if queue is None else counts.get(queue, 0)
+
+    def groups(
+        self,
+        *,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+    ) -> Groups:
+        """Dead letters by what went wrong, the largest group first; the newest 10,000 are looked at."""
+        return self._run(self._plans.dead_groups(self._filter(queue, task, error, since)))
+
+    def replay(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+        limit: int | None = None,
+        rate: float | None = None,
+        canary: int = 0,
+        canary_timeout: float | timedelta = 300,
+        dry_run: bool = False,
+        progress: Progress = nobody,
+    ) -> ReplayReport:
+        """Enqueue dead letters again, with all their attempts before them.
+
+        Args:
+            ids: These; None: those that the filter chooses, all of them without a filter. Newest first.
+            limit: At most so many.
+            rate: Jobs a second; None: as fast as Redis goes.
+            canary: So many first. Unless each of them succeeds at its first attempt, the others stay dead.
+            canary_timeout: Seconds or timedelta to wait for those.
+            dry_run: Only count.
+            progress: Called with the number of further jobs dealt with.
+        Raises:
+            ValueError: Both ids and a filter, or a rate that is not above 0.
+        """
+        _one_way(ids, queue, task, error, since)
+        chosen = list_of(ids, limit)
+        if chosen is None:
+            chosen = self._run(self._plans.dead_ids(self._filter(queue, task, error, since), limit))
+        if dry_run:
+            return ReplayReport(matched=len(chosen), dry_run=True)
+        wait_s = in_seconds(canary_timeout)
+        return self._run(replay_plan(self._plans.keys, chosen, rate, canary, wait_s, progress))
+
+    def draft(self, job_id: str) -> Draft:
+        """A dead letter's params, secrets masked, for :meth:`edit`.
+
+        Raises:
+            JobNotFoundError: There is no such job.
+            ConflictError: It is not dead.
+            CodecError: Its payload cannot be verified or read.
+            UnknownTaskError: The application that is loaded here does not have its task.
+        """
+        return self._run(self._editor.draft(job_id))
+
+    def edit(self, job_id: str, changes: Mapping[str, Any], *, whole: bool = False) -> Job:
+        """Replay a dead letter with other params, which its task has validated, signed for the same id.
+
+        Args:
+            changes: New values by name; a secret that still reads as the draft shows it stays as it is.
+            whole: They are all there are: a param that is missing is dropped.
+        Raises:
+            PayloadError: The task does not take these params; nothing was changed.
+            ConflictError: It is not dead, its dedup key is held, or a changed param is a part of its dedup key or of
+                its limits' keys.
+        """
+        return self._run(self._editor.replay(job_id, changes, whole=whole))
+
+    def purge(
+        self,
+        older_than: float | timedelta,
+        *,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        error: str | None = None,
+        rate: float | None = None,
+        dry_run: bool = False,
+        progress: Progress = nobody,
+    ) -> BulkReport:
+        """Delete dead letters that died so long ago, seconds or timedelta, for good."""
+        return self._run(
+            self._plans.purge(queue, task, error, in_seconds(older_than), rate, dry_run, progress)
+        )
+
+    def export(
+        self,
+        write: Callable[[DeadLetter], object],
+        *,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+        limit: int | None = None,
+    ) -> int:
+        """Hand every dead letter that the filter chooses to ``write``, newest first; how many there were."""
+        return self._run(self._plans.each_dead(self._filter(queue, task, error, since), write, limit))
+
+    def _filter(
+        self, queue: str | Iterable[str] | None, task: str | None, error: str | None, since: Since
+    ) -> Plan[JobFilter]:
+        return _dead_filter(self._plans, queue, task, error, since)
+
+
+class AsyncDeadLetters:
+    """Awaitable :class:`DeadLetters`."""
+
+    def __init__(self, plans: Plans, run: AsyncRun, editor: Editor) -> None:
+        self._plans = plans
+        self._run = run
+        self._editor = editor
+
+    async def list(
+        self,
+        *,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page[DeadLetter]:
+        """As :meth:`DeadLetters.list`."""
+        return await self._run(
+            self._plans.dead(_dead_filter(self._plans, queue, task, error, since), limit, cursor)
+        )
+
+    async def get(self, job_id: str) -> DeadLetter:
+        """As :meth:`DeadLetters.get`."""
+        return await self._run(get_plan(self._plans.keys, job_id, self._plans.owner))
+
+    async def count(self, queue: str | None = None) -> int:
+        """As :meth:`DeadLetters.count`."""
+        counts = await self._run(self._plans.dead_count())
+        return sum(counts.values()) if queue is None else counts.get(queue, 0)
+
+    async def groups(
+        self,
+        *,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+    ) -> Groups:
+        """As :meth:`DeadLetters.groups`."""
+        return await self._run(self._plans.dead_groups(_dead_filter(self._plans, queue, task, error, since)))
+
+    async def replay(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+        limit: int | None = None,
+        rate: float | None = None,
+        canary: int = 0,
+        canary_timeout: float | timedelta = 300,
+        dry_run: bool = False,
+        progress: Progress = nobody,
+    ) -> ReplayReport:
+        """As :meth:`DeadLetters.replay`."""
+        _one_way(ids, queue, task, error, since)
+        chosen = list_of(ids, limit)
+        if chosen is None:
+            chosen = await self._run(
+                self._plans.dead_ids(_dead_filter(self._plans, queue, task, error, since), limit)
+            )
+        if dry_run:
+            return ReplayReport(matched=len(chosen), dry_run=True)
+        wait_s = in_seconds(canary_timeout)
+        return await self._run(replay_plan(self._plans.keys, chosen, rate, canary, wait_s, progress))
+
+    async def draft(self, job_id: str) -> Draft:
+        """As :meth:`DeadLetters.draft`."""
+        return await self._run(self._editor.draft(job_id))
+
+    async def edit(self, job_id: str, changes: Mapping[str, Any], *, whole: bool = False) -> Job:
+        """As :meth:`DeadLetters.edit`."""
+        return await self._run(self._editor.replay(job_id, changes, whole=whole))
+
+    async def purge(
+        self,
+        older_than: float | timedelta,
+        *,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        error: str | None = None,
+        rate: float | None = None,
+        dry_run: bool = False,
+        progress: Progress = nobody,
+    ) -> BulkReport:
+        """As :meth:`DeadLetters.purge`."""
+        return await self._run(
+            self._plans.purge(queue, task, error, in_seconds(older_than), rate, dry_run, progress)
+        )
+
+    async def export(
+        self,
+        write: Callable[[DeadLetter], object],
+        *,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+        limit: int | None = None,
+    ) -> int:
+        """As :meth:`DeadLetters.export`."""
+        return await self._run(
+            self._plans.each_dead(_dead_filter(self._plans, queue, task, error, since), write, limit)
+        )
