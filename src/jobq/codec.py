@@ -100,6 +100,11 @@ class Codec:
     def __repr__(self) -> str:
         return f"Codec(kids={list(self._keys)}, limit={self._limit})"
 
+    def warm_up(self) -> None:
+        """Load the cipher now, if there is a key: processes that are forked later then share its 6 MB."""
+        if self._first is not None:
+            self._first.load()
+
     @property
     def key_ids(self) -> tuple[str, ...]:
         """Names of the keys, as payloads carry them."""

@@ -297,13 +297,13 @@ def replay_plan(
         if part and first and not report.canary:
             refused = {job_id for job_id, _ in report.failed}
             report.canary = yield from _outcomes(keys, [i for i in part if i not in refused], wait_s)
-            if any(state is not _S.SUCCEEDED for _, state in report.canary):
+            if any(state != _S.SUCCEEDED for _, state in report.canary):
                 report.held = len(ids) - first
                 return report
     return report
 
 
-def _outcomes(keys: Keys, ids: Sequence[str], wait_s: float) -> Plan[list[tuple[str, JobState]]]:
+def _outcomes(keys: Keys, ids: Sequence[str], wait_s: float) -> Plan[list[tuple[str, str]]]:
     """The states that replayed jobs come to: ended, or waiting again after a failed attempt."""
     waited, states = 0.0, {}
     while True:
@@ -320,7 +320,7 @@ def _outcomes(keys: Keys, ids: Sequence[str], wait_s: float) -> Plan[list[tuple[
             break
         waited += _LOOK_S
         yield Pause(_LOOK_S)
-    return list(states.items())
+    return [(job_id, state.value) for job_id, state in states.items()]
 
 
 def _merge(report: BulkReport, more: BulkReport) -> None:

@@ -71,19 +71,19 @@ class Editor:
         task, params, version = yield from self._read(job_id)
         kept = {name: params[name] for name, value in changes.items() if value == MASK and name in params}
         new = {**({} if whole else params), **changes, **kept}
-        unknown = sorted(set(new) - set(task.param_names))
+        unknown = sorted(set(new) - set(task.params_model.model_fields))
         if unknown:
             raise PayloadError(
                 f"task {task.name!r} has no param {unknown[0]!r}", job_id=job_id, task=task.name
             )
         before, after = self._loaded(task, params, version), self._loaded(task, new, version)
-        if before is not None and _bound(task, before) != _bound(task, after or {}):
+        if after is None:
+            raise self._misfit(task, new, version, job_id)
+        if before is not None and _bound(task, before) != _bound(task, after):
             raise ConflictError(
                 f"job {job_id} cannot change what its dedup key or its limits are made of: enqueue it anew",
                 job_id=job_id,
             )
-        if after is None:
-            after = task.load(new, version)  # raises, and says what does not fit
         data = self.codec.encode(
             task=task.name, version=task.version, params=task.dump(after), secrets=task.secrets, job_id=job_id
         )
@@ -101,6 +101,15 @@ class Editor:
             raise not_found(job_id)
         envelope = self.codec.decode(data, job_id=job_id)
         return self.registry.resolve(envelope.task), envelope.params, envelope.version
+
+    @staticmethod
+    def _misfit(task: Task[..., Any], params: Mapping[str, Any], version: int, job_id: str) -> PayloadError:
+        """The error that says what does not fit."""
+        try:
+            task.load(params, version)
+        except PayloadUnreadableError as error:
+            return PayloadError(f"{error}; nothing was changed", job_id=job_id, task=task.name)
+        return PayloadError(f"task {task.name!r} does not take these params", job_id=job_id, task=task.name)
 
     @staticmethod
     def _loaded(task: Task[..., Any], params: Mapping[str, Any], version: int) -> dict[str, Any] | None:

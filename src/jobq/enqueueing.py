@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jobq import brake, calls, dedup, events, limits
+from jobq import brake, calls, dedup, events, limits, tags
 from jobq.calls import Batch, EnqueueAnswer, NewJob, Plan
 from jobq.codec import Codec
 from jobq.config import Settings, warn_secret_unprotected
@@ -62,6 +62,8 @@ class Enqueuer:
         self._keys = keys
         self._codec = codec
         self._specs = settings.queue_specs()
+        ages = [kept.age for spec in self._specs.values() for kept in (spec.keep_succeeded, spec.keep_dead)]
+        self._found_by_tag = max(tags.KEEP, *(2 * age for age in ages))
         self._timeout = settings.timeout
         self._owner = owner
         self._clock = clock
@@ -208,6 +210,9 @@ class Enqueuer:
 
     def _send(self, chunk: Sequence[_Prepared]) -> Plan[list[Job]]:
         queue = chunk[0].queue
+        tagged = [(each.new.id, each.request.overrides.tags) for each in chunk if each.request.overrides.tags]
+        if tagged:
+            yield self._index(chunk, tagged)
         register = self._clock() >= self._registered.get(queue, -math.inf)
         answers = yield from self._ask(queue, chunk, register)
         for _ in range(_REBINDS - 1):
@@ -225,7 +230,17 @@ class Enqueuer:
                 brake_state = yield from brake.state_plan(self._keys, list(self._specs))
                 raise self._refused(brake_state.refusal(queue), each)
         found = yield from self._holders(answers)
+        if tagged:
+            taken = [(a.id, each.request.overrides.tags) for each, a in zip(chunk, answers, strict=True)
+                     if a.status == "replaced" and each.request.overrides.tags]  # fmt: skip
+            if taken:
+                yield self._index(chunk, taken)
         return [self._job(each, answer, found) for each, answer in zip(chunk, answers, strict=True)]
+
+    def _index(self, chunk: Sequence[_Prepared], tagged: Sequence[tuple[str, Sequence[str]]]) -> Batch[None]:
+        now_ms = time.time_ns() // 1_000_000
+        due_ms = max(max(each.new.at_ms, now_ms + each.new.delay_ms) for each in chunk)
+        return tags.index(self._keys, tagged, due_ms, now_ms, self._found_by_tag)
 
     def _ask(self, queue: str, chunk: Sequence[_Prepared], register: bool) -> Plan[list[EnqueueAnswer]]:
         try:

@@ -178,6 +178,10 @@ class Keys:
         """Hash: the sets of schedules that live workers of an application declare, and which one counts."""
         return f"{self.n}declared:{source}"
 
+    def tag(self, tag: str) -> str:
+        """Sorted set: ids of jobs that carry a tag, scored with the ms enqueued."""
+        return f"{self.n}tag:{tag}"
+
     @property
     def orders(self) -> str:
         """Hash: a worker's name; what it is to do, see ``jobq.orders``."""

@@ -71,7 +71,7 @@ class JobFilter:
 
     def takes(self, job: Job) -> bool:
         """Whether the job passes."""
-        if job.state not in self.states:
+        if job.state not in self.states or job.queue not in self.queues:
             return False
         if self.task is not None and job.task != self.task:
             return False
@@ -194,7 +194,10 @@ def container_key(keys: Keys, queue: str, state: JobState) -> str:
 
 def _containers(keys: Keys, wanted: JobFilter, offsets: Sequence[int]) -> list[_Container]:
     made: dict[str, _Container] = {}
-    for queue in wanted.queues:
+    if wanted.tag is not None:  # of all queues and states: the tag's own set names far fewer
+        key = keys.tag(wanted.tag)
+        made[key] = _Container("", "tag", key, 0)
+    for queue in () if made else wanted.queues:
         for state in wanted.states:
             key = container_key(keys, queue, state)
             if key not in made:
@@ -294,12 +297,19 @@ def _fill(keys: Keys, containers: Sequence[_Container], owner: JobOwner | None) 
     if not found:
         return 0
     hashes = yield Batch(tuple(hash_command(keys, job_id) for _, job_id, _ in found))
+    gone: list[tuple[Any, ...]] = []
     for (container, job_id, score), values in zip(found, hashes, strict=True):
         if isinstance(values, Exception):
             container.ready.append((job_id, None))
             continue
         due = score * 1000 if container.kind == "due" else None
-        container.ready.append((job_id, job_from_fields(job_id, values, due_ms=due, owner=owner) or _GONE))
+        job = job_from_fields(job_id, values, due_ms=due, owner=owner)
+        if job is None and container.kind == "tag":
+            gone.append(("ZREM", container.key, job_id))  # nobody else does; the listing goes on behind it
+        else:
+            container.ready.append((job_id, job or _GONE))
+    if gone:
+        yield Batch(tuple(gone))
     return len(found)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobq import calls, schedule_calls
+from jobq import calls, schedule_calls, tags
 from jobq.codec import Codec
 from jobq.errors import ConfigError
 from jobq.job import slot_job_id
@@ -67,6 +67,8 @@ def fire_plan(
         jobs.append(SlotJob(slot, job_id, job_fields(stored, data, slot, now_ms)))
     # A key that is about to go must not take the schedule with it.
     payload = b"" if codec.current(taken.data) else codec.rebind(taken.data, job_id=bound, to=bound)
+    if stored.tags and jobs:
+        yield tags.index(keys, [(job.id, stored.tags) for job in jobs], now_ms, now_ms)
     word, *words = yield schedule_calls.fire(
         keys, taken, stored, jobs, next_slot=after, missed=missed, payload=payload
     )

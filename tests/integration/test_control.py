@@ -37,18 +37,19 @@ def pay(a: int) -> int:
 class Both:
     """Calls a method of the plain client, or of the awaitable one: the same words for both."""
 
-    def __init__(self, settings: jobq.Settings, awaited: bool) -> None:
+    def __init__(self, settings: jobq.Settings, awaited: bool, registry: Registry | None = None) -> None:
         self._settings = settings
         self._awaited = awaited
+        self._registry = registry
 
     def __call__(self, path: str, *args: Any, **kwargs: Any) -> Any:
         if self._awaited:
             return asyncio.run(self._later(path, args, kwargs))
-        with jobq.Client(self._settings) as client:
+        with jobq.Client(self._settings, registry=self._registry) as client:
             return _method(client, path)(*args, **kwargs)
 
     async def _later(self, path: str, args: Any, kwargs: Any) -> Any:
-        async with jobq.AsyncClient(self._settings) as client:
+        async with jobq.AsyncClient(self._settings, registry=self._registry) as client:
             return await _method(client, path)(*args, **kwargs)
 
 

@@ -55,7 +55,7 @@ class History:
         popped: Ids that a stock worker took off a list and may have lost.
         keyless: Ids that lost their dedup key to a newer job, or came back through rq's requeue without it.
         expiring: Ids that rq's requeue left with an expiry.
-        swept_by_rq: Ids that rq's delete or empty removed: it leaves their records; see test_found.py.
+        swept_by_rq: Ids whose hash rq's tools removed, or may let expire: their records stay; see test_found.py.
     """
 
     acked: set[str] = field(default_factory=set)
@@ -100,6 +100,9 @@ def one_container(step: Step, history: History) -> None:
             due = after.zset(f"jobq:retrying:{found['origin']}").get(job_id)
             spent = int(found.get("attempts", "0")) > 0
             assert (due is not None) == spent, f"{job_id}: attempts {spent}, retrying {due}"
+    if step.name == "promote":
+        retrying = {job_id for queue in after.queues for job_id in after.zset(f"jobq:retrying:{queue}")}
+        assert not step.moved().keys() & retrying, f"promoted, and still retrying: {retrying}"
     for job_id in places.keys() - after.hashes.keys():
         assert set(places[job_id]) <= TERMINAL, f"{job_id} is gone, but still in {places[job_id]}"
 

@@ -33,3 +33,10 @@ def talk_apart(code: Annotated[str, jobq.Secret]) -> None:
     for number in range(250):
         jobq.current_job().log(f"line {number} {code}")
     raise ValueError("no more")
+
+
+@jobq.task("shop.pay", priority="high", max_attempts=1)
+def pay(amount: int, code: Annotated[str, jobq.Secret]) -> None:
+    if amount < 0:
+        raise ValueError("less than nothing")
+    jobq.current_job().log(f"{amount} {code}")

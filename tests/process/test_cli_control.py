@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import time
@@ -250,9 +252,7 @@ def until(what: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def test_a_worker_is_quieted_resumed_and_stopped(
-    cli: Cli, client: Client, redis_client: redis.Redis
-) -> None:
+def test_a_worker_is_quieted_resumed_and_stopped(cli: Cli, client: Client, redis_client: redis.Redis) -> None:
     worker = cli.start("worker", "--priority", "high", "--queue", "low", "--name", "w1", "-q")
     try:
         until(lambda: {each.name for each in client.workers.list()} == {"w1-high", "w1-low"})
@@ -296,3 +296,90 @@ def test_orders_to_nobody(cli: Cli, redis_client: redis.Redis) -> None:
     redis_client.hset("rq:worker:plain", mapping={"queues": "high", "state": "idle"})
     redis_client.sadd("rq:workers", "rq:worker:plain")
     assert "plain rq worker" in one_line(cli("workers", "stop", "plain", "--yes", code=Exit.CONFLICT).stderr)
+
+
+# --- dead letters ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unpaid(cli: Cli) -> str:
+    """A dead letter with a secret."""
+    job_id: str = cli.json("enqueue", "shop.pay", '{"amount": -1, "code": "s3cret-otp"}')["id"]
+    cli("worker", "--priority", "high", "--burst", "-q")
+    return job_id
+
+
+def test_a_dead_letter_is_edited_with_set(cli: Cli, unpaid: str) -> None:
+    assert "with other amount" in cli("dead", "edit", unpaid, "--set", "amount=5", "--dry-run").stderr
+    one_line(cli("dead", "edit", unpaid, "--set", "amount=5", code=Exit.USAGE).stderr)
+    words = one_line(cli("dead", "edit", unpaid, "--set", "code=x", "--yes", code=Exit.USAGE).stderr)
+    assert "secret" in words
+    assert "amount" in one_line(
+        cli("dead", "edit", unpaid, "--set", "amount=much", "--yes", code=Exit.USAGE).stderr
+    )
+    cli("dead", "edit", unpaid, "--set", "amount", "--yes", code=Exit.USAGE)
+    one_line(cli("dead", "edit", "nobody", "--set", "a=1", "--yes", code=Exit.NOT_FOUND).stderr)
+    found = cli.json("dead", "edit", unpaid, "--set", "amount=5", "--yes")
+    assert (found["id"], found["state"]) == (unpaid, "queued")
+    cli("worker", "--priority", "high", "--burst", "-q")
+    assert cli.json("jobs", "show", unpaid)["state"] == "succeeded"
+    one_line(cli("dead", "edit", unpaid, "--set", "amount=5", "--yes", code=Exit.CONFLICT).stderr)
+
+
+def test_a_dead_letter_is_edited_in_the_editor(cli: Cli, unpaid: str, tmp_path: Path) -> None:
+    shown = tmp_path / "shown"
+    editor = tmp_path / "editor"
+    editor.write_text(f'#!/bin/sh\ncp "$1" {shown}\nsed -i s/-1/7/ "$1"\n')
+    editor.chmod(0o700)
+    done = cli("dead", "edit", unpaid, "--yes", EDITOR=str(editor), VISUAL=str(editor))
+    assert json.loads(shown.read_text()) == {"amount": -1, "code": "•••"}
+    assert "changed\tamount" in done.stdout
+    cli("worker", "--priority", "high", "--burst", "-q")
+    assert cli.json("jobs", "show", unpaid)["state"] == "succeeded"
+    assert cli.json("jobs", "logs", unpaid)["lines"][-1]["text"] == "7 s3cret-otp".replace(
+        "s3cret-otp", "•••"
+    )
+
+
+def test_an_editor_left_without_saving_changes_nothing(cli: Cli, unpaid: str) -> None:
+    one_line(cli("dead", "edit", unpaid, "--yes", EDITOR="true", VISUAL="true", code=Exit.DECLINED).stderr)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_export(cli: Cli, unpaid: str, tmp_path: Path, form: str) -> None:
+    out = tmp_path / "dead.out"
+    out.write_text("old")
+    found = cli.json("dead", "export", "--out", str(out), "--format", form)
+    assert (found["written"], found["format"]) == (1, form)
+    text = out.read_text()
+    row = json.loads(text) if form == "jsonl" else next(csv.DictReader(io.StringIO(text)))
+    assert (row["id"], row["task"], row["error_type"]) == (unpaid, "shop.pay", "ValueError")
+    assert "s3cret" not in text
+    assert out.stat().st_mode & 0o077 == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
+    cli("dead", "export", "--out", str(out), "--queue", "nope", code=Exit.NOT_FOUND)
+    assert out.read_text() == text
+
+
+def test_purge(cli: Cli, unpaid: str, client: Client) -> None:
+    assert "nothing to do" in cli("dead", "purge", "--older-than", "1h", "--yes").stderr
+    assert "would delete 1 job" in cli("dead", "purge", "--older-than", "0", "--dry-run").stderr
+    one_line(cli("dead", "purge", "--older-than", "0", code=Exit.USAGE).stderr)
+    assert cli.json("dead", "purge", "--older-than", "0", "--yes")["done"] == 1
+    assert client.jobs().items == []
+
+
+def test_a_canary_that_dies_holds_the_others(cli: Cli, client: Client) -> None:
+    for number in range(3):
+        cli.json("enqueue", "shop.pay", json.dumps({"amount": -1 - number, "code": "x"}))
+    cli("worker", "--priority", "high", "--burst", "-q")
+    worker = cli.start("worker", "--priority", "high", "-q")
+    try:
+        done = cli("dead", "replay", "--queue", "high", "--canary", "1", "--yes", "--json", code=Exit.BAD)
+        found = json.loads(done.stdout)
+        assert (found["matched"], found["replayed"], found["held"]) == (3, 1, 2)
+        assert "of the canary is dead; 2 stay dead" in one_line(done.stderr)
+        assert client.dead_letters.count() == 3
+    finally:
+        worker.terminate()
+        worker.communicate(timeout=30)

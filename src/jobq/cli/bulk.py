@@ -33,7 +33,7 @@ def filter_options(command: Any) -> Any:
         click.option("--tag", metavar="T", help="Only jobs with this tag."),
         click.option("--task", metavar="T", help="Only this task."),
         click.option("--queue", metavar="Q", help="Only this queue."),
-        click.option("--state", "states", type=click.Choice(STATES), multiple=True, help="Only this state; repeatable."),
+        click.option("--state", "states", type=click.Choice(STATES), multiple=True, help="Only this; repeatable."),
     ):  # fmt: skip
         command = option(command)
     return command

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobq.cli.common import (
-    Exit,
-    State,
-    check_queue,
-    confirm,
-    one_queue,
-    pass_state,
-    refused_as_usage,
-    yes_options,
-)
-from jobq.cli.job_records import attempt_fields, job_fields, show_attempts
-from jobq.cli.options import DURATION, PRIORITY, RATE, Command, Group
+from jobq.cli.bulk import reason_words
+from jobq.cli.common import Exit, State, confirm, pass_state, refused_as_usage, yes_options
+from jobq.cli.dead_more import edit, export, purge
+from jobq.cli.dead_records import filter_options, letter_fields, wanted
+from jobq.cli.job_records import attempt_fields, show_attempts
+from jobq.cli.options import DURATION, RATE, Command, Group
 from jobq.cli.output import Column, ago
 
 if TYPE_CHECKING:
@@ -28,16 +21,6 @@ if TYPE_CHECKING:
     from jobq.dead_letters import DeadGroup, DeadLetter
 
 _PAGE = 200
-
-
-def _letter_fields(letter: DeadLetter) -> dict[str, Any]:
-    return job_fields(letter.job) | {
-        "reason": letter.reason,
-        "error_type": letter.error_type,
-        "error": letter.error,
-        "attempts": letter.attempts,
-        "died_at": letter.died_at,
-    }
 
 
 def _group_fields(group: DeadGroup) -> dict[str, Any]:
@@ -69,33 +52,6 @@ _GROUP_COLUMNS = [
 ]
 
 
-def filter_options(command: Any) -> Any:
-    """Decorator: the options that choose dead letters."""
-    for option in (
-        click.option("--since", type=DURATION, metavar="D", help="Only those that died within this time."),
-        click.option(
-            "--error", metavar="FINGERPRINT", help="Only this kind of error; see `jobq dead groups`."
-        ),
-        click.option("--task", metavar="T", help="Only this task."),
-        click.option("--queue", metavar="Q", help="Only this queue."),
-        click.option("--priority", "-p", type=PRIORITY, help="Only this lane."),
-    ):
-        command = option(command)
-    return command
-
-
-def _wanted(
-    client: Client,
-    priority: str | None,
-    queue: str | None,
-    task: str | None,
-    error: str | None,
-    since: timedelta | None,
-) -> dict[str, Any]:
-    chosen = check_queue(client, one_queue(priority and priority.lower(), queue))
-    return {"queue": chosen, "task": task, "error": error, "since": since}
-
-
 def _matching(client: Client, wanted: dict[str, Any], limit: int | None) -> list[DeadLetter]:
     letters: list[DeadLetter] = []
     cursor = None
@@ -109,45 +65,48 @@ def _matching(client: Client, wanted: dict[str, Any], limit: int | None) -> list
 
 
 def _replay(
-    state: State, ids: Sequence[str], summary: str, *, rate: float | None, dry_run: bool, yes: bool
+    state: State,
+    ids: Sequence[str],
+    summary: str,
+    *,
+    rate: float | None,
+    dry_run: bool,
+    yes: bool,
+    canary: int = 0,
+    canary_timeout: timedelta = timedelta(minutes=5),
 ) -> int:
     """Replay these, after asking; the same for ``retry-failed`` and ``dead replay``."""
     client, out = state.client(), state.out
-    failed: list[dict[str, str]] = []
-    replayed = 0
+    report = None
     if dry_run or not ids:
         out.say(
             f"would retry {summary}; nothing was changed" if ids else "nothing to retry: no dead job matches"
         )
     else:
-        from jobq.dead_letters import chunks  # late: redis
-
         confirm(state, f"Retry {summary}?", yes=yes)
         with out.progress("retrying", len(ids)) as bar:
-            for chunk, pause in chunks(ids, rate):
-                report = client.dead_letters.replay(list(chunk))
-                replayed += report.replayed
-                failed += [{"id": job_id, "reason": reason} for job_id, reason in report.failed]
-                bar.advance(len(chunk))
-                if pause:
-                    time.sleep(pause)
-    result = {"matched": len(ids), "replayed": replayed, "failed": failed, "dry_run": dry_run}
+            report = client.dead_letters.replay(
+                ids, rate=rate, canary=canary, canary_timeout=canary_timeout, progress=bar.advance
+            )
+    replayed = report.replayed if report else 0
+    failed = [{"id": job_id, "reason": reason} for job_id, reason in report.failed] if report else []
+    held = report.held if report else 0
+    result = {"matched": len(ids), "replayed": replayed, "failed": failed, "held": held, "dry_run": dry_run}
     if out.structured:
         flat = result | {"failed": len(failed)}
         out.record(flat, document=result)
     else:
         out.record({"matched": len(ids), "replayed": replayed, "failed": len(failed)})
     for item in failed[:20]:
-        out.error(f"job {item['id']} was not retried: {_why(item['reason'])}")
+        out.error(f"job {item['id']} was not retried: {reason_words(item['reason'])}")
     if len(failed) > 20:
         out.error(f"and {len(failed) - 20:,} more; --json lists them")
+    for job_id, word in report.canary if report and held else ():
+        if word != "succeeded":
+            out.error(f"job {job_id} of the canary is {word}; {held:,} stay dead. See jobq jobs why {job_id}")
+    if held:
+        return Exit.BAD
     return Exit.PARTIAL if failed else Exit.DONE
-
-
-def _why(word: str) -> str:
-    if word.startswith("conflict:"):
-        return f"job {word.partition(':')[2]} holds its dedup key"
-    return "it is gone" if word == "gone" else f"it is {word}"
 
 
 def _summary(letters: Sequence[DeadLetter]) -> str:
@@ -181,14 +140,14 @@ def retry_failed(
 ) -> int:
     """Put dead jobs back in their queues: all of them, or those chosen by the options."""
     client = state.client()
-    letters = _matching(client, _wanted(client, priority, queue, task, error, since), limit)
+    letters = _matching(client, wanted(client, priority, queue, task, error, since), limit)
     ids = [letter.id for letter in letters]
     return _replay(state, ids, _summary(letters), rate=rate, dry_run=dry_run, yes=yes)
 
 
 @click.group(cls=Group)
 def dead() -> None:
-    """Look at dead letters and replay them."""
+    """Look at dead letters; replay, edit, purge and export them."""
 
 
 @dead.command("list")
@@ -208,11 +167,11 @@ def list_dead(
 ) -> None:
     """Dead letters, newest first."""
     client = state.client()
-    wanted = _wanted(client, priority, queue, task, error, since)
+    chosen = wanted(client, priority, queue, task, error, since)
     with refused_as_usage():
-        page = client.dead_letters.list(**wanted, limit=limit, cursor=cursor)
+        page = client.dead_letters.list(**chosen, limit=limit, cursor=cursor)
     people = state.out.style.stdout_terminal
-    records = [_letter_fields(letter) for letter in page.items]
+    records = [letter_fields(letter) for letter in page.items]
     state.out.table(
         page.items,
         [
@@ -246,7 +205,7 @@ def groups(
 ) -> None:
     """Dead letters by what went wrong, the largest group first."""
     client = state.client()
-    found = client.dead_letters.groups(**_wanted(client, priority, queue, task, error, since))
+    found = client.dead_letters.groups(**wanted(client, priority, queue, task, error, since))
     records = [_group_fields(group) for group in found]
     state.out.table(
         found, _GROUP_COLUMNS, document={"groups": records}, records=records, empty="no dead letters"
@@ -259,7 +218,7 @@ def groups(
 def show(state: State, job_id: str) -> None:
     """One dead letter: why it died, and each of its attempts."""
     letter = state.client().dead_letters.get(job_id)
-    fields = _letter_fields(letter)
+    fields = letter_fields(letter)
     document = fields | {
         "history": [attempt_fields(attempt) for attempt in letter.history],
         "traceback": letter.traceback,
@@ -279,6 +238,13 @@ def show(state: State, job_id: str) -> None:
 @filter_options
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most this many, newest first.")
 @click.option("--rate", type=RATE, metavar="50/s", help="Not faster than this.")
+@click.option(
+    "--canary", type=click.IntRange(1), default=0, metavar="N",
+    help="So many first; unless all of them succeed at once, the others stay dead.",
+)  # fmt: skip
+@click.option(
+    "--canary-timeout", type=DURATION, default="5m", show_default=True, metavar="D", help="To wait for those."
+)
 @yes_options
 @pass_state
 def replay(
@@ -291,6 +257,8 @@ def replay(
     since: timedelta | None,
     limit: int | None,
     rate: float | None,
+    canary: int,
+    canary_timeout: timedelta,
     dry_run: bool,
     yes: bool,
 ) -> int:
@@ -307,6 +275,13 @@ def replay(
         # Asked for by name: each must be there, and dead.
         letters = [client.dead_letters.get(job_id) for job_id in dict.fromkeys(ids)][:limit]
     else:
-        letters = _matching(client, _wanted(client, priority, queue, task, error, since), limit)
+        letters = _matching(client, wanted(client, priority, queue, task, error, since), limit)
     chosen = [letter.id for letter in letters]
-    return _replay(state, chosen, _summary(letters), rate=rate, dry_run=dry_run, yes=yes)
+    return _replay(
+        state, chosen, _summary(letters), rate=rate, dry_run=dry_run, yes=yes, canary=canary,
+        canary_timeout=canary_timeout,
+    )  # fmt: skip
+
+
+for _command in (edit, purge, export):
+    dead.add_command(_command)

@@ -182,12 +182,13 @@ def clean(text: str) -> str:
     return _CONTROL.sub(lambda match: _ESCAPES.get(match[0]) or f"\\x{ord(match[0]):02x}", text)
 
 
-def _csv_value(value: Any) -> Any:
+def csv_value(value: Any) -> Any:
+    """A cell of a CSV file; a spreadsheet takes none of them for a formula."""
     value = plain(value)
     if isinstance(value, dict | list):
         return to_json(value)
     if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"  # a spreadsheet must not take stored text for a formula
+        return f"'{value}"
     return value
 
 
@@ -234,7 +235,7 @@ class Output:
         elif self.format == "csv":
             writer = csv.writer(sys.stdout, lineterminator="\n")
             writer.writerow([_slug(column.title) for column in columns])
-            writer.writerows([_csv_value(column.get(row)) for column in columns] for row in rows)
+            writer.writerows([csv_value(column.get(row)) for column in columns] for row in rows)
         elif not rows:
             self.say(empty)
         elif self.style.stdout_terminal:
@@ -254,7 +255,7 @@ class Output:
         elif self.format == "csv":
             writer = csv.writer(sys.stdout, lineterminator="\n")
             writer.writerow(fields)
-            writer.writerow([_csv_value(item) for item in fields.values()])
+            writer.writerow([csv_value(item) for item in fields.values()])
         elif self.style.stdout_terminal:
             width = max((len(name) for name in fields), default=0)
             for name, item in fields.items():

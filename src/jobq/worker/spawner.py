@@ -10,6 +10,7 @@ interpreters instead, which costs memory and start-up time, and the supervisor s
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -32,6 +33,8 @@ from jobq.schedule_records import records_of
 from jobq.schedule_spec import declared
 from jobq.tasks import Registry, load_app, registry
 from jobq.worker.channel import Channel, ChannelClosed, Message
+from jobq.worker.child import child_entry
+from jobq.worker.executor import executor_entry, ignore_signals
 
 Entry: TypeAlias = Callable[[Settings, dict[str, Any], list[int]], int]
 
@@ -41,6 +44,9 @@ LOG_LEVEL_ENV = "JOBQ_WORKER_LOG_LEVEL"
 """How the processes of a worker hear what a command line cannot tell them; none is a setting."""
 
 APP_MODULES = ("jobq.helpers",)  # by name: the catalogue stands above the worker
+
+_ENTRIES: Mapping[str, Entry] = {"executor": executor_entry, "child": child_entry}
+"""What a process of each kind runs after the fork: ``entry(settings, body, fds)``."""
 
 
 @dataclass(slots=True)
@@ -56,6 +62,31 @@ def die_with_parent() -> None:
     """Ask the kernel to kill this process when the thread that made it ends (Linux; elsewhere a no-op)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
+def fork(run: Callable[[], int]) -> int:
+    """Run this in a copy of this process: in a group of its own, ended by the kernel when this one ends.
+
+    Args:
+        run: Its answer is the exit code. Nothing of what called us runs on in the copy.
+    Returns:
+        The process id.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        os.setpgid(0, 0)
+        die_with_parent()
+        code = run()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):  # closed, or nobody reads it any more
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def describe(tasks: Registry, settings: Settings) -> dict[str, Any]:
@@ -74,15 +105,12 @@ class Spawner:
 
     Args:
         channel: The line to the supervisor.
-        entries: What a process of each kind runs after the fork: ``entry(settings, body, fds)``.
+        log_level: Least level of jobq's own lines.
     """
 
-    def __init__(
-        self, channel: Channel, settings: Settings, entries: Mapping[str, Entry], log_level: str
-    ) -> None:
+    def __init__(self, channel: Channel, settings: Settings, log_level: str) -> None:
         self._supervisor = channel
         self._settings = settings
-        self._entries = entries
         self._log_level = log_level
         self._children: dict[int, _Child] = {}
         self._fresh = False
@@ -100,9 +128,8 @@ class Spawner:
             self._supervisor.send("failed", error=text.strip())
             return 78
         self._fresh = threading.active_count() > 1
-        _warm_up(self._settings, self._log_level)
-        gc.collect()
-        gc.freeze()  # what is imported now is shared by all children: the collector must not touch its pages
+        _set_up_logging(self._settings, self._log_level)
+        warm_up(self._settings)
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._supervisor.send(
@@ -173,28 +200,18 @@ class Spawner:
         line.send("spawned", ref=ref, pid=pid)
 
     def _fork(self, kind: str, body: dict[str, Any], fds: list[int]) -> int:
-        pid = os.fork()
-        if pid:
-            return pid
-        code = 70
-        try:
+        def run() -> int:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os.setpgid(0, 0)
-            die_with_parent()
             for child in self._children.values():
                 if child.requests is not None:
                     child.requests.close()
             self._supervisor.close()
             os.close(self._wake_r)
             os.close(self._wake_w)
-            code = self._entries[kind](self._settings, body, fds)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            return _ENTRIES[kind](self._settings, body, fds)
+
+        return fork(run)
 
     def _fork_fresh(self, kind: str, body: dict[str, Any], fds: list[int]) -> int:
         request = json.dumps({"kind": kind, "body": body, "fds": fds}).encode()
@@ -251,12 +268,20 @@ class Spawner:
             _kill_group(pid)
 
 
-def _warm_up(settings: Settings, log_level: str) -> None:
-    """Import and build here what each process needs: after a fork it would be a copy in each (12 MB, tried)."""
-    configure_logging(settings.log_format, int(log_level) if log_level.isdigit() else log_level)
-    settings.codec()
+def warm_up(settings: Settings) -> None:
+    """Build what each process needs, and have the collector leave the pages of all that there is alone.
+
+    To be called before a fork: afterwards it would be a copy in each process (12 MB, tried).
+    """
+    settings.codec().warm_up()
     for name in lua.names():
         lua.script(name)
+    gc.collect()
+    gc.freeze()
+
+
+def _set_up_logging(settings: Settings, level: str) -> None:
+    configure_logging(settings.log_format, int(level) if level.isdigit() else level)
 
 
 def _kill_group(pid: int, *, leader: bool = True) -> None:
@@ -274,10 +299,6 @@ def _kill_group(pid: int, *, leader: bool = True) -> None:
 
 def main() -> int:
     """Entry of ``python -m jobq.worker.spawner``."""
-    from jobq.worker.child import child_entry  # here, so that tests can use Spawner without either
-    from jobq.worker.executor import executor_entry, ignore_signals
-
-    entries = {"executor": executor_entry, "child": child_entry}
     ignore_signals()  # service managers signal every process of a service; the supervisor decides
     die_with_parent()
     fresh = os.environ.pop(FRESH_ENV, None)
@@ -287,15 +308,16 @@ def main() -> int:
             request = json.load(file)
         settings = Settings.load()
         load_app(APP_MODULES + tuple(settings.app), registry)
-        _warm_up(settings, log_level)
-        return entries[request["kind"]](settings, request["body"], request["fds"])
+        _set_up_logging(settings, log_level)
+        warm_up(settings)
+        return _ENTRIES[request["kind"]](settings, request["body"], request["fds"])
     channel = Channel.from_fd(int(os.environ.pop(CHANNEL_ENV)))
     try:
         settings = Settings.load()
     except JobqError as error:
         channel.send("failed", error=str(error))
         return 78
-    return Spawner(channel, settings, entries, log_level).run()
+    return Spawner(channel, settings, log_level).run()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import select
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
 from typing import Any
@@ -17,12 +19,14 @@ from pydantic import SecretStr
 from jobq.config import Settings
 from jobq.errors import ConfigError
 from jobq.worker.channel import Channel, ChannelClosed
-from jobq.worker.spawner import CHANNEL_ENV, LOG_LEVEL_ENV
+from jobq.worker.executor import ignore_signals
+from jobq.worker.spawner import CHANNEL_ENV, LOG_LEVEL_ENV, Spawner, fork, warm_up
 
 _log = logging.getLogger("jobq")
 
 START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 2.0
+_END_POLL_S = 0.01
 
 
 class SpawnerProcess:
@@ -32,22 +36,45 @@ class SpawnerProcess:
         line: What is asked of it and what it tells. Its first message is ``ready`` or ``failed``.
         ready: It has said that it can fork.
         started_at: Seconds of the monotonic clock.
+
+    Args:
+        fork: Fork it from this process, with which it then shares what both have imported, unless this process has
+            threads. Else it is a fresh interpreter.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, fork: bool = False) -> None:
         self.line, theirs = Channel.pair()
         self.ready = False
         self.started_at = time.monotonic()
-        level = logging.getLogger("jobq").level or logging.INFO
-        inherited = {CHANNEL_ENV: str(theirs.fileno()), LOG_LEVEL_ENV: str(level)}
-        self._process = subprocess.Popen(
+        start = self._fork if fork and threading.active_count() == 1 else self._execute
+        self._pid = start(settings, theirs, str(logging.getLogger("jobq").level or logging.INFO))
+        theirs.close()
+
+    def _fork(self, settings: Settings, theirs: socket.socket, log_level: str) -> int:
+        def run() -> int:
+            ignore_signals()
+            self.line.close()
+            _keep_only(theirs.fileno())
+            os.environ.clear()
+            os.environ.update(environment)
+            return Spawner(Channel(theirs), settings, log_level).run()
+
+        environment = _environment(settings)
+        warm_up(settings)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # what it holds would be written twice
+        return fork(run)
+
+    def _execute(self, settings: Settings, theirs: socket.socket, log_level: str) -> int:
+        process = subprocess.Popen(
             [sys.executable, "-m", "jobq.worker.spawner"],
-            env={**_environment(settings), **inherited},
+            env={**_environment(settings), CHANNEL_ENV: str(theirs.fileno()), LOG_LEVEL_ENV: log_level},
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
         )
-        theirs.close()
+        process.returncode = 0  # we wait for it ourselves; Popen must not
+        return process.pid
 
     def wait_ready(self) -> dict[str, Any]:
         """What it says of the tasks, once it has imported the application.
@@ -61,27 +88,34 @@ class SpawnerProcess:
         except ChannelClosed:
             messages = []
         if not messages or messages[0].op == "failed":
-            self.kill()
             said = messages[0].body["error"] if messages else f"no answer within {START_TIMEOUT_S:.0f} s"
             raise ConfigError(f"the application cannot be loaded: {said}")
         return messages[0].body
 
     def kill(self) -> float:
         """End it, and with it all that it has forked. Returns the seconds of processor time that it has taken."""
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         self.line.close()
-        self._process.kill()
-        self._process.wait()
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        os.kill(self._pid, signal.SIGKILL)
+        _, _, usage = os.wait4(self._pid, 0)
+        return usage.ru_utime + usage.ru_stime
 
     def end(self) -> None:
         """Let it end by itself, since nobody asks it for anything any more."""
         self.line.close()
-        try:
-            self._process.wait(_END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        while not os.waitpid(self._pid, os.WNOHANG)[0]:
+            if time.monotonic() > deadline:
+                self.kill()
+                return
+            time.sleep(_END_POLL_S)
+
+
+def _keep_only(fd: int) -> None:
+    """Close all descriptors but the standard ones and this one; nothing comes from stdin any more."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.closerange(3, fd)
+    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def note_warnings(said: dict[str, Any]) -> None:

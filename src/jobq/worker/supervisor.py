@@ -103,8 +103,9 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until a signal, the end of a burst, or a failure to start. Returns the exit code."""
-        # It imports the application while we look at the servers.
-        self._spawner = SpawnerProcess(self._settings)
+        # First of all, while there are no threads and no connections. It imports the application while we look at
+        # the servers.
+        self._spawner = SpawnerProcess(self._settings, fork=True)
         try:
             check_servers(self._settings, self._specs.values())
             self._install_signals()
