@@ -38,6 +38,7 @@ class Retention:
     Attributes:
         age: Until they are this old, at most 10 years.
         count: Only so many of the newest, per queue. None: any number.
+        size: Only as many of the newest, per queue, as take so many bytes of Redis' memory, by a sample. None: any.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -45,6 +46,7 @@ class Retention:
 
     age: timedelta = _LONGEST
     count: int | None = None
+    size: int | None = None
 
     def __post_init__(self) -> None:
         if not is_duration(self.age, timedelta(0), _LONGEST):
@@ -55,6 +57,8 @@ class Retention:
             raise ConfigError(
                 f"the count of a retention must be a whole number of at least 0, got {self.count!r}"
             )
+        if self.size is not None and not is_whole(self.size, 0, 2**50):
+            raise ConfigError(f"the size of a retention must be a whole number of bytes, got {self.size!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,23 +148,34 @@ def _concurrency(value: Any) -> Concurrency:
 
 
 def _retention(value: Any) -> Retention:
-    """``24h``, ``1000`` or ``24h/1000``: until so old, only so many, or whichever comes first."""
+    """``24h``, ``1000``, ``100MB`` or ``24h/1000/100MB``: until so old, so many or so large, whichever comes first."""
     if isinstance(value, Retention):
         return value
     given: dict[str, Any] = {}
     try:
-        for part in str(value).split("/", 1):
-            word = part.strip()
-            given |= {"count": int(word)} if word.isdecimal() else {"age": parse_duration(word)}
+        parts = str(value).split("/")
+        for word in (part.strip() for part in parts):
+            if word.isdecimal():
+                given["count"] = int(word)
+            elif word[-1:] in ("B", "b"):
+                given["size"] = parse_size(word)
+            else:
+                given["age"] = parse_duration(word)
+        if len(given) < len(parts):
+            raise ValueError(value)
         return Retention(**given)
     except (ValueError, ConfigError):
-        raise ValueError("expected an age, a count or both, such as 24h, 1000 or 24h/1000") from None
+        raise ValueError(
+            "expected an age, a count, a size or several, such as 24h, 1000, 100MB or 24h/1000"
+        ) from None
 
 
 def format_retention(kept: Retention) -> str:
     """As :data:`RETENTION` reads it."""
-    age = [] if kept.count is not None and kept.age == Retention().age else [format_duration(kept.age)]
-    return "/".join([*age, *([] if kept.count is None else [str(kept.count)])])
+    most = [] if kept.count is None else [str(kept.count)]
+    most += [] if kept.size is None else [f"{kept.size}B"]
+    age = [] if most and kept.age == Retention().age else [format_duration(kept.age)]
+    return "/".join([*age, *most])
 
 
 _BACKOFF_HINT = "expected a backoff such as 2s, base=2s,factor=2,cap=5m,jitter=0.25, fixed=30s or 1s,10s,1m"

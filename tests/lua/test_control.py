@@ -106,6 +106,13 @@ def test_delayed_jobs_and_retries_are_queued_now(bench: Bench) -> None:
     assert bench.hash("r")["attempts"] == "1"
 
 
+def test_a_hastened_job_keeps_its_order(bench: Bench) -> None:
+    bench.enqueue("plain", "last")
+    bench.enqueue("first", delay_ms=60_000, fields={"or": "1"})
+    bench.run(hasten(bench.keys, ["first"], now_ms=bench.now))
+    assert [job.id for job in bench.claim(3).jobs] == ["first", "plain", "last"]
+
+
 def test_what_waits_for_no_time_is_left_alone(bench: Bench) -> None:
     bench.running("a")
     bench.settle(bench.running("p"), kind="park", reason="r", bucket="t")

@@ -91,6 +91,7 @@ def test_their_tasks_keep_what_they_ask_for() -> None:
     ("text", "kept"),
     [
         ("100", Retention(count=100)),
+        ("7d/2MB", Retention(timedelta(days=7), size=2 * 1024 * 1024)),
         ("24h/1000", Retention(timedelta(hours=24), 1_000)),
         ("7d/5000", Retention(timedelta(days=7), 5_000)),
         ("48h", Retention(timedelta(hours=48))),
@@ -101,10 +102,10 @@ def test_their_retentions(text: str, kept: Retention, monkeypatch: pytest.Monkey
     assert Settings.load().queue_specs()["email"].keep_dead == kept
 
 
-@pytest.mark.parametrize("text", ["24h/", "soon", "24h/many", "-1", "24h/1000/7"])
+@pytest.mark.parametrize("text", ["24h/", "soon", "24h/many", "-1", "24h/1000/7", "1MB/2MB"])
 def test_a_wrong_retention_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOBQ_QUEUES__EMAIL__KEEP_DEAD", text)
-    with pytest.raises(ConfigError, match="expected an age, a count or both"):
+    with pytest.raises(ConfigError, match="expected an age, a count, a size"):
         Settings.load()
 
 

@@ -13,19 +13,21 @@
 local P, N, only = ARGV[2], ARGV[3], ARGV[4]
 local STATES = { queued = 'queued', started = 'running', finished = 'succeeded', failed = 'dead', stopped = 'dead',
   canceled = 'cancelled' }
--- Out of the list: LREM at the far end of a million entries takes 22 ms; what is left in a long one, claim drops.
-local function unlist(list, id)
-  if redis.call('LLEN', list) <= 10000 then
-    redis.call('LREM', list, 0, id)
-  elseif redis.call('LPOS', list, id, 'MAXLEN', 1000) then
+-- Out of the list, at whose head a drain finds it. LREM at the far end of a million entries takes 22 ms; what is left
+-- in a long one, claim drops.
+local function unlist(queue, id)
+  local list = P .. 'queue:' .. queue
+  redis.call('ZREM', N .. 'order:' .. queue, id)
+  if redis.call('LPOS', list, id, 'MAXLEN', 1000) then
     redis.call('LREM', list, 1, id)
+  elseif redis.call('LLEN', list) <= 10000 then
+    redis.call('LREM', list, 0, id)
   end
 end
 -- Out of every place where a waiting job can stand.
 local function leave(queue, id, status, bucket)
   if status == 'queued' then
-    unlist(P .. 'queue:' .. queue, id)
-    redis.call('ZREM', N .. 'order:' .. queue, id)
+    unlist(queue, id)
   elseif status == 'scheduled' then
     redis.call('ZREM', P .. 'scheduled:' .. queue, id)
     redis.call('ZREM', N .. 'retrying:' .. queue, id)

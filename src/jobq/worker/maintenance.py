@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from jobq import brake, calls, events, rq_bridge
 from jobq.errors import SoftTimeout, StoreError, StoreUnavailableError
 from jobq.job import Attempt
+from jobq.kept_bytes import fitting_plan
 from jobq.keys import Keys
 from jobq.probes import free_dedup
 from jobq.queues import QueueSpec, Retention
@@ -178,13 +179,15 @@ class Prune:
     def tick(self, store: Store, fleet: Fleet) -> None:
         behind = False
         for name, spec in fleet.specs.items():
+            succeeded = _count(store, fleet.keys, spec.keep_succeeded, fleet.keys.finished(name))
+            dead = _count(store, fleet.keys, spec.keep_dead, fleet.keys.failed(name))
             for _ in range(_MOST_ROUNDS):
                 deleted = store.run(
                     calls.prune(
                         fleet.keys,
                         name,
-                        keep_succeeded=_count(spec.keep_succeeded),
-                        keep_dead=_count(spec.keep_dead),
+                        keep_succeeded=succeeded,
+                        keep_dead=dead,
                         keep_cancelled_s=int(spec.keep_succeeded.age.total_seconds()),
                     )
                 )
@@ -195,8 +198,10 @@ class Prune:
         self.period_s = PRUNE_BEHIND_S if behind else PRUNE_S
 
 
-def _count(kept: Retention) -> int:
-    return -1 if kept.count is None else kept.count
+def _count(store: Store, keys: Keys, kept: Retention, registry: str) -> int:
+    """The most jobs to keep, -1 for any number."""
+    fitting = None if kept.size is None else store.run(fitting_plan(keys, registry, kept.size))
+    return min((most for most in (kept.count, fitting) if most is not None), default=-1)
 
 
 class Sweep:
