@@ -41,7 +41,11 @@ def _marked(tree: ast.Module) -> Iterator[tuple[str, str]]:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
         for each in node.decorator_list:
-            if isinstance(each, ast.Call) and isinstance(each.func, ast.Attribute) and each.func.attr == "covers":
+            if (
+                isinstance(each, ast.Call)
+                and isinstance(each.func, ast.Attribute)
+                and each.func.attr == "covers"
+            ):
                 yield from ((node.name, ast.literal_eval(row)) for row in each.args)
 
 

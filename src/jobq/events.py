@@ -1,16 +1,18 @@
 """Events: what happened, said once the fact is stored; and the one subscriber that writes them as log lines.
 
 Used as a library, jobq configures no logging: events go to the logger ``jobq`` and the application decides.
-The command line calls :func:`configure_logging`, which writes JSON or console lines through structlog.
+The command line calls :func:`configure_logging`, which writes JSON lines, or lines for people through structlog.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 from jobq.parsing import redact_url
@@ -164,6 +166,57 @@ def _library_sink(event: Event, level: int) -> None:
 _sink: Callable[[Event, int], None] = _library_sink
 
 
+_encode = json.JSONEncoder(default=str).encode
+
+
+def _json_line(said: dict[str, Any]) -> str:
+    return _encode({**said, "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z")})
+
+
+class _JsonFormatter(logging.Formatter):
+    """Records of all loggers in the form of the events; one that structlog has prepared keeps its fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = dict(record.msg) if isinstance(record.msg, dict) else {"event": record.getMessage()}
+        said |= {"level": record.levelname.lower(), "logger": record.name}
+        error: Any = said.pop("exc_info", None) or record.exc_info
+        if error is True:
+            error = sys.exc_info()
+        elif isinstance(error, BaseException):
+            error = (type(error), error, error.__traceback__)
+        if error:
+            said["exception"] = self.formatException(error)
+        return _json_line(said)
+
+
+def _json_lines(out: TextIO) -> tuple[Callable[[dict[str, Any]], object], logging.Formatter]:
+    """What writes an event, and what formats everybody else's records. Not structlog: it brings rich along (5 MB)."""
+
+    def write(said: dict[str, Any]) -> None:
+        out.write(_json_line(said) + "\n")  # at once, so that lines of several threads do not mix
+        out.flush()
+
+    return write, _JsonFormatter()
+
+
+def _console_lines(out: TextIO, colors: bool) -> tuple[Callable[[dict[str, Any]], object], logging.Formatter]:
+    """The same, for people."""
+    import structlog  # late: only people need it
+
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    renderer = structlog.dev.ConsoleRenderer(colors=colors, event_key="event")
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name, stamp],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+    )
+    logger = structlog.WriteLogger(out)
+
+    def write(said: dict[str, Any]) -> None:
+        logger.msg(renderer(logger, "msg", stamp(logger, "msg", said)))
+
+    return write, formatter
+
+
 def configure_logging(
     format: Literal["json", "console"] | None = None,  # noqa: A002 - the word of JOBQ_LOG_FORMAT
     level: str | int = "INFO",
@@ -176,40 +229,17 @@ def configure_logging(
         level: Least level of jobq's own lines, a name in any case or a number. Of all others: warning.
         stream: None: stderr.
     """
-    import structlog  # late: an application that only enqueues needs none of it
-
     global _sink
     out = sys.stderr if stream is None else stream
     terminal = out.isatty()
     console = format == "console" or (format is None and terminal)
-    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=terminal, event_key="event")
-        if console
-        else structlog.processors.JSONRenderer(default=str)
-    )
     # Events skip the logging module: a line costs a third of what it does through a handler's formatter.
-    log = structlog.wrap_logger(
-        structlog.WriteLogger(out),
-        processors=[stamp, renderer],
-        wrapper_class=structlog.BoundLoggerBase,
-        cache_logger_on_first_use=True,
-    ).bind()
+    write, formatter = _console_lines(out, terminal) if console else _json_lines(out)
     names = {number: logging.getLevelName(number).lower() for number in set(EVENTS.values())}
 
-    def write(event: Event, number: int) -> None:
-        log._proxy_to_logger(  # noqa: SLF001 - the documented way to build a bound logger of one's own
-            "msg", event.name, **{"level": names[number], **event.fields}
-        )
+    def sink(event: Event, number: int) -> None:
+        write({"event": event.name, "level": names[number], **event.fields})
 
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name, stamp],
-        processors=[
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            *([] if console else [structlog.processors.format_exc_info]),
-            renderer,
-        ],
-    )
     handler = logging.StreamHandler(out)
     handler.setFormatter(formatter)
     root = logging.getLogger()
@@ -218,4 +248,4 @@ def configure_logging(
     handler.jobq_owned = True  # type: ignore[attr-defined]  # so that a second call replaces it
     root.addHandler(handler)
     _logger.setLevel(level.upper() if isinstance(level, str) else level)
-    _sink = write
+    _sink = sink

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from jobq.calls import Batch, Plan
@@ -298,19 +298,35 @@ def _fill(keys: Keys, containers: Sequence[_Container], owner: JobOwner | None) 
         return 0
     hashes = yield Batch(tuple(hash_command(keys, job_id) for _, job_id, _ in found))
     gone: list[tuple[Any, ...]] = []
+    delayed: list[tuple[str, tuple[Any, ...]]] = []
     for (container, job_id, score), values in zip(found, hashes, strict=True):
         if isinstance(values, Exception):
             container.ready.append((job_id, None))
             continue
         due = score * 1000 if container.kind == "due" else None
         job = job_from_fields(job_id, values, due_ms=due, owner=owner)
-        if job is None and container.kind == "tag":
+        if container.kind != "tag":
+            container.ready.append((job_id, job or _GONE))
+        elif job is None:
             gone.append(("ZREM", container.key, job_id))  # nobody else does; the listing goes on behind it
         else:
-            container.ready.append((job_id, job or _GONE))
-    if gone:
-        yield Batch(tuple(gone))
+            container.ready.append((job_id, job))
+            if job.state in (JobState.SCHEDULED, JobState.RETRYING):
+                delayed.append((job_id, ("ZSCORE", keys.scheduled(job.queue), job_id)))
+    if gone or delayed:
+        scores = yield Batch((*(command for _, command in delayed), *gone))
+        _note_due(containers, dict(zip((job_id for job_id, _ in delayed), scores, strict=False)))
     return len(found)
+
+
+def _note_due(containers: Sequence[_Container], scores: Mapping[str, Any]) -> None:
+    """When the jobs that a tag has named are due, which its own set does not say."""
+    for container in containers:
+        for place, (job_id, job) in enumerate(container.ready):
+            score = scores.get(job_id)
+            if job is not None and isinstance(score, bytes | float | int):
+                due = datetime.fromtimestamp(float(score), tz=UTC)
+                container.ready[place] = job_id, replace(job, due_at=due)
 
 
 def _rank(container: _Container) -> float:

@@ -65,6 +65,7 @@ print("kept")
 """
 
 
+@pytest.mark.covers("P-12", "P-13", "P-14")
 def test_the_examples_of_the_contract(redis_url: str) -> None:
     environment = {**os.environ, "JOBQ_REDIS_URL": redis_url}
     ran = subprocess.run(

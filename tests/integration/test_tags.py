@@ -41,6 +41,8 @@ def test_a_tag_finds_its_jobs_in_every_state(client: Client) -> None:
     assert {*found} == {waits, dead, later}
     assert [job.id for job in client.jobs(tag="order:7", state="dead").items] == [dead]
     assert [job.id for job in client.jobs(tag="order:7", queue="medium", state="queued").items] == [waits]
+    (delayed,) = client.jobs(tag="order:7", state="scheduled").items
+    assert (delayed.id, delayed.due_at) == (later, client.get(later).due_at)
     assert client.jobs(tag="nobody").items == []
 
 

@@ -77,7 +77,7 @@ def on(bench: Bench) -> Schedules:
 # --- firing ---------------------------------------------------------------
 
 
-@pytest.mark.covers("C-02", "O-03")
+@pytest.mark.covers("C-02", "C-04", "O-03")
 def test_a_slot_becomes_one_job_and_moves_the_schedule_on(on: Schedules) -> None:
     assert on.put(stored()) == "added"
     (taken,) = on.take()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -154,23 +155,29 @@ class Pair:
                 )
             )
         call = calls.enqueue(KEYS, queue, jobs, True, now_ms=self.model.now_ms)
-        waiting = {name: set(ids) for name, ids in self.model.lists.items()}
+        before = {job_id for ids in self.model.lists.values() for job_id in ids}
         expected = self.model.enqueue(queue, new)
+        replaced = Counter(job_id for word, job_id in expected if word == "replaced")
+        still = before - {job_id for job_id, times in replaced.items() if times > 1}
 
         def read(answers: list[calls.EnqueueAnswer]) -> list[tuple[str, str]]:
             if any(one.dedup for one in new):
-                self._adopt_order(waiting)
+                self._adopt_order(still)
             return [tuple(answer) for answer in answers]
 
         self.call(call, expected, read, new=new)
 
-    def _adopt_order(self, waiting: dict[str, set[str]]) -> None:
-        """Among themselves, jobs of one call with dedup keys have no promised order: take the server's."""
+    def _adopt_order(self, still: set[str]) -> None:
+        """Take the server's order of what a call with dedup keys brought, or replaced twice: none is promised.
+
+        Args:
+            still: Ids whose order is promised.
+        """
         for queue, ids in self.model.lists.items():
-            old = [job_id for job_id in ids if job_id in waiting.get(queue, ())]
-            new = [_text(job_id) for job_id in self.client.lrange(KEYS.queue(queue), len(old), -1)]
-            if sorted(old + new) == sorted(ids):
-                self.model.lists[queue] = old + new
+            found = [_text(job_id) for job_id in self.client.lrange(KEYS.queue(queue), 0, -1)]
+            same = [i for i in found if i in still] == [i for i in ids if i in still]
+            if same and sorted(found) == sorted(ids):
+                self.model.lists[queue] = found
 
     def claim(
         self, queue: str, exec_id: str, number: int, n: int, known: Sequence[str]

@@ -8,6 +8,7 @@ import sys
 from datetime import datetime
 
 import pytest
+import structlog
 
 from jobq import events
 from jobq.events import EVENTS, Event, configure_logging, emit, enabled, subscribe
@@ -138,6 +139,34 @@ def test_json_lines_have_the_keys_of_the_contract():
         "attempt": 1,
         "max_attempts": 3,
     }
+
+
+def test_json_lines_load_nothing_that_is_for_people():
+    code = (
+        "import sys; from jobq.events import configure_logging, emit; configure_logging('json');"
+        "emit('job.dead', job_id='a');"
+        "sys.exit(str({'structlog', 'rich', 'pygments', 'attr'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[1:] == ["set()"]
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_what_an_applications_structlog_prepared_keeps_its_fields(explicit):
+    out = io.StringIO()
+    configure_logging("json", "INFO", out)
+    logger = structlog.wrap_logger(
+        logging.getLogger("app"),
+        processors=[structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    try:
+        raise ValueError("no")
+    except ValueError as error:
+        logger.error("broke", order_id="o-1", exc_info=error if explicit else True)
+    found = json.loads(out.getvalue())
+    assert (found["event"], found["order_id"], found["level"]) == ("broke", "o-1", "error")
+    assert found["exception"].endswith("ValueError: no")
 
 
 def test_other_loggers_come_in_the_same_form_from_warning_on():

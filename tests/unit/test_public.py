@@ -17,6 +17,7 @@ import pytest
 
 import jobq
 from jobq import errors
+from tests import checklist
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"click", "cryptography", "pydantic", "pydantic_settings", "redis", "rich", "rq", "structlog"}
@@ -101,3 +102,11 @@ def test_the_version_is_the_projects() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert jobq.__version__ == project["version"]
     assert f"## {jobq.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_row_of_the_checklist_has_a_test_and_the_page_says_which() -> None:
+    assert checklist.missing() == []
+    known = {row for rows in checklist.rows().values() for row in rows}
+    unknown = {row for row in checklist.marks() if row[0] in "PQDBOTLCY" and row not in known}
+    assert unknown == set()
+    assert checklist.PAGE.read_text() == checklist.page(), "run: python -m tests.checklist"

@@ -239,7 +239,7 @@ def show(state: State, job_id: str) -> None:
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most this many, newest first.")
 @click.option("--rate", type=RATE, metavar="50/s", help="Not faster than this.")
 @click.option(
-    "--canary", type=click.IntRange(1), default=0, metavar="N",
+    "--canary", type=click.IntRange(1), metavar="N",
     help="So many first; unless all of them succeed at once, the others stay dead.",
 )  # fmt: skip
 @click.option(
@@ -257,7 +257,7 @@ def replay(
     since: timedelta | None,
     limit: int | None,
     rate: float | None,
-    canary: int,
+    canary: int | None,
     canary_timeout: timedelta,
     dry_run: bool,
     yes: bool,
@@ -278,7 +278,7 @@ def replay(
         letters = _matching(client, wanted(client, priority, queue, task, error, since), limit)
     chosen = [letter.id for letter in letters]
     return _replay(
-        state, chosen, _summary(letters), rate=rate, dry_run=dry_run, yes=yes, canary=canary,
+        state, chosen, _summary(letters), rate=rate, dry_run=dry_run, yes=yes, canary=canary or 0,
         canary_timeout=canary_timeout,
     )  # fmt: skip
 

@@ -4,6 +4,9 @@ It has neither threads nor a Redis connection, so a fork copies nothing that cou
 to whoever asked for the process, kills what an executor leaves behind, and when the supervisor goes, it takes all
 of its children with it.
 
+A worker's first spawner is itself a fork of the supervisor, made before that has threads or connections; should it
+die, the next one is a fresh interpreter.
+
 If importing the application starts threads, forking would copy their locks: children are then started as fresh
 interpreters instead, which costs memory and start-up time, and the supervisor says so.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import encodings.idna  # noqa: F401 - the look-up of a host loads it: after the fork, in each process
 import gc
 import json
 import os

@@ -18,9 +18,10 @@ from pydantic import SecretStr
 
 from jobq.config import Settings
 from jobq.errors import ConfigError
+from jobq.registry import load_app
 from jobq.worker.channel import Channel, ChannelClosed
 from jobq.worker.executor import ignore_signals
-from jobq.worker.spawner import CHANNEL_ENV, LOG_LEVEL_ENV, Spawner, fork, warm_up
+from jobq.worker.spawner import APP_MODULES, CHANNEL_ENV, LOG_LEVEL_ENV, Spawner, fork, warm_up
 
 _log = logging.getLogger("jobq")
 
@@ -60,6 +61,7 @@ class SpawnerProcess:
             return Spawner(Channel(theirs), settings, log_level).run()
 
         environment = _environment(settings)
+        load_app(APP_MODULES)
         warm_up(settings)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()  # what it holds would be written twice

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobq import events
 from jobq.config import Settings
@@ -25,7 +25,6 @@ from jobq.queues import QueueSpec
 from jobq.retry import RetryPolicy
 from jobq.schedule_records import Record
 from jobq.worker.channel import Channel, ChannelClosed, Message
-from jobq.worker.health import HealthServer
 from jobq.worker.keepers import Keepers, check_servers
 from jobq.worker.lane import HUNG, HUNG_S, Lane, new_exec_id
 from jobq.worker.lanes import Lanes
@@ -36,6 +35,9 @@ from jobq.worker.reload import run_with_reload
 from jobq.worker.slots import SlotTable
 from jobq.worker.spawner_process import START_TIMEOUT_S, SpawnerProcess, note_warnings
 from jobq.worker.spec import LaneSpec, WorkerSpec
+
+if TYPE_CHECKING:
+    from jobq.worker.health import HealthServer
 
 _log = logging.getLogger("jobq")
 
@@ -116,6 +118,8 @@ class Supervisor:
         try:
             self._keepers.start()
             if self._worker.health_port is not None:
+                from jobq.worker.health import HealthServer  # late: 0.5 MB that only probes need
+
                 self._health = HealthServer(self._worker.health_port, self.problems, self.stalled)
             self._attempt(lambda: self._spawner_ready(said))
             events.emit(
