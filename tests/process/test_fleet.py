@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,7 @@ MOST_CONNECTIONS = 25
 """An executor has two, the supervisor one; the promise of 60 leaves the rest to what tasks do."""
 
 MOST_PSS_MB = {1: (72, 78), len(LANES): (110, 135)}
-"""By lanes, idle and after work: 61 and 65, 94 and 113 here; the promise is 250 for five.
+"""By lanes, idle and after work: 60 and 64, 93 and 112 here; the promise is 250 for five.
 
 Nothing is imported after the forks, so a process owns some 2 to 14 MB of its own.
 """
@@ -111,6 +112,38 @@ def test_a_fork_keeps_nothing_of_the_supervisors_open(worker: WorkerFactory) -> 
     ]  # what wakes it; the lines to supervisor and executor
     mine, theirs = set(open_files.values()), set(files(psutil.Process(running.pid)).values())
     assert {name for name in mine & theirs if name.startswith(("pipe", "socket"))} == set()
+
+
+def test_what_came_by_argument_reaches_the_tasks_of_a_fork(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger, redis_url: str
+) -> None:
+    app.chain.options(client=client).enqueue(left=2)  # each enqueues the next through the default client
+    running = worker("--redis-url", redis_url, "--burst", url="redis://127.0.0.1:1/0", wait=False)
+    assert running.wait() == 0
+    assert len(ledger.entries("ran")) == 3
+
+
+def test_what_an_application_prints_while_it_is_imported_is_printed_once(
+    worker: WorkerFactory, tmp_path: Path
+) -> None:
+    (tmp_path / "talkative.py").write_text("print('hello from the import')")
+    running = worker(
+        queues=("high", "batch"), app="talkative", PYTHONPATH=f"{tmp_path}:{ROOT}", PYTHONUNBUFFERED=""
+    )
+    until(lambda: len(running.executors()) == 2)
+    running.send(signal.SIGTERM)
+    assert running.wait() == 0
+    assert running.output().count("hello from the import") == 1
+
+
+def test_a_worker_ends_where_children_are_not_waited_for(worker: WorkerFactory, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)"  # as some process managers leave it
+    )
+    running = worker(PYTHONPATH=f"{tmp_path}:{ROOT}")
+    until(running.executors)
+    running.send(signal.SIGTERM)
+    assert running.wait() == 0
 
 
 def test_a_supervisor_with_threads_is_not_forked(

@@ -20,7 +20,7 @@
 -- rebind: the holder can be replaced, but data is signed for another id; sign it for the holder and send it again.
 -- Idempotent: the job id is the token; a holder remembers in rp which id replaced it last.
 -- Full memory: the first write is a HSET, so all is refused and nothing written. Jobs without a dedup key are
---          written as they come, since no check of another job rests on them; the others after every check.
+--          written as they come, up to the first that has one; no read after that can fail.
 local P, N = ARGV[2], ARGV[3]
 local now = tonumber(ARGV[1])
 if not now then
@@ -56,8 +56,9 @@ end
 
 -- The live holder of a dedup key: id, status, queue, id that replaced it last; nil when the key refuses nobody.
 local function holder_of(name)
-  local value = redis.call('GET', N .. 'dedup:' .. name)
-  if not value then return nil end
+  -- A key of the wrong type refuses nobody: an error here would leave the jobs before it half written.
+  local value = redis.pcall('GET', N .. 'dedup:' .. name)
+  if type(value) ~= 'string' then return nil end
   local mode, id = value:match('^(%a):(.*)$')
   if not mode then return nil end
   local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'origin', 'rp')
@@ -83,7 +84,8 @@ local function charge(id, gate)
   local key, waits = N .. 'quota:' .. name, nil
   limit, window, burst = tonumber(limit), tonumber(window), tonumber(burst)
   if kind == 'r' then
-    local used = redis.call('ZCOUNT', key, '(' .. string.format('%.0f', now - window), '+inf')
+    local used = redis.pcall('ZCOUNT', key, '(' .. string.format('%.0f', now - window), '+inf')
+    if type(used) == 'table' then return nil end
     if used < limit then
       return nil, function()
         redis.call('ZREMRANGEBYSCORE', key, '-inf', now - window)
@@ -95,7 +97,8 @@ local function charge(id, gate)
     return math.ceil(tonumber(oldest[2]) + window - now)
   end
   local step = window / (limit - burst)
-  local full_at = math.max(now, tonumber(redis.call('GET', key) or '0')) + step
+  local before = redis.pcall('GET', key)
+  local full_at = math.max(now, type(before) == 'string' and tonumber(before) or 0) + step
   waits = full_at - now - burst * step
   if waits > 1e-6 then return math.ceil(waits) end
   return nil, function()
@@ -152,7 +155,7 @@ for i = 1, tonumber(ARGV[5]) do
     else
       room = room - 1
       word = due > 0 and 'scheduled' or 'queued'
-      if name == '' then
+      if name == '' and #plan == 0 then
         admit(id, due, first, last)
       else
         seen[id] = true
@@ -160,7 +163,8 @@ for i = 1, tonumber(ARGV[5]) do
       if count then count() end
     end
   end
-  if name ~= '' and (word == 'queued' or word == 'scheduled' or over) then
+  -- Behind a job with a dedup key a plain one waits too, or they would change places.
+  if (name ~= '' or #plan > 0) and (word == 'queued' or word == 'scheduled' or over) then
     local step = { id = answer, new = id, due = due, name = name, mode = mode, window = window,
       first = first, last = last, over = over }
     if over and over.earlier then
@@ -175,7 +179,7 @@ for i = 1, tonumber(ARGV[5]) do
     else
       plan[#plan + 1] = step
     end
-    taken[name] = step
+    if name ~= '' then taken[name] = step end
   end
   answers[2 * i - 1], answers[2 * i] = word, answer
 end
@@ -214,7 +218,7 @@ for _, step in ipairs(plan) do
   local name, value = N .. 'dedup:' .. step.name, step.mode .. ':' .. step.id
   if step.mode == 'w' then
     redis.call('SET', name, value, 'PX', step.window)
-  else
+  elseif step.name ~= '' then
     redis.call('SET', name, value)
   end
 end

@@ -227,6 +227,8 @@ for _, job in ipairs(jobs) do
     if job.rec then
       redis.call('RPUSH', N .. 'attempts:' .. id, job.rec)
       redis.call('LTRIM', N .. 'attempts:' .. id, -20, -1)
+      -- While the job goes on, too: an rq tool that deletes it knows nothing of them.
+      redis.call('EXPIRE', N .. 'attempts:' .. id, 2592000)
     end
     if result then
       redis.call('XADD', P .. 'results:' .. id, 'MAXLEN', '10', '*', 'type', '1', 'worker_name', job.worker or '',

@@ -76,6 +76,7 @@ def fork(run: Callable[[], int]) -> int:
     Returns:
         The process id.
     """
+    _flush()  # or what is buffered would be written twice
     pid = os.fork()
     if pid:
         return pid
@@ -87,10 +88,14 @@ def fork(run: Callable[[], int]) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
-        with contextlib.suppress(Exception):  # closed, or nobody reads it any more
-            sys.stdout.flush()
-            sys.stderr.flush()
+        _flush()
         os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # closed, or nobody reads it any more
+            stream.flush()
 
 
 def describe(tasks: Registry, settings: Settings) -> dict[str, Any]:

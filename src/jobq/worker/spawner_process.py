@@ -47,6 +47,8 @@ class SpawnerProcess:
         self.line, theirs = Channel.pair()
         self.ready = False
         self.started_at = time.monotonic()
+        # Ignored, as some process managers leave it, it would take from us the children that we wait for.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         start = self._fork if fork and threading.active_count() == 1 else self._execute
         self._pid = start(settings, theirs, str(logging.getLogger("jobq").level or logging.INFO))
         theirs.close()
@@ -63,8 +65,6 @@ class SpawnerProcess:
         environment = _environment(settings)
         load_app(APP_MODULES)
         warm_up(settings)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()  # what it holds would be written twice
         return fork(run)
 
     def _execute(self, settings: Settings, theirs: socket.socket, log_level: str) -> int:
