@@ -55,7 +55,8 @@ class History:
         popped: Ids that a stock worker took off a list and may have lost.
         keyless: Ids that lost their dedup key to a newer job, or came back through rq's requeue without it.
         expiring: Ids that rq's requeue left with an expiry.
-        swept_by_rq: Ids whose hash rq's tools removed, or may let expire: their records stay; see test_found.py.
+        swept_by_rq: Ids that rq's tools removed: their records stay for a while, or longer (see test_found.py), and a
+            request to stop one that a stock worker ran.
     """
 
     acked: set[str] = field(default_factory=set)
@@ -274,12 +275,8 @@ def poison_by_rule(step: Step, history: History) -> None:
 
 def nothing_left(state: Snapshot, history: History) -> None:
     """15. After drain and retention no ``jobq:`` key is left but ``q``, ``pulse``, ``n``."""
-    kept = (
-        "jobq:q:",
-        "jobq:pulse",
-        "jobq:n:",
-        *(f"jobq:attempts:{job_id}" for job_id in history.swept_by_rq),
-    )
+    records = (f"jobq:attempts:{job_id}" for job_id in history.swept_by_rq)
+    kept = ("jobq:q:", "jobq:pulse", "jobq:n:", *records)
     left = {
         key: value
         for key, value in state.values.items()

@@ -373,18 +373,10 @@ class Machine(RuleBasedStateMachine):
             self.pair.tool("rq_delete", lambda: self._rq(job_id).delete(), job_id=job_id)
 
     def rq_requeue(self, pick: int) -> None:
-        """Of a job without children; see test_found.py for what claim.lua does to theirs."""
-        job_id = self._which(pick, lambda job: job.state == "dead" and not self.model.children.get(job.id))
+        job_id = self._which(pick, lambda job: job.state == "dead")
         if job_id is not None:
             self.model.rq_requeue(job_id)
-            client = self.pair.client
-
-            def requeue() -> None:
-                self._rq(job_id).requeue()
-                client.persist(KEYS.attempts(job_id))  # claim.lua leaves them their expiry, too
-
-            self.pair.tool("rq_requeue", requeue, job_id=job_id)
-            self.pair.history.swept_by_rq.add(job_id)
+            self.pair.tool("rq_requeue", lambda: self._rq(job_id).requeue(), job_id=job_id)
 
     def rq_empty(self, queue: str) -> None:
         self.model.rq_empty(queue)
