@@ -31,9 +31,10 @@ from jobq.steps import (
 
 __all__ = [
     "MOST_JOBS", "WORKER_TTL_S", "Batch", "Beat", "Call", "Claim", "Claimed", "EnqueueAnswer", "EnqueueStatus",
-    "NewJob", "Outcome", "OutcomeKind", "Plan", "Promoted", "Rescued", "Step", "cancel", "claim", "delete",
-    "declare_limits", "enqueue", "free_rq_slots", "heartbeat", "last_claim", "limit", "open_gates", "pause", "progress", "promote", "prune", "register_worker", "release",
-    "replay", "rescue", "resume", "settle", "unpark", "unregister_worker", "withdraw",
+    "NewJob", "Outcome", "OutcomeKind", "Plan", "Promoted", "Rescued", "Step", "cancel", "claim",
+    "declare_limits", "delete", "enqueue", "free_rq_slots", "heartbeat", "last_claim", "limit", "open_gates",
+    "pause", "progress", "promote", "prune", "register_worker", "release", "replay", "rescue", "resume",
+    "settle", "unpark", "unregister_worker", "withdraw",
 ]  # fmt: skip
 
 MOST_JOBS = 100

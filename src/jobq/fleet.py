@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -62,7 +62,7 @@ class QueueInfo:
     paused_reason: str | None = None
     shed: bool = False
     maximum: int | None = None
-    limits: QueueLimits = QueueLimits()
+    limits: QueueLimits = field(default_factory=QueueLimits)
     limits_set: bool = False
     limits_until: datetime | None = None
 

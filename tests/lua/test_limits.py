@@ -343,7 +343,11 @@ def test_a_quota_counts_what_is_let_in(bench: Bench) -> None:
     quota = Quota(2, per=60).gate("n:t")
     bench.enqueue("x", dedup_key="t:1", dedup_mode="f")
     assert bench.enqueue("dup", quota=quota, dedup_key="t:1", dedup_mode="f") == [("duplicate", "x")]
-    assert bench.enqueue("a", "b", "c", quota=quota) == [("queued", "a"), ("queued", "b"), ("over_quota", "60000")]
+    assert bench.enqueue("a", "b", "c", quota=quota) == [
+        ("queued", "a"),
+        ("queued", "b"),
+        ("over_quota", "60000"),
+    ]
     assert bench.enqueue("a", quota=quota) == [("mine", "a")], "the repeat of a lost reply is no second one"
     assert not bench.redis.exists("rq:job:c")
     bench.now += 59_999

@@ -127,7 +127,6 @@ def test_records_of_a_job_that_an_rq_tool_deletes_expire(pair: Pair) -> None:
     assert "jobq:attempts:j" in pair.now.left_s
 
 
-@pytest.mark.xfail(reason="claim.lua takes the expiry away from the records of each retry", strict=True)
 def test_records_of_a_running_job_that_an_rq_tool_deletes_expire(pair: Pair) -> None:
     token = running(pair, "j")
     pair.settle("q", [End("j", token, "retry", spends=True, record=True)])

@@ -18,8 +18,8 @@
 -- a burst so that no window holds more than limit, c counts what runs at once; several are joined by ';'. A queue's
 -- are in its state, a job's in lm. A job that finds one closed waits at it, parked, until open.lua lets it back. All
 -- gates of a job are looked at before one is passed.
--- Keys built inside: P:job:<id>, jobq:dedup:<name>, jobq:parked:<q>:<bucket>; of a job settled before also P:results:<id>,
---          jobq:attempts:<id>, P:job:<id>:dependents; for jobs and queues with limits:
+-- Keys built inside: P:job:<id>, jobq:dedup:<name>, jobq:parked:<q>:<bucket>; of a job settled before also
+--          P:job:<id>:dependents; for jobs and queues with limits:
 --          jobq:rate:<gate>, jobq:held:<gate>, jobq:closed:<gate>, jobq:gate:<gate>, jobq:gates, jobq:blocked:<q>;
 --          where jobs asked for an order or for turns: jobq:order:<q>, jobq:turns:<q>.
 -- Idempotent: the same number yields the same jobs again, as far as their leases stand; a lower one yields none.
@@ -212,9 +212,8 @@ local function take(id, row, settled, ttl, dk, lm)
   local key = P .. 'job:' .. id
   if settled or ttl then
     -- Settled before, so it may be a dead letter that an rq tool requeued: it still has the old expiry and verdict.
-    for _, each in ipairs({ key, P .. 'results:' .. id, N .. 'attempts:' .. id, key .. ':dependents' }) do
-      redis.call('PERSIST', each)
-    end
+    redis.call('PERSIST', key)
+    redis.call('PERSIST', key .. ':dependents')
     if settled then redis.call('HDEL', key, 'cx', 'why', 'ended_at') end
   end
   redis.call('HSET', key, 'status', 'started', 'started_at', ARGV[9], 'worker_name', ARGV[8])
