@@ -49,7 +49,7 @@ def test_a_prober_that_hangs_up_leaves_no_traceback(capsys: pytest.CaptureFixtur
         return ["x" * 1_000_000]  # more than any buffer takes in one go
 
     server = HealthServer(0, problems, list)
-    server._server.shutdown_request = _then(server._server.shutdown_request, answered)
+    server._server.shutdown_request = _then(server._server.shutdown_request, answered)  # type: ignore[method-assign]
     try:
         with socket.create_connection(("127.0.0.1", server.port)) as prober:
             prober.sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
