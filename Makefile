@@ -42,8 +42,11 @@ docs: $(READY)  ## the documentation, warnings are errors
 bench: $(READY)  ## measure against ten other queues; ARGS="--growth", "--full", "--quick"
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-chaos: $(READY)  ## break workers and Redis and see what is lost; ONLY="FI-01 FI-02", EFFORT=0.25
+chaos: $(READY)  ## break workers and Redis and see what is lost, then the long model check; ONLY="FI-01 FI-02", EFFORT=0.25
 	@$(BIN)/python -m tests.chaos $(ONLY) --effort $(or $(EFFORT),1)
+ifeq ($(ONLY),)
+	@$(BIN)/pytest -m chaos --timeout 7200
+endif
 
 lock: $(READY)  ## pin the newest versions in constraints.txt
 	@echo "# Made by 'make lock': every extra and dev, for Python 3.11 to 3.13." > $(VENV)/constraints.txt
