@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import fakeredis
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -473,10 +472,10 @@ def play(client: Any, *, sequences: int, derandomize: bool) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("flavour", "sequences"), [("redis", 150), ("valkey", 150), ("fakeredis", 10)])
-def test_any_sequence(servers: Servers, flavour: str, sequences: int) -> None:
-    client = fakeredis.FakeRedis() if flavour == "fakeredis" else servers.client(flavour)
-    play(client, sequences=sequences, derandomize=True)
+@pytest.mark.parametrize("flavour", ["redis", "valkey"])
+def test_any_sequence(servers: Servers, flavour: Flavour) -> None:
+    """Not on fakeredis: it expires keys by its own clock, which a slow sequence outlives."""
+    play(servers.client(flavour), sequences=150, derandomize=True)
 
 
 @pytest.mark.chaos
