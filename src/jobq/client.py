@@ -29,7 +29,7 @@ from jobq.config import Settings
 from jobq.connection import check_client, connect
 from jobq.control import BulkReport, Progress, Verb, nobody
 from jobq.dead_parts import DeadLetters
-from jobq.errors import JobqError, StoreUnavailableError, UnknownTaskError
+from jobq.errors import ConfigError, JobqError, StoreUnavailableError, UnknownTaskError
 from jobq.health import Health, Thresholds, judge
 from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
 from jobq.joblog import LogLine, lines_plan
@@ -165,6 +165,10 @@ class Client(ClientBase):
 
     def twin(self) -> AsyncClient:
         """The asynchronous client of these settings for the running event loop."""
+        if self._given is not None:
+            raise ConfigError(
+                "a client with a Redis of its own has no asynchronous twin: make a jobq.AsyncClient for that Redis"
+            )
         loop = asyncio.get_running_loop()
         twin = self._twins.get(loop)
         if twin is None:

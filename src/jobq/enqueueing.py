@@ -13,7 +13,14 @@ from jobq import brake, calls, dedup, events, limits, tags
 from jobq.calls import Batch, EnqueueAnswer, NewJob, Plan
 from jobq.codec import Codec
 from jobq.config import Settings, warn_secret_unprotected
-from jobq.errors import ConflictError, JobqError, QueueFullError, QuotaExceededError, StoreUnavailableError
+from jobq.errors import (
+    ConfigError,
+    ConflictError,
+    JobqError,
+    QueueFullError,
+    QuotaExceededError,
+    StoreUnavailableError,
+)
 from jobq.job import Job, JobOwner, JobState, new_job_id
 from jobq.keys import Keys
 from jobq.options import NO_OVERRIDES
@@ -62,6 +69,7 @@ class Enqueuer:
         self._keys = keys
         self._codec = codec
         self._specs = settings.queue_specs()
+        self._redis_url = settings.redis_url
         ages = [kept.age for spec in self._specs.values() for kept in (spec.keep_succeeded, spec.keep_dead)]
         self._found_by_tag = max(tags.KEEP, *(2 * age for age in ages))
         self._timeout = settings.timeout
@@ -94,6 +102,8 @@ class Enqueuer:
                     made = yield from self._send([prepared[index] for index in chunk])
                 except (StoreUnavailableError, QueueFullError) as error:
                     if sent:
+                        if isinstance(error, StoreUnavailableError):
+                            error.ambiguous = True  # of the whole call, a part has landed for sure
                         error.args = (f"{error} ({sent:,} of {len(prepared):,} jobs were enqueued before)",)
                     raise
                 for index, job in zip(chunk, made, strict=True):
@@ -164,6 +174,13 @@ class Enqueuer:
     def _constant_fields(self, task: Task[Any, Any], queue: str) -> dict[str, bytes | str]:
         """What is equal for all jobs of a task in a queue."""
         spec = self._specs.get(queue)
+        if spec is not None and spec.redis_url and spec.redis_url != self._redis_url:
+            raise ConfigError(
+                f"queue {queue!r} has a Redis of its own: enqueue through a client of it, "
+                "jobq.Client(jobq.Settings(redis_url=…)) with the queue's URL",
+                queue=queue,
+                task=task.name,
+            )
         timeout = task.spec.timeout or (spec.timeout if spec else None) or self._timeout
         fields: dict[str, bytes | str] = {
             "data": b"",
@@ -215,6 +232,21 @@ class Enqueuer:
             yield self._index(chunk, tagged)
         register = self._clock() >= self._registered.get(queue, -math.inf)
         answers = yield from self._ask(queue, chunk, register)
+        try:
+            return (yield from self._answered(queue, chunk, answers, register, tagged))
+        except StoreUnavailableError as error:
+            error.ambiguous = True  # what was asked first has been answered: it is there
+            raise
+
+    def _answered(
+        self,
+        queue: str,
+        chunk: Sequence[_Prepared],
+        answers: list[EnqueueAnswer],
+        register: bool,
+        tagged: Sequence[tuple[str, Sequence[str]]],
+    ) -> Plan[list[Job]]:
+        """What follows the first answer: holders that are replaced, refusals, the jobs as they stand."""
         for _ in range(_REBINDS - 1):
             places = [place for place, answer in enumerate(answers) if answer.status == "rebind"]
             if not places:

@@ -23,6 +23,8 @@ from jobq.store import Store
 from jobq.wire import Wire
 
 _FRESH_S = 1.0
+_MOST_IDLE = 10
+"""Connections kept after a burst of threads; the others are closed."""
 
 
 class KeptStore(Store):
@@ -65,7 +67,10 @@ class KeptStore(Store):
             # Whatever broke this one, a restart or a failover, broke the idle ones too.
             self._drop_idle()
             raise
-        self._idle.append((pid, time.monotonic(), wire))
+        if len(self._idle) < _MOST_IDLE:
+            self._idle.append((pid, time.monotonic(), wire))
+        else:
+            wire.close()
         if isinstance(reply, Exception):
             raise reply
         return reply

@@ -55,8 +55,6 @@ def fire_plan(
     slots, missed, after = due.slots, due.missed, due.next
     if stored.overlap == "cancel_previous" and slots:
         slots, missed = slots[-1:], missed + len(slots) - 1
-        if taken.job:
-            yield calls.cancel(keys, taken.job)
     if len(slots) > MOST:
         slots, after = slots[:MOST], slots[MOST]
     bound = bound_id(taken.name)
@@ -74,6 +72,9 @@ def fire_plan(
     )
     if word == "stale":
         return None
+    if stored.overlap == "cancel_previous" and taken.job and "queued" in words:
+        # Only now: were the queue full, neither of the two would be left.
+        yield calls.cancel(keys, taken.job)
     dealt = [(job.slot, job.id, word) for job, word in zip(jobs, words, strict=False)]
     return Fired(stored, dealt, missed, word == "full")
 

@@ -105,7 +105,8 @@ def translate(
     if isinstance(error, redis.BusyLoadingError):
         return StoreUnavailableError("Redis is loading its data")
     if isinstance(error, _LOST):
-        ambiguous = not _NOT_SENT.search(text) if sent is None else sent
+        # An enqueue that was retried inside redis-py tells of its last try only; an earlier one may have landed.
+        ambiguous = (script == "enqueue" or not _NOT_SENT.search(text)) if sent is None else sent
         return StoreUnavailableError(f"Redis cannot be reached: {text}", ambiguous=ambiguous)
     return StoreError(f"redis-py: {text}")
 

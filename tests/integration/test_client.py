@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
@@ -575,6 +576,46 @@ def test_a_client_of_ones_own(settings: jobq.Settings, redis_url: str) -> None:
         assert job.result(5) == 5
         client.close()
         assert given.ping()
+
+
+def test_a_client_of_ones_own_has_no_twin_elsewhere(settings: jobq.Settings, redis_url: str) -> None:
+    async def enqueue(client: Client) -> None:
+        with pytest.raises(ConfigError, match="AsyncClient"):
+            await add.options(client=client).enqueue_async(a=1)
+
+    with redis.Redis.from_url(redis_url) as given, Client(settings, redis=given) as client:
+        asyncio.run(enqueue(client))
+
+
+def test_a_queue_with_its_own_redis_is_not_enqueued_to_elsewhere(redis_url: str) -> None:
+    """Its workers listen there: here nobody would ever run the job."""
+    elsewhere = {"batch": {"redis_url": "redis://127.0.0.1:1/0"}}
+    with Client(jobq.Settings(redis_url=redis_url, queues=elsewhere)) as client:
+        with pytest.raises(ConfigError, match="Redis of its own"):
+            add.options(client=client, queue="batch").enqueue(a=1)
+        assert add.options(client=client, queue="low").enqueue(a=1).state is JobState.QUEUED
+    with Client(jobq.Settings(redis_url=redis_url, queues={"batch": {"redis_url": redis_url}})) as client:
+        assert add.options(client=client, queue="batch").enqueue(a=1).queue == "batch"
+
+
+def test_no_fallback_once_a_part_has_landed(settings: jobq.Settings, redis_client: redis.Redis) -> None:
+    """The first 100 are queued: run here, too, they would run twice."""
+    inline = settings.model_copy(update={"fallback": "inline"})
+    with Client(inline) as client:
+        store, sent = client._store("enqueue"), []
+        send = store._send
+
+        def once(step: Any) -> Any:
+            sent.append(step)
+            if len(sent) > 1:
+                raise redis.ConnectionError("Error 111 connecting to 127.0.0.1:1. Connection refused.")
+            return send(step)
+
+        store._send = once
+        with pytest.raises(StoreUnavailableError) as caught:
+            add.options(client=client).enqueue_many([{"a": number} for number in range(150)])
+    assert caught.value.ambiguous
+    assert redis_client.llen("rq:queue:medium") == 100
 
 
 # --------------------------------------------------------------------------- the default client

@@ -139,3 +139,20 @@ def test_a_job_that_waits_past_its_timeout_is_stopped(loop: LoopExecutor, hooks:
     assert hooks.ended.acquire(timeout=5)
     report = hooks.reports["slow"]
     assert (report.outcome.kind, report.event) == ("retry", "job.timed_out")
+
+
+@task("l.leaves", registry=tasks)
+async def leaves() -> None:
+    def bye() -> None:
+        raise SystemExit(3)
+
+    asyncio.get_running_loop().call_later(0.05, bye)
+
+
+def test_what_a_job_left_behind_does_not_end_the_loop(loop: LoopExecutor, hooks: Hooks) -> None:
+    loop.submit([work("leaver", "l.leaves", 5)])
+    assert hooks.ended.acquire(timeout=5)
+    time.sleep(0.2)  # nothing tells of a callback that has run
+    loop.submit([work("next", "l.polite", 5, seconds=0.0)])
+    assert hooks.ended.acquire(timeout=5)
+    assert hooks.reports["next"].outcome.kind == "succeeded"

@@ -39,7 +39,7 @@ local WAITING = { queued = true, scheduled = true }
 local LIVE = { queued = true, scheduled = true, started = true, deferred = true, created = true,
   ready_to_enqueue = true, rate_limited = true }
 local now_text = string.format('%.0f', now)
-local seen, taken, answers, plan, push, later = {}, {}, {}, {}, {}, {}
+local seen, taken, answers, plan, push, later, counted = {}, {}, {}, {}, {}, {}, {}
 
 -- Writes a new job; its id goes into its container at the end, together with the others'.
 local function admit(id, due, first, last, replaced_by)
@@ -157,10 +157,10 @@ for i = 1, tonumber(ARGV[5]) do
       word = due > 0 and 'scheduled' or 'queued'
       if name == '' and #plan == 0 then
         admit(id, due, first, last)
+        if count then count() end
       else
-        seen[id] = true
+        seen[id], counted[id] = true, count
       end
-      if count then count() end
     end
   end
   -- Behind a job with a dedup key a plain one waits too, or they would change places.
@@ -204,7 +204,8 @@ for _, step in ipairs(plan) do
     if over.status == 'scheduled' then
       redis.call('ZREM', P .. 'scheduled:' .. q, step.id)
       redis.call('ZREM', N .. 'retrying:' .. q, step.id)
-    elseif due > 0 then
+    elseif due > 0 and redis.call('LLEN', P .. 'queue:' .. q) <= 10000 then
+      -- In a longer list the id stays: searching it would hold up everybody, and claim drops what is not queued.
       redis.call('LREM', P .. 'queue:' .. q, 0, step.id)
     end
     if due > 0 then
@@ -214,6 +215,7 @@ for _, step in ipairs(plan) do
     end
   else
     admit(step.id, due, step.first, step.last, step.rp)
+    if counted[step.new] then counted[step.new]() end
   end
   local name, value = N .. 'dedup:' .. step.name, step.mode .. ':' .. step.id
   if step.mode == 'w' then

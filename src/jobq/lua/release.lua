@@ -39,6 +39,7 @@ for _, parent in ipairs(redis.call('ZRANGE', KEYS[1], 0, 19)) do
     local row = redis.pcall('HMGET', key, 'status', 'origin', 'park', 'q', 'allow_dependency_failures')
     if row.err then
       redis.call('ZADD', KEYS[2], now, child)
+      redis.call('SREM', set, child)
     elseif row[1] == 'deferred' and row[2] and not row[3] and ready(child, row[5] == '1') then
       redis.call('ZREM', P .. 'deferred:' .. row[2], child)
       if row[4] then

@@ -9,5 +9,6 @@ if type(status) ~= 'string' then return 'gone' end
 if status ~= 'scheduled' or not redis.call('ZSCORE', KEYS[2], ARGV[4]) then return status end
 redis.call('ZREM', KEYS[2], '')
 redis.call('ZADD', KEYS[2], 'XX', string.format('%.3f', tonumber(ARGV[5]) / 1000), ARGV[4])
-redis.call('HSET', KEYS[1], 'q', ARGV[5])
+-- A job of plain rq's has no q: by that a claim knows to bring rq's own fields along.
+if redis.call('HEXISTS', KEYS[1], 'q') == 1 then redis.call('HSET', KEYS[1], 'q', ARGV[5]) end
 return 'moved'

@@ -187,8 +187,8 @@ class LaneExecutor:
             work = report.assignment
             job_id = work.job.id
             self._table.release(work.slot)
-            self._inbox.forget(job_id)
-            if self._works.get(job_id) is work:
+            if self._works.get(job_id) is work:  # else the job came back under another lease, and runs again
+                self._inbox.forget(job_id)
                 del self._works[job_id]
             if report.event:
                 run_s = report.fields["run_ms"] / 1000
@@ -233,6 +233,10 @@ class LaneExecutor:
             self._executors.submit(works)
 
     def _assign(self, job: Claimed, now_ms: int, now: float) -> Assignment:
+        if (
+            job.id in self._works
+        ):  # rescued from here, and claimed again: what was said of the old lease is over
+            self._inbox.forget(job.id)
         place = self._executors.place(job)
         slot = self._table.take(job.id, job.token, isolated=isinstance(place, ChildExecutor))
         work = Assignment(slot, job, now, now_ms, executor=place)

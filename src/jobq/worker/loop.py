@@ -7,6 +7,7 @@ Whose coroutine it is can be known from outside, so the others' clocks stand sti
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -55,6 +56,7 @@ class LoopExecutor:
         self._shielding = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._loop.set_task_factory(self._make_task)
+        self._closing = False
         self._thread = threading.Thread(target=self._run_loop, name="loop", daemon=True)
         self._thread.start()
 
@@ -75,6 +77,7 @@ class LoopExecutor:
 
     def close(self) -> None:
         """Stop the loop; what still runs in it is left to the process' end."""
+        self._closing = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_JOIN_S)
 
@@ -105,7 +108,13 @@ class LoopExecutor:
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        while not self._closing:
+            try:
+                self._loop.run_forever()
+            except BaseException as error:  # a task that a job left behind may call sys.exit
+                logging.getLogger("jobq").error(
+                    "what a job left in the event loop raised %s; the loop goes on", type(error).__name__
+                )
 
     def _make_task(
         self,
