@@ -611,7 +611,7 @@ def test_no_fallback_once_a_part_has_landed(settings: jobq.Settings, redis_clien
                 raise redis.ConnectionError("Error 111 connecting to 127.0.0.1:1. Connection refused.")
             return send(step)
 
-        store._send = once
+        store._send = once  # type: ignore[method-assign]
         with pytest.raises(StoreUnavailableError) as caught:
             add.options(client=client).enqueue_many([{"a": number} for number in range(150)])
     assert caught.value.ambiguous

@@ -372,3 +372,10 @@ def test_a_full_queue_uses_up_no_quota(bench: Bench) -> None:
     bench.redis.hset("jobq:q:q", "max", 1)
     assert [word for word, _ in bench.enqueue(*"abc", quota=quota)] == ["queued", "full", "full"]
     assert list(bench.zset("jobq:quota:n:t")) == ["a"]
+
+
+@pytest.mark.parametrize("quota", [Quota(2, per=60), Quota(4, per=60, burst=2)])
+def test_a_quota_counts_jobs_with_dedup_keys_within_one_call(bench: Bench, quota: Quota) -> None:
+    jobs = [bench.new(f"d{n}", dedup_key=f"t:{n}", dedup_mode="f", quota=quota.gate("n:t")) for n in range(4)]
+    answers = bench.run(calls.enqueue(bench.keys, "q", jobs, now_ms=bench.now))
+    assert [word for word, _ in answers] == ["queued", "queued", "over_quota", "over_quota"]

@@ -69,7 +69,8 @@ local function holder_of(name)
   return id, status, row[2], row[3]
 end
 
-local wishes, quotas = math.floor(tonumber(ARGV[4]) / 2), nil
+-- promised: by quota, what this call has let in and not written yet.
+local wishes, quotas, promised = math.floor(tonumber(ARGV[4]) / 2), nil, {}
 for a = wishes > 0 and wishes or #ARGV + 1, #ARGV, 3 do
   if ARGV[a + 1] == 'q' then
     quotas = quotas or {}
@@ -86,7 +87,7 @@ local function charge(id, gate)
   if kind == 'r' then
     local used = redis.pcall('ZCOUNT', key, '(' .. string.format('%.0f', now - window), '+inf')
     if type(used) == 'table' then return nil end
-    if used < limit then
+    if used + (promised[gate] or 0) < limit then
       return nil, function()
         redis.call('ZREMRANGEBYSCORE', key, '-inf', now - window)
         redis.call('ZADD', key, now, id)
@@ -94,11 +95,11 @@ local function charge(id, gate)
       end
     end
     local oldest = redis.call('ZRANGE', key, -limit, -limit, 'WITHSCORES')
-    return math.ceil(tonumber(oldest[2]) + window - now)
+    return math.ceil((tonumber(oldest[2] or '') or now) + window - now)
   end
   local step = window / (limit - burst)
   local before = redis.pcall('GET', key)
-  local full_at = math.max(now, type(before) == 'string' and tonumber(before) or 0) + step
+  local full_at = math.max(now, type(before) == 'string' and tonumber(before) or 0) + step * (1 + (promised[gate] or 0))
   waits = full_at - now - burst * step
   if waits > 1e-6 then return math.ceil(waits) end
   return nil, function()
@@ -160,6 +161,7 @@ for i = 1, tonumber(ARGV[5]) do
         if count then count() end
       else
         seen[id], counted[id] = true, count
+        if count then promised[quotas[i]] = (promised[quotas[i]] or 0) + 1 end
       end
     end
   end

@@ -48,6 +48,7 @@ REGISTER_S = 10.0
 LOOK_S = 0.25
 _OUTAGE = 2
 """Failures in a row that are an outage: after one, the connection may just have been closed."""
+_KEEP_DEAD_S = 7 * 86_400
 _MOST_ROUNDS = 20
 """Full batches in a row before the other duties have their turn."""
 
@@ -399,8 +400,11 @@ class Keeper:
 
     def _settle(self, settlement: Settlement) -> None:
         keys, queue = self._fleet.keys, settlement.queue
-        outcomes = list(settlement.outcomes)
-        outcomes += [self._timed_out(job_id, token) for job_id, token in settlement.timed_out]
+        spec = self._fleet.specs.get(queue)
+        keep_dead_s = int(spec.keep_dead.age.total_seconds()) if spec else _KEEP_DEAD_S
+        # What was interrupted once too often is dead, and kept as long as the queue's other dead letters.
+        outcomes = [replace(outcome, keep_s=keep_dead_s) for outcome in settlement.outcomes]
+        outcomes += [self._timed_out(job_id, token, keep_dead_s) for job_id, token in settlement.timed_out]
         known = {outcome.job_id for outcome in outcomes}
         if settlement.exec_id:
             for job_id, token in self._store.run(calls.last_claim(keys, settlement.exec_id)):
@@ -419,7 +423,7 @@ class Keeper:
                         outcome=outcome.kind,
                     )
 
-    def _timed_out(self, job_id: str, token: str) -> Outcome:
+    def _timed_out(self, job_id: str, token: str, keep_dead_s: int) -> Outcome:
         """The outcome of a job killed at its hard timeout: a spent attempt, like any failure."""
         fields = ("attempts", "o", "description", "retries_left", "failure_ttl")
         read = Batch((("HMGET", self._fleet.keys.job(job_id), *fields),), lambda replies: replies[0])
@@ -458,7 +462,7 @@ class Keeper:
             fingerprint=details.fingerprint,
             record=record,
             exc=rq_bridge.encode_exc(details.message),
-            keep_s=7 * 86_400 if foreign.keep_dead_s is None else foreign.keep_dead_s,
+            keep_s=keep_dead_s if foreign.keep_dead_s is None else foreign.keep_dead_s,
             counters=(f"{'d' if dead else 'r'}:{task}",),
         )
 
