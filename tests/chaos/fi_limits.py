@@ -106,7 +106,7 @@ def one_tenant_floods(setup: Setup) -> Report:
 
 
 def _turns(setup: Setup, part: str, flood: int, tenants: int) -> tuple[list[int], float]:
-    """Starts of each tenant until all but the flood have had theirs, and the small ones' p95 wait."""
+    """Starts of each tenant until 95 % of the small ones' jobs have begun, and the small ones' p95 wait."""
     with Field(setup, setup.part(part), queues=("high",)) as field:
         task = limits_app.of_tenant.options(client=field.client)
         task.enqueue_many([{"token": f"flood:{n}", "tenant": "flood"} for n in range(flood)])
@@ -115,7 +115,8 @@ def _turns(setup: Setup, part: str, flood: int, tenants: int) -> tuple[list[int]
         field.start(2, app=APP)
         until(lambda: len(_of_small(field)) == len(small), 120, 0.1)
         runs = [entry for entry in field.runs() if entry.word == "start"]
-        last = max(entry.at for entry in _of_small(field))
+        # One that was claimed ahead and handed back is late by that, whoever else waits.
+        last = percentile([entry.at for entry in _of_small(field)], 0.95)
         began = min(entry.at for entry in runs)
         shares = Counter(entry.token.partition(":")[0] for entry in runs if entry.at <= last)
         return list(shares.values()), percentile([e.at - began for e in _of_small(field)], 0.95)
