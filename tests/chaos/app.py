@@ -26,6 +26,16 @@ def work(token: str, seconds: float) -> None:
     append(path, f"end {token} {context.job_id} {context.attempt} {os.getpid()} {_now():.6f}")
 
 
+@jobq.task("chaos.polite", priority="high", max_attempts=1, timeout=60)
+def polite(token: str, seconds: float) -> None:
+    """Looks once, before its effect, whether it was asked to stop: only the effect is written."""
+    time.sleep(seconds)
+    context = jobq.current_job()
+    if context.cancelled:
+        raise jobq.Cancel("asked to stop")
+    append(os.environ[LEDGER], f"end {token} {context.job_id} {context.attempt} {os.getpid()} {_now():.6f}")
+
+
 @jobq.task("chaos.single", priority="high", max_attempts=1, timeout=60, dedup="{key}")
 def single(key: str) -> None:
     """One of its key at a time, as long as it waits or runs."""

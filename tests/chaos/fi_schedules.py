@@ -6,6 +6,8 @@ Redis' clock cannot be set, so the first two hand every step the time: the scrip
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
@@ -211,4 +213,54 @@ def workers_away(setup: Setup) -> Report:
             report.figure(f"runs, {policy}", max(counts))
             report.expect(f"{policy} runs {runs} times", counts == [runs] * copies, counts)
         field.audit(report)
+    return report
+
+
+@experiment(
+    "FI-27b",
+    fault="SIGKILL of workers and executors, five workers, schedules with a slot each second",
+    criterion="each slot enqueued exactly once, its job runs; duplicates ≤ in flight at kills",
+    gate=True,
+    minutes=3,
+)
+def each_second_under_kills(setup: Setup) -> Report:
+    """One at an interval, one by cron. All slots are known before: they have a start and an end."""
+    report, rand = Report(), setup.rand("kills")
+    seconds, workers = setup.times(120, short=8), 3 if setup.short else 5
+    with Field(setup, queues=("high",)) as field:
+        field.start(workers)
+        first = milliseconds(moment(Firing(field.client, field.raw).now_ms()).replace(microsecond=0)) + 2_000
+        slots = range(first, first + seconds * 1_000, 1_000)
+        for name, times in {"interval": {"every": "1s"}, "cron": {"cron": "* * * * * *"}}.items():
+            field.client.schedules.add(
+                name, work, {"token": name, "seconds": 0.2}, **times, priority="high",  # type: ignore[arg-type]
+                start=moment(first), end=moment(slots.stop), misfire=Misfire("all", within=timedelta(hours=1)),
+            )  # fmt: skip
+        wanted = {slot_job_id(name, slot) for name in ("interval", "cron") for slot in slots}
+        until(lambda: Firing(field.client, field.raw).now_ms() > first)
+        while Firing(field.client, field.raw).now_ms() < slots.stop:
+            time.sleep(rand.uniform(0.1, 1.0))  # faults at random moments of a second
+            worker = rand.choice(field.workers)
+            executors = worker.executors()
+            if executors and rand.random() < 0.4:
+                field.kill(worker, rand.choice(executors))
+            else:  # its supervisor is who fires
+                field.kill(worker)
+                field.spawn()
+        until(lambda: sum(info.fired for info in field.client.schedules.list()) >= len(wanted), 30)
+        report.expect("all jobs ended", field.drain())
+        infos = field.client.schedules.list()
+        runs = field.runs()
+        field.audit(report)
+    starts = Counter(entry.job_id for entry in runs if entry.word == "start")
+    in_flight = sum(len(kill.jobs) for kill in field.kills)
+    report.at_least("kills", len(field.kills), seconds // 2)
+    report.figure("slots", len(wanted))
+    report.zero("fired more or less than once", abs(sum(info.fired for info in infos) - len(wanted)))
+    report.zero("missed", sum(info.missed for info in infos))
+    report.zero("left out", len(wanted - starts.keys()))
+    report.zero("of no slot", len(starts.keys() - wanted))
+    report.zero("lost", len(wanted - {entry.job_id for entry in runs if entry.word == "end"}))
+    report.figure("in flight at kills", in_flight)
+    report.at_most("duplicates", starts.total() - len(starts), in_flight)
     return report

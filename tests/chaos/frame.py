@@ -23,6 +23,7 @@ MODULES = (
     "fi_scale",
     "fi_schedules",
     "fi_limits",
+    "fi_control",
 )
 """Modules of this package that hold experiments."""
 
