@@ -95,6 +95,7 @@ class Settings(BaseModel):
         result_limit: Most bytes of an encoded result.
         enqueue_timeout: One deadline for connecting, sending and retrying an enqueue.
         grace: How long a stopping worker lets jobs finish.
+        cancel_grace: How long a running job may go on once it was asked to stop; then it is cut off.
         recycle_jobs: Jobs after which an executor or a job child is replaced. None: children after 1,000.
         recycle_age: Age at which it is. None: never.
         recycle_growth: Memory gained since its first job, at which it is.
@@ -138,6 +139,7 @@ class Settings(BaseModel):
     result_limit: Annotated[int, kinds.size(1024, 64 * 1024 * 1024)] = 262_144
     enqueue_timeout: Annotated[timedelta, kinds.span("10ms", "5m"), _shown] = timedelta(seconds=1)
     grace: Annotated[timedelta, kinds.span("0s", "1d"), _shown] = timedelta(seconds=30)
+    cancel_grace: Annotated[timedelta, kinds.span("0s", "30d"), _shown] = timedelta(seconds=10)
     recycle_jobs: Annotated[int | None, kinds.whole(1, 10**9)] = None
     recycle_age: Annotated[timedelta | None, kinds.span("10s", "30d")] = None
     recycle_growth: Annotated[int, kinds.size(1024 * 1024, 1024**4)] = 256 * 1024 * 1024

@@ -143,6 +143,10 @@ class Keys:
         """Pub/sub: names of queues that were paused, resumed or limited."""
         return f"{self.n}wake"
 
+    def rq_commands(self, worker: str) -> str:
+        """Pub/sub: rq's commands to a worker of this name."""
+        return f"{self.prefix}:pubsub:{worker}"
+
     @property
     def gates(self) -> str:
         """Sorted set: gates at which jobs wait, scored with the ms at which they may open."""

@@ -36,6 +36,15 @@ def polite(token: str, seconds: float) -> None:
     append(os.environ[LEDGER], f"end {token} {context.job_id} {context.attempt} {os.getpid()} {_now():.6f}")
 
 
+@jobq.task("chaos.patient", priority="high", max_attempts=1, timeout=60)
+def patient(token: str) -> None:
+    """Goes on until it is asked to stop."""
+    work.fn(token, 0.0)
+    while not jobq.current_job().cancelled:
+        time.sleep(0.01)
+    raise jobq.Cancel("asked to stop")
+
+
 @jobq.task("chaos.single", priority="high", max_attempts=1, timeout=60, dedup="{key}")
 def single(key: str) -> None:
     """One of its key at a time, as long as it waits or runs."""

@@ -73,7 +73,7 @@ def inbox(table: SlotTable) -> Inbox:
 def executor_with(inbox: Inbox, *works: Assignment) -> LaneExecutor:
     executor = object.__new__(LaneExecutor)
     executor._works = {work.job.id: work for work in works}
-    executor._executors = type("E", (), {"cancel": staticmethod(lambda job_id: inbox.cancel([job_id]))})()
+    executor._executors = type("E", (), {"cancel": staticmethod(lambda work: inbox.cancel([work.job.id]))})()
     return executor
 
 

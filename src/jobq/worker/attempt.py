@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ class Assignment:
         claimed_at: Seconds of the monotonic clock when the claim was answered.
         claimed_ms: The same moment by Redis' clock.
         started_at: Seconds of the monotonic clock when its run began; 0 before.
+        stop_by: When it is cut off, since it was asked to stop; seconds of the monotonic clock.
         expired: Its event loop has cancelled it because its time was up.
         ready: What it needs to run, once its payload is decoded.
         executor: Where it runs.
@@ -32,6 +34,7 @@ class Assignment:
     claimed_at: float
     claimed_ms: int
     started_at: float = 0.0
+    stop_by: float = math.inf
     expired: bool = False
     ready: Ready | None = field(default=None, repr=False)
     executor: Any = None

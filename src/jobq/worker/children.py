@@ -336,7 +336,7 @@ class ChildExecutor:
     # -- the clock's thread -------------------------------------------------------------------------------------
 
     def _enforce(self) -> None:
-        """Kill children whose job is past its hard timeout, whatever the executor's loop is waiting for."""
+        """Kill children past their hard timeout, or that were to stop and did not, whatever the loop waits for."""
         while self._anything_runs.wait() and not self._closed.wait(_LOOK_EVERY_S):
             try:
                 self._kill_overdue(time.monotonic())
@@ -349,7 +349,7 @@ class ChildExecutor:
                 work = child.work
                 if work is None or child.killed:
                     continue
-                if now > work.started_at + work.timeout_s + HARD_KILL_S:
+                if now > min(work.started_at + work.timeout_s + HARD_KILL_S, work.stop_by):
                     child.killed = True
                     self._spawner.send("kill", pid=child.pid)
 

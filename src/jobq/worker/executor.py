@@ -338,7 +338,7 @@ class LaneExecutor:
             job_id, _, token = member.partition(":")
             work = self._works.get(job_id)
             if work is not None and work.job.token == token:
-                self._executors.cancel(job_id)
+                self._executors.cancel(work)
 
 
 def executor_entry(settings: Settings, body: dict[str, Any], fds: list[int]) -> int:

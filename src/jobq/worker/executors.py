@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from jobq.config import Settings
@@ -59,6 +60,7 @@ class Executors:
         self._runner = runner
         self._inbox = inbox
         self._spawner = spawner
+        self._cancel_grace_s = settings.cancel_grace.total_seconds()
         self._recycling = Recycling.of(settings, jobs=JOBS_PER_CHILD)
         self._threads: ThreadExecutor | None = None
         self._loop: LoopExecutor | None = None
@@ -120,11 +122,14 @@ class Executors:
         for work in works:
             self._inbox.finished(self._runner.reporter.handed_back(work))
 
-    def cancel(self, job_id: str) -> None:
-        """Tell the run of this job that it was asked to stop."""
-        self._inbox.cancel([job_id])
+    def cancel(self, work: Assignment) -> None:
+        """Tell a run that it was asked to stop, and see to it that it is over before long."""
+        self._inbox.cancel([work.job.id])
+        work.stop_by = min(work.stop_by, time.monotonic() + self._cancel_grace_s)
         for children in self.child_sets():
-            children.cancel(job_id)
+            children.cancel(work.job.id)
+        if self._loop is not None:
+            self._loop.cut(work)
 
     # -- how many -----------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from jobq.worker.lanes import Lanes
 from jobq.worker.maintenance import Duty, Fleet, Keeper, Settlement
 from jobq.worker.orders import Orders
 from jobq.worker.schedules import DeclareSchedules, FireSchedules
+from jobq.worker.subscriber import BLOCK_S, Subscriber
 
 _log = logging.getLogger("jobq")
 
@@ -39,7 +40,7 @@ def check_servers(settings: Settings, specs: Iterable[QueueSpec]) -> None:
 
 
 class Keepers:
-    """The threads that talk to Redis for a supervisor.
+    """The threads that talk to Redis for a supervisor: a keeper and a subscriber for each.
 
     Args:
         specs: The queues that are served, by name.
@@ -65,6 +66,7 @@ class Keepers:
         self._lanes = lanes
         self._policies = policies
         self._keepers: dict[str | None, Keeper] = {}
+        self._subscribers: list[Subscriber] = []
         self.declared: list[Record] | None = None
         self.obey: Callable[[str], None] = lambda _word: None
 
@@ -72,10 +74,14 @@ class Keepers:
         """Begin, on connections of their own."""
         for url in {spec.redis_url for spec in self._specs.values()}:
             store = Store(connect(self._settings, "worker", url=url))
-            duties = [*self._schedule_duties(url), Orders(self.obey)]
-            keeper = Keeper(store, self._fleet(url), duties)
+            fleet = self._fleet(url)
+            keeper = Keeper(store, fleet, [*self._schedule_duties(url), Orders(self.obey)])
             self._keepers[url] = keeper
             keeper.start()
+            line = connect(self._settings, "pubsub", url=url, block_s=BLOCK_S)
+            subscriber = Subscriber(line, fleet, self._lanes, self.obey, keeper.beat_now)
+            self._subscribers.append(subscriber)
+            subscriber.start()
 
     def post(self, settlement: Settlement) -> None:
         """Settle this as soon as its Redis can be reached."""
@@ -88,6 +94,8 @@ class Keepers:
 
     def stop(self, timeout_s: float) -> None:
         """Settle what was posted, sign the workers off, and end; give up on each after ``timeout_s``."""
+        for subscriber in self._subscribers:
+            subscriber.stop()
         for keeper in self._keepers.values():
             keeper.stop(timeout_s)
 

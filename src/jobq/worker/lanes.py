@@ -79,6 +79,14 @@ class Lanes:
                 if now - lane.last_turn < _READS_WITHIN_S:
                     lane.send("cancel", members=members)
 
+    def wake(self, queue: str) -> None:
+        """Tell the executors of a queue to look into it."""
+        now = time.monotonic()
+        with self._lock:
+            for lane in self._lanes.values():
+                if lane.spec.queue == queue and now - lane.last_turn < _READS_WITHIN_S:
+                    lane.send("wake")
+
     def registrations(self, queues: Collection[str]) -> list[dict[str, Any]]:
         """What Redis is to show of each executor, as arguments of ``calls.register_worker``."""
         now_ms = time.time_ns() // 1_000_000

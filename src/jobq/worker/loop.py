@@ -75,6 +75,10 @@ class LoopExecutor:
                 break
         return taken
 
+    def cut(self, work: Assignment) -> None:
+        """Its ``stop_by`` is set: cancel its run then. From another thread."""
+        self._loop.call_soon_threadsafe(self._cut, work)
+
     def close(self) -> None:
         """Stop the loop; what still runs in it is left to the process' end."""
         self._closing = True
@@ -178,11 +182,19 @@ class LoopExecutor:
             return
         for run in self._runs.values():
             if run.work is not culprit:
-                run.due += lost
-                assert run.timer is not None
-                run.timer.cancel()
-                run.timer = self._loop.call_at(run.due, self._expire, run)
+                self._set_due(run, run.due + lost)
                 self._hooks.postponed(run.work, run.due)
+
+    def _cut(self, work: Assignment) -> None:
+        run = self._runs.get(work)
+        if run is not None:
+            self._set_due(run, min(run.due, work.stop_by))
+
+    def _set_due(self, run: _Run, due: float) -> None:
+        run.due = due
+        assert run.timer is not None
+        run.timer.cancel()
+        run.timer = self._loop.call_at(due, self._expire, run)
 
     def _expire(self, run: _Run) -> None:
         self._turned()

@@ -337,6 +337,12 @@ class Keeper:
             self._posted.append(settlement)
             self._wake.notify()
 
+    def beat_now(self) -> None:
+        """Do not wait for the next heartbeat's time."""
+        with self._wake:
+            self._due[0] = 0.0
+            self._wake.notify()
+
     def stop(self, timeout_s: float) -> None:
         """Settle what was posted, sign the workers off, and end; give up after ``timeout_s``."""
         with self._wake:

@@ -9,7 +9,7 @@ import time
 
 from jobq.codec import Codec
 from jobq.context import ContextSink, running_job
-from jobq.errors import SoftTimeout
+from jobq.errors import Cancel, SoftTimeout
 from jobq.queues import QueueSpec
 from jobq.tasks import Registry
 from jobq.worker.attempt import Assignment, Ready, Report
@@ -74,7 +74,7 @@ class Runner:
             return self.reporter.unclassified(work, error)
 
     def timed_out(self, work: Assignment) -> Report:
-        """The report of a run that was cut off at its timeout, from outside of its function."""
+        """The report of a run that was cut off, from outside of its function."""
         try:
             ready = work.ready or self._open(work)
             return ready if isinstance(ready, Report) else self._timed_out(work, ready, None)
@@ -93,6 +93,8 @@ class Runner:
                 ):  # an async task in a thread or a child: a loop for this one run
                     value = asyncio.run(value)
         except BaseException as error:
+            if isinstance(error, SoftTimeout) and ready.context.cancelled:
+                return self._timed_out(work, ready, error)
             return self.reporter.failed(work, ready, error)
         return self.reporter.succeeded(work, ready, value)
 
@@ -117,6 +119,8 @@ class Runner:
         return self._opener.open(work)
 
     def _timed_out(self, work: Assignment, ready: Ready, cause: BaseException | None) -> Report:
+        if ready.context.cancelled:
+            return self.reporter.failed(work, ready, Cancel("cut off: it was asked to stop and did not"))
         error = SoftTimeout(f"the task ran longer than its timeout of {work.timeout_s:g} s")
         if cause is not None:
             error.__traceback__ = cause.__traceback__

@@ -108,7 +108,7 @@ class ThreadExecutor:
         while not self._closed.wait(_CLOCK_TICK_S):
             now = time.monotonic()
             for thread_id, running in list(self._running.items()):
-                if running.fired or now < running.deadline:
+                if running.fired or now < min(running.deadline, running.work.stop_by):
                     continue
                 with self._lock:
                     if self._running.get(thread_id) is running:
