@@ -120,10 +120,10 @@ def frozen(setup: Setup) -> Report:
                     _one_freeze(field, report, f"{'hijk'[number]}{repetition}x", stop_s)
             after, ours_after = [threads(worker) for worker in field.workers], threading.active_count()
         grown = [
-            f"{count[pid]} to {later.get(pid)}"
+            f"{count[pid]} to {later[pid]}"
             for count, later in zip(before, after, strict=True)
-            for pid in count
-            if later.get(pid) != count[pid]
+            for pid in count.keys() & later.keys()  # job children are recycled
+            if later[pid] != count[pid]
         ]
         report.expect("no thread is left over in workers", not grown, grown)
         report.zero("threads left over in the producer", ours_after - ours)

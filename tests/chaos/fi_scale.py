@@ -117,6 +117,7 @@ def backlog(setup: Setup) -> Report:
             queued = sum(stats.queues[lane].queued for lane in ("high", "medium", "low", "batch"))
             report.expect("stats counts them all", queued == total // 5 * 4, queued)
             probe.judge(report)
+        field.stop()
         field.judge(report)
     return report
 
@@ -146,6 +147,7 @@ def mass_promotion(setup: Setup) -> Report:
         report.expect(
             "all are queued", field.raw.llen("rq:queue:medium") == total, field.raw.llen("rq:queue:medium")
         )
+        field.stop()
         field.judge(report)
     return report
 

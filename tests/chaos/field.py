@@ -232,11 +232,15 @@ class Field:
             drained = False
         time.sleep(leases * self.lease_s)
         if stop:
-            for worker in self.workers:
-                worker.send(signal.SIGTERM)
-            for worker in self.workers:
-                worker.wait(40)
+            self.stop()
         return drained
+
+    def stop(self) -> None:
+        """Stop the workers: what they maintain stands still for the verdict."""
+        for worker in self.workers:
+            worker.send(signal.SIGTERM)
+        for worker in self.workers:
+            worker.wait(40)
 
     def judge(
         self, report: Report, *, may_lose: bool = False, max_attempts: int = 1, dead: Collection[str] = ()
