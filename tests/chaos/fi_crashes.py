@@ -21,7 +21,7 @@ from jobq.job import JobState
 from jobq.private_server import free_port
 from jobq.tasks import Task
 from tests.chaos import app, broken_app, crash_app
-from tests.chaos.field import ISOLATED, TERMINAL, THREADS, Field, job_children, send
+from tests.chaos.field import ISOLATED, TERMINAL, THREADS, Field, cpu_s, job_children, send
 from tests.chaos.frame import Report, Setup, experiment
 from tests.chaos.ledger import Entry, percentile
 from tests.support.processes import until
@@ -319,10 +319,13 @@ def _break(setup: Setup, folder: Path, how: str) -> Report:
             f"{how}: not ready after, s", time.monotonic() - broken_at, NOT_READY_WITHIN_S + setup.patience_s
         )
         until(lambda: not alive(victims))
-        watched_from, before = time.monotonic(), _cpu_s(worker)  # what the dead have used is no longer told
+        watched_from, before = (
+            time.monotonic(),
+            cpu_s(worker.pid),
+        )  # what the dead have used is no longer told
         field.offer(f"waits-{folder.name}", 0.0)
         time.sleep(watch_s)
-        share = (_cpu_s(worker) - before) / (time.monotonic() - watched_from)
+        share = (cpu_s(worker.pid) - before) / (time.monotonic() - watched_from)
         moments = [float(line) for line in births.read_text().splitlines()]
         late = [at for at in moments[FREE_CRASHES:] if at > time.time() - counted_s]
         own.at_most(f"{how}: respawns a second after the first 5", len(late) / counted_s, RESPAWNS_PER_S)
@@ -361,12 +364,3 @@ def _is_ready(port: int) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def _cpu_s(worker: Worker) -> float:
-    """Processor time of the supervisor, of what it has waited for, and of all that lives below it."""
-    total = 0.0
-    for process in (psutil.Process(worker.pid), *worker.tree()):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            total += sum(process.cpu_times()[:4])
-    return total

@@ -6,7 +6,7 @@ import time
 from collections import Counter, defaultdict
 
 from tests.chaos import limits_app
-from tests.chaos.field import Field
+from tests.chaos.field import Field, cpu_s
 from tests.chaos.frame import Report, Setup, experiment
 from tests.chaos.ledger import Entry, percentile
 from tests.support.processes import until
@@ -21,7 +21,7 @@ EACH = 10
 @experiment(
     "FI-39",
     fault="8 workers, a task with a rate of 50 a minute, and more work than that",
-    criterion="starts in any 60 s ≤ 50; utilisation ≥ 95 %",
+    criterion="starts in any 60 s ≤ 50; utilisation ≥ 95 %; CPU of a worker and of Redis while all is blocked ≤ 5 %",
     minutes=4,
 )
 def rate_over_many_workers(setup: Setup) -> Report:
@@ -36,6 +36,9 @@ def rate_over_many_workers(setup: Setup) -> Report:
         for number in range(jobs):
             field.enqueue(task.options(client=field.client), f"t{number}", seconds=0.01)
         until(lambda: starts(field.runs()), 20)
+        if not setup.short:
+            until(lambda: len(starts(field.runs())) == limit, per_s / 2, 0.1)
+            _judge_idling(field, report, per_s / 2)
         until(lambda: len(starts(field.runs())) == jobs, per_s * (WINDOWS + 1) + 20, 0.1)
         field.drain()
         times = starts(field.runs())
@@ -124,6 +127,19 @@ def _turns(setup: Setup, part: str, flood: int, tenants: int) -> tuple[list[int]
 
 def _of_small(field: Field) -> list[Entry]:
     return [e for e in field.runs() if e.word == "start" and not e.token.startswith("flood")]
+
+
+def _judge_idling(field: Field, report: Report, seconds: float) -> None:
+    """What waiting for a limit costs, in percent of a core."""
+    assert field.server.pid is not None
+    pids = [*(worker.pid for worker in field.workers), field.server.pid]
+    before = [cpu_s(pid) for pid in pids]
+    time.sleep(seconds)
+    *workers, server = [
+        100 * (cpu_s(pid) - so_far) / seconds for pid, so_far in zip(pids, before, strict=True)
+    ]
+    report.at_most("CPU of a worker while blocked, %", max(workers), 5)
+    report.at_most("CPU of Redis while blocked, %", server, 5)
 
 
 def starts(runs: list[Entry]) -> list[float]:

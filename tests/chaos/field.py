@@ -306,6 +306,16 @@ def job_children(worker: Worker, tree: list[psutil.Process]) -> list[psutil.Proc
     return found
 
 
+def cpu_s(pid: int) -> float:
+    """Processor time of a process, of what it has waited for, and of all that lives below it."""
+    total = 0.0
+    root = psutil.Process(pid)
+    for process in (root, *root.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:4])
+    return total
+
+
 def lane(process: psutil.Process) -> str:
     """The lane that an executor's name tells; empty: it is none."""
     try:
