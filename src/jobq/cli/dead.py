@@ -223,9 +223,7 @@ def show(state: State, job_id: str) -> None:
         "history": [attempt_fields(attempt) for attempt in letter.history],
         "traceback": letter.traceback,
     }
-    state.out.record(
-        {name: value for name, value in fields.items() if value not in (None, (), False)}, document=document
-    )
+    state.out.details(fields, document=document)
     if not state.out.structured:
         show_attempts(state, letter.history)
         if letter.traceback:

@@ -108,7 +108,8 @@ def enqueue(
     client = state.client()
     request = _request(load_tasks(client.settings), task, given, options)
     if dry_run:
-        state.out.say(f"would enqueue {request.task.name} in {request.queue}; nothing was changed")
+        name, queue = request.task.name, request.queue
+        state.out.would(f"enqueue {name} in {queue}", task=name, queue=queue)
         return Exit.DONE
     job = client.enqueue([request])[0]
     if job.deduplicated:
@@ -233,6 +234,6 @@ def _from_file(
     } | ({"would_enqueue": len(good)} if dry_run else {})
     if wait and jobs and not bad:
         return wait_for(state, [job.id for job in jobs], timeout)
-    document = summary | {"failures": failures, "ids": [job.id for job in jobs]}
+    document = summary | {"failures": failures, "ids": [job.id for job in jobs], "dry_run": dry_run}
     out.record(summary, document=document)
     return Exit.PARTIAL if bad else Exit.DONE

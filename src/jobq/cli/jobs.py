@@ -104,9 +104,7 @@ def show(state: State, job_id: str) -> None:
     attempts = client.attempts(job_id)
     fields = job_fields(job)
     document = fields | {"attempts": [attempt_fields(attempt) for attempt in attempts]}
-    state.out.record(
-        {name: value for name, value in fields.items() if value not in (None, (), False)}, document=document
-    )
+    state.out.details(fields, document=document)
     if not state.out.structured:
         show_attempts(state, attempts)
         last = next((attempt.traceback for attempt in reversed(attempts) if attempt.traceback), None)
