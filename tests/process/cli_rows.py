@@ -57,12 +57,16 @@ _JOB = "it never existed, or retention has deleted it"
 _QUEUE = "did you mean 'high'"
 _SCHEDULE = "did you mean 'nightly'"
 _ALL = {"not found": "it is about the whole of Redis, and names nothing"}
-_UNDONE = {"dry run": "it destroys nothing", "declined": "its opposite undoes it", "no terminal": "never asks"}
-_SERVES = {
-    column: "it serves until it is ended; its lines are log events"
-    for column in ("table", "json", "jsonl", "piped", "closed pipe", "dry run", "declined", "no terminal")
+_UNDONE = {
+    "dry run": "it destroys nothing",
+    "declined": "its opposite undoes it",
+    "no terminal": "never asks",
 }
-_OWN = {column: "it makes a Redis of its own" for column in ("not found", "redis away")}
+_SERVES = dict.fromkeys(
+    ("table", "json", "jsonl", "piped", "closed pipe", "dry run", "declined", "no terminal"),
+    "it serves until it is ended; its lines are log events",
+)
+_OWN = dict.fromkeys(("not found", "redis away"), "it makes a Redis of its own")
 
 
 def _queue(args: str, bad: str, **more: object) -> Row:
@@ -139,6 +143,12 @@ ROWS: Mapping[str, Row] = {
         args="--out {tmp}/dead.jsonl", bad="", reads=True, shows="dead.jsonl",
         missing={"--out {tmp}/x --queue hihg": _QUEUE},
     ),
+    "dead archive": Row(
+        args="--out {tmp}/dead.jsonl", bad="", yes="--yes", missing={"--out {tmp}/x --queue hihg": _QUEUE},
+    ),
+    "dead restore": Row(
+        args="{archived}", bad="", yes="--yes", missing={"{archived} nope-1": "no job nope-1 in"},
+    ),
     "schedules list": Row(args="", bad="--state nope", shows="nightly", reads=True, absent=_ALL),
     "schedules show": Row(
         args="nightly", bad="", shows="02:00", reads=True, missing={"nigthly": _SCHEDULE},
@@ -183,7 +193,8 @@ ROWS: Mapping[str, Row] = {
     "health live": Row(args="", bad="x", shows="ok", reads=True, absent=_ALL),
     "health ready": Row(args="", bad="x", shows="ok", reads=True, absent=_ALL),
     "health worker": Row(
-        args="--name w1", bad="x", shows="ok", reads=True, absent={"not found": "a worker that is away is its verdict (6)"},
+        args="--name w1", bad="x", shows="ok", reads=True,
+        absent={"not found": "a worker that is away is its verdict (6)"},
     ),
     "doctor": Row(
         args="--fix", bad="--delete-unreadable", previewed=6, shows="redis", yes="--yes", absent=_ALL,

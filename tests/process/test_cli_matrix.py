@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -52,7 +51,7 @@ class Scene:
         with redis.Redis.from_url(self.url(0)) as source:
             target = redis.Redis.from_url(self.url(database))
             target.flushdb()
-            for key in source.keys():
+            for key in source.scan_iter():
                 source.copy(key, key, destination_db=database)
         return target
 
@@ -96,7 +95,7 @@ def fill(client: jobq.Client, server: redis.Redis) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def scene() -> Iterator[Scene]:
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with PrivateServer({"databases": str(DATABASES)}) as server:
         made = Scene(server)
         with (
@@ -104,12 +103,16 @@ def scene() -> Iterator[Scene]:
             redis.Redis.from_url(server.url) as raw,
         ):
             made.names = fill(client, raw)
+            made.names["archived"] = str(tmp_path_factory.mktemp("archive") / "dead.jsonl")
+            cli_tasks.fail.options(client=client, queue="batch").enqueue(order_id="o7")
+            Hand(client, "other").kill("batch")
+            assert client.dead_letters.archive(made.names["archived"], queue="batch").done == 1
         yield made
 
 
 def contents(server: redis.Redis) -> dict[bytes, tuple[bytes, bool]]:
     """All that a database holds: each key's value, and whether it expires. That somebody waits is no content."""
-    keys = sorted(key for key in server.keys() if not key.startswith(b"jobq:wait:"))
+    keys = sorted(key for key in server.scan_iter() if not key.startswith(b"jobq:wait:"))
     pipe = server.pipeline(transaction=False)
     for key in keys:
         pipe.dump(key).pttl(key)
@@ -254,7 +257,10 @@ def bad_usage(cell: Cell) -> None:
 CHECKS: dict[str, Callable[[Cell], None]] = dict(
     zip(
         COLUMNS,
-        (table, as_json, as_lines, piped, closed_pipe, dry_run, not_found, declined, no_terminal, redis_away, bad_usage),
+        (
+            table, as_json, as_lines, piped, closed_pipe, dry_run, not_found, declined, no_terminal, redis_away,
+            bad_usage,
+        ),
         strict=True,
     )
 )  # fmt: skip

@@ -117,6 +117,10 @@ def reason_words(word: str) -> str:
     """Why one job was left alone, in words."""
     if word.startswith("conflict:"):
         return f"job {word.partition(':')[2]} holds its dedup key"
-    return {"gone": "it is gone", "finished": "it has ended", "unreadable": "it cannot be read"}.get(
-        word, f"it is {word}"
-    )
+    return {
+        "gone": "it is gone",
+        "finished": "it has ended",
+        "unreadable": "it cannot be read",
+        "changed": "it has died again meanwhile",
+        "there": "a job of its id is there",
+    }.get(word, f"it is {word}")

@@ -242,9 +242,11 @@ def remove(state: State, names: tuple[str, ...], dry_run: bool, yes: bool) -> in
     if dry_run:
         found, missing = each(names, lambda name: _get(client, name))
         removed = [name for name, _ in found]
-        state.out.would(f"remove {', '.join(removed) or 'nothing'}", removed=removed, failed=[
-            failure.as_dict() for failure in missing
-        ])
+        state.out.would(
+            f"remove {', '.join(removed) or 'nothing'}",
+            removed=removed,
+            failed=[failure.as_dict() for failure in missing],
+        )
         return bulk_exit(state, len(found), missing)
     confirm(state, f"Remove {what}?", yes=yes)
     done, failed = each(names, client.schedules.remove)

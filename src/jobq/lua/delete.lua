@@ -3,8 +3,8 @@
 -- KEYS[2]  children to come   jobq:after
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix
 -- ARGV[4]  rq's words of the states to remove, each with a comma after it; '' = any but started
--- ARGV[5+] job ids
--- Returns  {word, ...} in order: deleted | gone | the state that forbids it
+-- ARGV[5+] job ids; '<id>:<ended_at>' = only if it has not ended again since
+-- Returns  {word, ...} in order: deleted | gone | changed | the state that forbids it
 -- Keys built inside: P:job:<id>; of the job's queue: list, registries, jobq:retrying, jobq:parked, jobq:gate,
 --          jobq:blocked, jobq:q; of the job: results, dependents, dependencies, jobq:attempts, jobq:dedup, jobq:log,
 --          jobq:wait, jobq:done; jobq:cancels.
@@ -61,9 +61,10 @@ local function tell(id)
 end
 local REGISTRY = { finished = 'finished:', failed = 'failed:', stopped = 'failed:', canceled = 'canceled:' }
 
-local function delete(id)
+local function delete(item)
+  local id, stamp = item:match('^([^:]*):?(.*)$')
   local key = P .. 'job:' .. id
-  local row = redis.pcall('HMGET', key, 'status', 'origin', 'dk', 'pb', 'park', 'attempts')
+  local row = redis.pcall('HMGET', key, 'status', 'origin', 'dk', 'pb', 'park', 'attempts', 'ended_at')
   if row.err then
     redis.call('ZREM', KEYS[1], id)
     redis.call('UNLINK', key)
@@ -76,6 +77,7 @@ local function delete(id)
     if status == 'scheduled' then return (tonumber(row[6] or '0') or 0) > 0 and 'retrying' or 'scheduled' end
     return STATES[status] or (row[5] and 'parked' or 'deferred')
   end
+  if stamp ~= '' and row[7] ~= stamp then return 'changed' end
   redis.call('ZREM', KEYS[1], id)
   redis.call('ZREM', KEYS[2], id)
   redis.call('SREM', N .. 'cancels', id)
