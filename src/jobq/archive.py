@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from jobq import tags
 from jobq.calls import Batch, Call, Plan
 from jobq.control import BulkReport, Progress, delete_many, nobody
 from jobq.dead_letters import chunks
 from jobq.errors import ConflictError
-from jobq.job import ID_PATTERN, JobState
+from jobq.job import ID_PATTERN, Job, JobState
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.replies import clean_text
@@ -58,10 +60,20 @@ class Line:
         """Name of its queue."""
         return clean_text(self.job.get("origin"))
 
+    @property
+    def labels(self) -> tuple[tuple[str, ...], str | None]:
+        """Its tags, and its correlation id."""
+        job = self._read()
+        return job.tags, job.correlation_id
+
+    def _read(self) -> Job:
+        job = job_from_fields(self.id, [self.job.get(name) for name in JOB_FIELDS])
+        assert job is not None, "its hash is not empty"
+        return job
+
     def encode(self) -> bytes:
         """The line for the file; what comes before ``job`` is for people and their tools."""
-        found = job_from_fields(self.id, [self.job.get(name) for name in JOB_FIELDS])
-        assert found is not None, "its hash is not empty"
+        found = self._read()
         record = {
             "v": _VERSION,
             "id": self.id,
@@ -256,7 +268,10 @@ def restore_plan(
 ) -> Plan[BulkReport]:
     """Put archived dead letters back, dead, each kept as long as its queue keeps one that died now."""
     report = BulkReport(matched=len(lines))
+    now_ms = time.time_ns() // 1_000_000
     for line in lines:
+        if found_by := tags.names(keys, *line.labels):
+            yield tags.index([(line.id, found_by)], now_ms, now_ms)
         report.add([line.id], [(yield _restore(keys, specs, line))], ("restored",))
         progress(1)
     return report

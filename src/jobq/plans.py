@@ -114,6 +114,7 @@ class Plans:
         tag: str | None,
         since: datetime | timedelta | None,
         before: datetime | timedelta | None = None,
+        correlation_id: str | None = None,
     ) -> Plan[JobFilter]:
         """The filter of a listing; asks Redis for the queues when none is named."""
         now = self.now()
@@ -123,8 +124,9 @@ class Plans:
         else:
             queues = (queue,) if isinstance(queue, str) else tuple(queue)
         return JobFilter(
-            states=states, queues=queues, task=task, error=error, tag=tag, since=moment, before=end
-        )
+            states=states, queues=queues, task=task, error=error, tag=tag, correlation_id=correlation_id,
+            since=moment, before=end,
+        )  # fmt: skip
 
     def job_ids(self, wanted: Plan[JobFilter], limit: int | None) -> Plan[list[str]]:
         return (yield from ids_plan(self.keys, (yield from wanted), limit))
