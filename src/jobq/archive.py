@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from jobq import tags
 from jobq.calls import Batch, Call, Plan
-from jobq.control import BulkReport, Progress, delete_many, nobody
+from jobq.control import BulkReport, Progress, delete_many, nobody, together
 from jobq.dead_letters import chunks
 from jobq.errors import ConflictError
 from jobq.job import ID_PATTERN, Job, JobState
@@ -31,6 +31,8 @@ from jobq.rq_bridge import JOB_FIELDS, job_from_fields
 from jobq.steps import Arg, Pause, script_head
 
 _VERSION = 1
+_AT_ONCE = 25
+"""Dead letters that are restored in one round trip: each sends the whole job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,11 +271,18 @@ def restore_plan(
     """Put archived dead letters back, dead, each kept as long as its queue keeps one that died now."""
     report = BulkReport(matched=len(lines))
     now_ms = time.time_ns() // 1_000_000
-    for line in lines:
-        if found_by := tags.names(keys, *line.labels):
-            yield tags.index([(line.id, found_by)], now_ms, now_ms)
-        report.add([line.id], [(yield _restore(keys, specs, line))], ("restored",))
-        progress(1)
+    for start in range(0, len(lines), _AT_ONCE):
+        chunk = lines[start : start + _AT_ONCE]
+        named = [(line.id, found_by) for line in chunk if (found_by := tags.names(keys, *line.labels))]
+        if named:
+            yield tags.index(named, now_ms, now_ms)
+        steps = [_restore(keys, specs, line) for line in chunk]
+        words = yield together(steps)
+        for place, word in enumerate(words):
+            if word == "unreadable":  # Redis refused it; alone, the error says why
+                words[place] = yield steps[place]
+        report.add([line.id for line in chunk], words, ("restored",))
+        progress(len(chunk))
     return report
 
 

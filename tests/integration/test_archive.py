@@ -20,7 +20,7 @@ from jobq import archive
 from jobq.archive import ArchiveFile, Line, read_archive
 from jobq.audit import audit
 from jobq.client import Client
-from jobq.errors import ConflictError, JobNotFoundError
+from jobq.errors import ConflictError, JobNotFoundError, StoreError
 from jobq.tasks import Registry, task
 from tests.integration.test_control import Both
 from tests.support.hand import Hand
@@ -176,9 +176,9 @@ with Client(Settings(redis_url=sys.argv[1])) as client:
 def test_a_kill_midway_loses_and_doubles_none(client: Client, hand: Hand, path: Path, redis_url: str) -> None:
     ids = dead(client, hand, 120)
     with subprocess.Popen([sys.executable, "-c", SCRIPT, redis_url, str(path)]) as process:
-        until(lambda: path.exists() and path.stat().st_size > 0, 20)
+        until(lambda: client.dead_letters.count() < 120, 20)
         process.send_signal(signal.SIGKILL)
-    assert 0 < client.dead_letters.count() < 120
+    assert client.dead_letters.count() > 0
     assert {*archived(path), *(letter.id for letter in client.dead_letters.list(limit=200).items)} == {*ids}
     client.dead_letters.archive(path)
     assert sorted(archived(path)) == sorted(ids)
@@ -202,6 +202,19 @@ def test_two_do_not_write_one_file(client: Client, hand: Hand, path: Path) -> No
         with pytest.raises(ConflictError, match="another archive run"):
             client.dead_letters.archive(path)
     assert client.dead_letters.archive(path).done == 1
+
+
+def test_a_full_redis_says_so(client: Client, hand: Hand, path: Path, redis_client: redis.Redis) -> None:
+    dead(client, hand, 2)
+    client.dead_letters.archive(path)
+    redis_client.config_set("maxmemory", "1mb")
+    try:
+        with pytest.raises(StoreError, match="out of memory"):
+            client.dead_letters.restore(path)
+    finally:
+        redis_client.config_set("maxmemory", "0")
+    assert client.dead_letters.count() == 0
+    assert client.dead_letters.restore(path).done == 2
 
 
 def test_an_id_that_is_not_in_the_file(client: Client, hand: Hand, path: Path) -> None:
