@@ -215,13 +215,22 @@ class AsyncClient(ClientBase):
         queue: str | Iterable[str] | None = None,
         task: str | None = None,
         tag: str | None = None,
+        correlation_id: str | None = None,
         error: str | None = None,
         since: Since = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page[Job]:
         """As :meth:`jobq.client.Client.jobs`."""
-        wanted = self._plans.wanted(state=state, queue=queue, task=task, error=error, tag=tag, since=since)
+        wanted = self._plans.wanted(
+            state=state,
+            queue=queue,
+            task=task,
+            error=error,
+            tag=tag,
+            correlation_id=correlation_id,
+            since=since,
+        )
         return await self.run(self._plans.jobs(wanted, limit, cursor))
 
     async def job_ids(
@@ -231,6 +240,7 @@ class AsyncClient(ClientBase):
         queue: str | Iterable[str] | None = None,
         task: str | None = None,
         tag: str | None = None,
+        correlation_id: str | None = None,
         error: str | None = None,
         since: Since = None,
         before: Since = None,
@@ -238,8 +248,9 @@ class AsyncClient(ClientBase):
     ) -> list[str]:
         """As :meth:`jobq.client.Client.job_ids`."""
         wanted = self._plans.wanted(
-            state=state, queue=queue, task=task, error=error, tag=tag, since=since, before=before
-        )
+            state=state, queue=queue, task=task, error=error, tag=tag, correlation_id=correlation_id, since=since,
+            before=before,
+        )  # fmt: skip
         return await self.run(self._plans.job_ids(wanted, limit))
 
     async def bulk(

@@ -305,6 +305,7 @@ class Client(ClientBase):
         queue: str | Iterable[str] | None = None,
         task: str | None = None,
         tag: str | None = None,
+        correlation_id: str | None = None,
         error: str | None = None,
         since: Since = None,
         limit: int = 50,
@@ -313,6 +314,7 @@ class Client(ClientBase):
         """A page of jobs, newest first where the container knows the age, scheduled ones soonest first.
 
         Args:
+            tag, correlation_id: Only jobs with this; no other job is looked at.
             error: An error fingerprint, or the beginning of one.
             since: A moment, or how long ago.
             cursor: From the page before, with the same filter. A page looks at 10,000 jobs at most: it may
@@ -320,7 +322,15 @@ class Client(ClientBase):
         Raises:
             ValueError: The cursor belongs to another filter, or a word is no state.
         """
-        wanted = self._plans.wanted(state=state, queue=queue, task=task, error=error, tag=tag, since=since)
+        wanted = self._plans.wanted(
+            state=state,
+            queue=queue,
+            task=task,
+            error=error,
+            tag=tag,
+            correlation_id=correlation_id,
+            since=since,
+        )
         return self.run(self._plans.jobs(wanted, limit, cursor))
 
     def job_ids(
@@ -330,6 +340,7 @@ class Client(ClientBase):
         queue: str | Iterable[str] | None = None,
         task: str | None = None,
         tag: str | None = None,
+        correlation_id: str | None = None,
         error: str | None = None,
         since: Since = None,
         before: Since = None,
@@ -342,8 +353,9 @@ class Client(ClientBase):
             limit: At most so many; None: all.
         """
         wanted = self._plans.wanted(
-            state=state, queue=queue, task=task, error=error, tag=tag, since=since, before=before
-        )
+            state=state, queue=queue, task=task, error=error, tag=tag, correlation_id=correlation_id, since=since,
+            before=before,
+        )  # fmt: skip
         return self.run(self._plans.job_ids(wanted, limit))
 
     def bulk(

@@ -34,9 +34,10 @@ class JobContext:
         queue: The queue that the job was claimed from; empty outside a job.
         attempt: The attempt that runs, counted from 1.
         max_attempts: Total runs allowed.
+        correlation_id: The one it was enqueued with; empty: none.
     """
 
-    __slots__ = ("_redact", "_sink", "attempt", "job_id", "max_attempts", "queue", "task")
+    __slots__ = ("_redact", "_sink", "attempt", "correlation_id", "job_id", "max_attempts", "queue", "task")
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class JobContext:
         queue: str = "",
         attempt: int = 1,
         max_attempts: int = 1,
+        correlation_id: str = "",
         sink: ContextSink | None = None,
         redact: Callable[[str], str] | None = None,
     ) -> None:
@@ -54,6 +56,7 @@ class JobContext:
         self.queue = queue
         self.attempt = attempt
         self.max_attempts = max_attempts
+        self.correlation_id = correlation_id
         self._sink = sink
         self._redact = redact
 

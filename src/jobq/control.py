@@ -74,9 +74,10 @@ class BulkReport:
 
 
 def delete_many(keys: Keys, job_ids: Sequence[str], states: Sequence[JobState] = ()) -> Call[list[str]]:
-    """Remove jobs: per id ``deleted``, ``gone``, or the state that forbids it.
+    """Remove jobs: per id ``deleted``, ``gone``, ``changed``, or the state that forbids it.
 
     Args:
+        job_ids: Each may be ``<id>:<ended_at>``: then it is ``changed``, and stays, if it has ended again since.
         states: The states to remove; none: any but running.
     """
     words = dict.fromkeys(STATUS_OF[state] for state in states)

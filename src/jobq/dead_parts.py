@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from os import PathLike
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from jobq.calls import Plan
@@ -19,9 +21,17 @@ Groups: TypeAlias = list[DeadGroup]  # inside a class with a method `list`, the 
 
 
 def _dead_filter(
-    plans: Plans, queue: str | Iterable[str] | None, task: str | None, error: str | None, since: Since
+    plans: Plans,
+    queue: str | Iterable[str] | None,
+    task: str | None,
+    error: str | None,
+    since: Since,
+    older_than: float | timedelta | None = None,
 ) -> Plan[JobFilter]:
-    return plans.wanted(state=JobState.DEAD, queue=queue, task=task, error=error, tag=None, since=since)
+    before = None if older_than is None else timedelta(seconds=in_seconds(older_than))
+    return plans.wanted(
+        state=JobState.DEAD, queue=queue, task=task, error=error, tag=None, since=since, before=before
+    )
 
 
 def _one_way(ids: Sequence[str] | None, *filters: object) -> None:
@@ -178,6 +188,58 @@ class DeadLetters:
         """Hand every dead letter that the filter chooses to ``write``, newest first; how many there were."""
         return self._run(self._plans.each_dead(self._filter(queue, task, error, since), write, limit))
 
+    def archive(
+        self,
+        path: str | PathLike[str],
+        *,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+        older_than: float | timedelta | None = None,
+        limit: int | None = None,
+        rate: float | None = None,
+        dry_run: bool = False,
+        progress: Progress = nobody,
+    ) -> BulkReport:
+        """Move the dead letters that the filter chooses, all of them without one, to the end of a file.
+
+        Each leaves Redis once its line is on disk, so that a crash loses none; archiving into the same file again
+        doubles none. The file is readable by its owner only, and holds payloads as Redis does: secret params sealed,
+        if there is a key. ``failed`` names those that died again meanwhile, which stay.
+
+        Args:
+            older_than: Only those that died so long ago, seconds or timedelta.
+        Raises:
+            OSError: The file cannot be read or written; nothing more was taken out of Redis.
+            ValueError: It is there, and no archive.
+            ConflictError: Somebody else is archiving into it.
+        """
+        wanted = _dead_filter(self._plans, queue, task, error, since, older_than)
+        return self._run(self._plans.archive(wanted, Path(path), limit, rate, dry_run, progress))
+
+    def restore(
+        self,
+        path: str | PathLike[str],
+        ids: Sequence[str] | None = None,
+        *,
+        dry_run: bool = False,
+        progress: Progress = nobody,
+    ) -> BulkReport:
+        """Put dead letters of an archive back, dead as they were; :meth:`replay` then runs them.
+
+        They are kept as long as if they had died now. The file stays as it is. ``failed`` names those of whose id
+        there is a job.
+
+        Args:
+            ids: These; None: all.
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is no archive.
+            JobNotFoundError: One of the ids is not in it; nothing was restored.
+        """
+        return self._run(self._plans.restore(Path(path), ids, dry_run, progress))
+
     def _filter(
         self, queue: str | Iterable[str] | None, task: str | None, error: str | None, since: Since
     ) -> Plan[JobFilter]:
@@ -292,3 +354,32 @@ class AsyncDeadLetters:
         return await self._run(
             self._plans.each_dead(_dead_filter(self._plans, queue, task, error, since), write, limit)
         )
+
+    async def archive(
+        self,
+        path: str | PathLike[str],
+        *,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+        older_than: float | timedelta | None = None,
+        limit: int | None = None,
+        rate: float | None = None,
+        dry_run: bool = False,
+        progress: Progress = nobody,
+    ) -> BulkReport:
+        """As :meth:`DeadLetters.archive`; the event loop waits for the disk, up to 100 dead letters at a time."""
+        wanted = _dead_filter(self._plans, queue, task, error, since, older_than)
+        return await self._run(self._plans.archive(wanted, Path(path), limit, rate, dry_run, progress))
+
+    async def restore(
+        self,
+        path: str | PathLike[str],
+        ids: Sequence[str] | None = None,
+        *,
+        dry_run: bool = False,
+        progress: Progress = nobody,
+    ) -> BulkReport:
+        """As :meth:`DeadLetters.restore`."""
+        return await self._run(self._plans.restore(Path(path), ids, dry_run, progress))

@@ -202,7 +202,7 @@ class Enqueuer:
             fields["o"] = asked
         if overrides.timeout is not None:
             fields["timeout"] = _whole_seconds(overrides.timeout)
-        extra = encode_extra(tags=overrides.tags)
+        extra = encode_extra(tags=overrides.tags, correlation_id=overrides.correlation_id or "")
         if extra:
             fields["jk"] = extra
 
@@ -227,13 +227,17 @@ class Enqueuer:
 
     def _send(self, chunk: Sequence[_Prepared]) -> Plan[list[Job]]:
         queue = chunk[0].queue
-        tagged = [(each.new.id, each.request.overrides.tags) for each in chunk if each.request.overrides.tags]
-        if tagged:
-            yield self._index(chunk, tagged)
+        named = [
+            (each.new.id, self._names(each))
+            for each in chunk
+            if each.request.overrides.tags or each.request.overrides.correlation_id
+        ]
+        if named:
+            yield self._index(chunk, named)
         register = self._clock() >= self._registered.get(queue, -math.inf)
         answers = yield from self._ask(queue, chunk, register)
         try:
-            return (yield from self._answered(queue, chunk, answers, register, tagged))
+            return (yield from self._answered(queue, chunk, answers, register))
         except StoreUnavailableError as error:
             error.ambiguous = True  # what was asked first has been answered: it is there
             raise
@@ -244,7 +248,6 @@ class Enqueuer:
         chunk: Sequence[_Prepared],
         answers: list[EnqueueAnswer],
         register: bool,
-        tagged: Sequence[tuple[str, Sequence[str]]],
     ) -> Plan[list[Job]]:
         """What follows the first answer: holders that are replaced, refusals, the jobs as they stand."""
         for _ in range(_REBINDS - 1):
@@ -262,17 +265,23 @@ class Enqueuer:
                 brake_state = yield from brake.state_plan(self._keys, list(self._specs))
                 raise self._refused(brake_state.refusal(queue), each)
         found = yield from self._holders(answers)
-        if tagged:
-            taken = [(a.id, each.request.overrides.tags) for each, a in zip(chunk, answers, strict=True)
-                     if a.status == "replaced" and each.request.overrides.tags]  # fmt: skip
-            if taken:
-                yield self._index(chunk, taken)
+        taken = [
+            (answer.id, found_by)
+            for each, answer in zip(chunk, answers, strict=True)
+            if answer.status == "replaced" and (found_by := self._names(each))
+        ]
+        if taken:
+            yield self._index(chunk, taken)
         return [self._job(each, answer, found) for each, answer in zip(chunk, answers, strict=True)]
 
-    def _index(self, chunk: Sequence[_Prepared], tagged: Sequence[tuple[str, Sequence[str]]]) -> Batch[None]:
+    def _names(self, prepared: _Prepared) -> tuple[str, ...]:
+        overrides = prepared.request.overrides
+        return tags.names(self._keys, overrides.tags, overrides.correlation_id)
+
+    def _index(self, chunk: Sequence[_Prepared], named: Sequence[tuple[str, Sequence[str]]]) -> Batch[None]:
         now_ms = time.time_ns() // 1_000_000
         due_ms = max(max(each.new.at_ms, now_ms + each.new.delay_ms) for each in chunk)
-        return tags.index(self._keys, tagged, due_ms, now_ms, self._found_by_tag)
+        return tags.index(named, due_ms, now_ms, self._found_by_tag)
 
     def _ask(self, queue: str, chunk: Sequence[_Prepared], register: bool) -> Plan[list[EnqueueAnswer]]:
         try:
@@ -354,6 +363,7 @@ class Enqueuer:
             max_attempts=overrides.max_attempts,
             timeout=overrides.timeout,
             tags=overrides.tags,
+            correlation_id=overrides.correlation_id,
             owner=self._owner,
         )
 

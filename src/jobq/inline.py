@@ -36,12 +36,17 @@ def run_inline(request: EnqueueRequest, job_id: str | None = None) -> Job:
         enqueued_at=started,
         started_at=started,
         tags=request.overrides.tags,
+        correlation_id=request.overrides.correlation_id,
     )
     params = task.load(request.params, task.version)
     value: Any = None
     failure: Exception | None = None
     try:
-        with running_job(JobContext(job_id=job.id, task=task.name, queue=job.queue)):
+        with running_job(
+            JobContext(
+                job_id=job.id, task=task.name, queue=job.queue, correlation_id=job.correlation_id or ""
+            )
+        ):
             value = task.invoke(params)
             if task.is_async:
                 value = _finish(value)

@@ -155,6 +155,7 @@ class Job:
     cancel_requested: bool = False
     dedup_key: str | None = None
     tags: tuple[str, ...] = ()
+    correlation_id: str | None = None
     owner: JobOwner | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -186,6 +186,10 @@ class Keys:
         """Sorted set: ids of jobs that carry a tag, scored with the ms enqueued."""
         return f"{self.n}tag:{tag}"
 
+    def correlation(self, correlation_id: str) -> str:
+        """Sorted set: ids of jobs that carry a correlation id, scored with the ms enqueued."""
+        return f"{self.n}corr:{correlation_id}"
+
     @property
     def orders(self) -> str:
         """Hash: a worker's name; what it is to do, see ``jobq.orders``."""

@@ -18,6 +18,7 @@ from jobq.job import Job, JobOwner, JobState
 from jobq.keys import Keys
 from jobq.replies import as_text
 from jobq.rq_bridge import job_from_fields
+from jobq.tags import names
 from jobq.views import hash_command, moment_of
 
 SCAN_LIMIT = 10_000
@@ -58,13 +59,14 @@ class JobFilter:
     task: str | None = None
     error: str | None = None
     tag: str | None = None
+    correlation_id: str | None = None
     since: datetime | None = None
     before: datetime | None = None
 
     @property
     def by_id_alone(self) -> bool:
         """Whether being in the container is enough, so that no hash needs to be read."""
-        asked = (self.task, self.error, self.tag, self.since, self.before)
+        asked = (self.task, self.error, self.tag, self.correlation_id, self.since, self.before)
         shared = ({JobState.SCHEDULED, JobState.RETRYING}, {JobState.DEFERRED, JobState.PARKED})
         whole = all(len(pair & {*self.states}) != 1 for pair in shared)
         return whole and all(each is None for each in asked)
@@ -79,6 +81,8 @@ class JobFilter:
             return False
         if self.tag is not None and self.tag not in job.tags:
             return False
+        if self.correlation_id is not None and self.correlation_id != job.correlation_id:
+            return False
         moment = moment_of(job)
         if self.before is not None and (moment is None or moment >= self.before):
             return False
@@ -86,7 +90,8 @@ class JobFilter:
 
     def digest(self) -> str:
         """Names the filter in a cursor, so that a cursor cannot be used with another filter."""
-        text = repr((self.states, self.queues, self.task, self.error, self.tag, self.since, self.before))
+        found_by = (self.tag, self.correlation_id)
+        text = repr((self.states, self.queues, self.task, self.error, *found_by, self.since, self.before))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -194,9 +199,11 @@ def container_key(keys: Keys, queue: str, state: JobState) -> str:
 
 def _containers(keys: Keys, wanted: JobFilter, offsets: Sequence[int]) -> list[_Container]:
     made: dict[str, _Container] = {}
-    if wanted.tag is not None:  # of all queues and states: the tag's own set names far fewer
-        key = keys.tag(wanted.tag)
-        made[key] = _Container("", "tag", key, 0)
+    tags = () if wanted.tag is None else (wanted.tag,)
+    for key in names(keys, tags, wanted.correlation_id)[
+        -1:
+    ]:  # of all queues and states: these name far fewer
+        made[key] = _Container("", "named", key, 0)
     for queue in () if made else wanted.queues:
         for state in wanted.states:
             key = container_key(keys, queue, state)
@@ -305,7 +312,7 @@ def _fill(keys: Keys, containers: Sequence[_Container], owner: JobOwner | None) 
             continue
         due = score * 1000 if container.kind == "due" else None
         job = job_from_fields(job_id, values, due_ms=due, owner=owner)
-        if container.kind != "tag":
+        if container.kind != "named":
             container.ready.append((job_id, job or _GONE))
         elif job is None:
             gone.append(("ZREM", container.key, job_id))  # nobody else does; the listing goes on behind it
@@ -320,7 +327,7 @@ def _fill(keys: Keys, containers: Sequence[_Container], owner: JobOwner | None) 
 
 
 def _note_due(containers: Sequence[_Container], scores: Mapping[str, Any]) -> None:
-    """When the jobs that a tag has named are due, which its own set does not say."""
+    """When the jobs that a tag or a correlation id has named are due, which its own set does not say."""
     for container in containers:
         for place, (job_id, job) in enumerate(container.ready):
             score = scores.get(job_id)

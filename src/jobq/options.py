@@ -25,6 +25,7 @@ Upcast: TypeAlias = Callable[[dict[str, Any], int], dict[str, Any]]
 NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _QUEUE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # as jobq.queues has it
 _MAX_NAME: Final = 200
+_LONGEST_CORRELATION_ID = 200
 _MAX_ATTEMPTS: Final = 1_000
 _LONGEST: Final = timedelta(days=3_650)
 _T = TypeVar("_T")
@@ -100,6 +101,7 @@ class Overrides:
         queue: Another queue, or lane.
         dedup_key: A key instead of the task's template; empty switches deduplication off for this call.
         tags: Labels to find the job by.
+        correlation_id: What the job belongs to, such as a request or a payment.
         order: Place among the jobs of its queue, 1 to 10.
     """
 
@@ -113,6 +115,7 @@ class Overrides:
     backoff: Delays | None = None
     timeout: timedelta | None = None
     tags: tuple[str, ...] = ()
+    correlation_id: str | None = None
     order: int | None = None
 
 
@@ -213,6 +216,7 @@ def call_overrides(
     backoff: Delays | None = None,
     timeout: Duration | None = None,
     tags: Iterable[str] = (),
+    correlation_id: str | None = None,
     order: int | None = None,
 ) -> Overrides:
     """The overrides of one call.
@@ -235,6 +239,10 @@ def call_overrides(
     labels = tuple(tags)
     if not all(isinstance(tag, str) and tag for tag in labels):
         raise _wrong(task, "every tag must be text and not empty")
+    if correlation_id is not None and not (
+        isinstance(correlation_id, str) and 0 < len(correlation_id) <= _LONGEST_CORRELATION_ID
+    ):
+        raise _wrong(task, f"correlation_id= must be text of 1 to {_LONGEST_CORRELATION_ID} characters")
     return Overrides(
         delay=_duration(task, "delay", delay),
         at=None if at is None else at.astimezone(UTC),
@@ -246,6 +254,7 @@ def call_overrides(
         backoff=_backoff(task, backoff),
         timeout=_duration(task, "timeout", timeout, positive=True),
         tags=labels,
+        correlation_id=correlation_id,
         order=_count(task, "order", order, 10),
     )
 

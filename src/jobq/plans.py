@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal, cast
 
-from jobq import calls, control, dead_letters, events
+from jobq import archive, calls, control, dead_letters, events
 from jobq.calls import Plan
 from jobq.control import BulkReport, Progress, Verb
 from jobq.dead_letters import DeadLetter, replay_conflict
@@ -113,6 +114,7 @@ class Plans:
         tag: str | None,
         since: datetime | timedelta | None,
         before: datetime | timedelta | None = None,
+        correlation_id: str | None = None,
     ) -> Plan[JobFilter]:
         """The filter of a listing; asks Redis for the queues when none is named."""
         now = self.now()
@@ -122,8 +124,9 @@ class Plans:
         else:
             queues = (queue,) if isinstance(queue, str) else tuple(queue)
         return JobFilter(
-            states=states, queues=queues, task=task, error=error, tag=tag, since=moment, before=end
-        )
+            states=states, queues=queues, task=task, error=error, tag=tag, correlation_id=correlation_id,
+            since=moment, before=end,
+        )  # fmt: skip
 
     def job_ids(self, wanted: Plan[JobFilter], limit: int | None) -> Plan[list[str]]:
         return (yield from ids_plan(self.keys, (yield from wanted), limit))
@@ -166,6 +169,33 @@ class Plans:
         if dry_run:
             return BulkReport(matched=len(ids), dry_run=True)
         return (yield from self.bulk("delete", ids, JobState.DEAD, rate, progress))
+
+    def archive(
+        self,
+        wanted: Plan[JobFilter],
+        path: Path,
+        limit: int | None,
+        rate: float | None,
+        dry_run: bool,
+        progress: Progress,
+    ) -> Plan[BulkReport]:
+        ids = yield from self.job_ids(wanted, limit)
+        if dry_run or not ids:
+            return BulkReport(matched=len(ids), dry_run=dry_run)
+        return (yield from archive.archive_plan(self.keys, ids, path, rate=rate, progress=progress))
+
+    def restore(
+        self, path: Path, ids: Sequence[str] | None, dry_run: bool, progress: Progress
+    ) -> Plan[BulkReport]:
+        # The last line of an id counts: it died again after an earlier one was restored and replayed.
+        lines = {line.id: line for line in archive.read_archive(path)}
+        missing = [job_id for job_id in ids or () if job_id not in lines]
+        if missing:
+            raise JobNotFoundError(f"no job {missing[0]} in {path}", job_id=missing[0])
+        chosen = list(lines.values()) if ids is None else [lines[job_id] for job_id in dict.fromkeys(ids)]
+        if dry_run:
+            return BulkReport(matched=len(chosen), dry_run=True)
+        return (yield from archive.restore_plan(self.keys, self.specs, chosen, progress=progress))
 
     def each_dead(
         self, wanted: Plan[JobFilter], write: Callable[[DeadLetter], object], limit: int | None

@@ -144,7 +144,8 @@ def job_from_fields(
     fraction, progress_text = decode_progress(pr)
     seconds = _int(timeout)
     overrides = decode_overrides(o)
-    tags = decode_extra(jk).get("tags", ())
+    extra = decode_extra(jk)
+    tags, correlation_id = extra.get("tags", ()), extra.get("correlation_id")
     return Job(
         id=job_id,
         task=task_of(description),
@@ -167,6 +168,7 @@ def job_from_fields(
         cancel_requested=bool(cx) and state is JobState.RUNNING,
         dedup_key=clean_text(dk) or None,
         tags=tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else (),
+        correlation_id=correlation_id if isinstance(correlation_id, str) else None,
         owner=owner,
     )
 

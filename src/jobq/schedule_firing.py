@@ -66,7 +66,8 @@ def fire_plan(
     # A key that is about to go must not take the schedule with it.
     payload = b"" if codec.current(taken.data) else codec.rebind(taken.data, job_id=bound, to=bound)
     if stored.tags and jobs:
-        yield tags.index(keys, [(job.id, stored.tags) for job in jobs], now_ms, now_ms)
+        found_by = tags.names(keys, stored.tags, None)
+        yield tags.index([(job.id, found_by) for job in jobs], now_ms, now_ms)
     word, *words = yield schedule_calls.fire(
         keys, taken, stored, jobs, next_slot=after, missed=missed, payload=payload
     )

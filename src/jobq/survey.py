@@ -25,6 +25,7 @@ from jobq.probes import (
 from jobq.queues import QueueSpec
 from jobq.replies import as_text
 from jobq.steps import Batch, Plan
+from jobq.tags import KEEP
 
 _PAGE = 1_000
 _DAY_S = 86_400
@@ -247,6 +248,7 @@ class _Sorter:
             keys.attempts(""): _DAY_S,
         }
         self._passing = {keys.wait(""): 60, keys.done(""): 60, f"{keys.n}n:": 93_600}
+        self._passing |= dict.fromkeys((keys.tag(""), keys.correlation("")), int(KEEP.total_seconds()))
 
     def job_id(self, name: str) -> str:
         """The id, if this is a job hash."""

@@ -162,6 +162,7 @@ class Task(Generic[P, R]):
         backoff: Delays | None = None,
         timeout: Duration | None = None,
         tags: Iterable[str] = (),
+        correlation_id: str | None = None,
         order: int | None = None,
         client: Dispatcher | AsyncDispatcher | None = None,
     ) -> Bound[P]:
@@ -179,6 +180,8 @@ class Task(Generic[P, R]):
             backoff: Delays between the runs.
             timeout: Seconds or timedelta that one run may take.
             tags: Labels to find the job by.
+            correlation_id: What the job belongs to, such as a request or a payment: its jobs are found by it, and a
+                task reads it as ``jobq.current_job().correlation_id``.
             order: Place among the jobs of its queue: 1 first, 5 in line, 10 last. Each step is worth half a minute
                 of waiting.
             client: Enqueue through this client instead of the default one.
@@ -189,7 +192,7 @@ class Task(Generic[P, R]):
         overrides = call_overrides(
             self.name, self.spec, delay=delay, at=at, priority=priority, queue=queue, dedup_key=dedup_key,
             dedup_until=dedup_until, on_duplicate=on_duplicate, max_attempts=max_attempts, backoff=backoff,
-            timeout=timeout, tags=tags, order=order,
+            timeout=timeout, tags=tags, correlation_id=correlation_id, order=order,
         )  # fmt: skip
         return Bound(self, overrides, client)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
+from jobq.archive import read_archive
 from jobq.job import JobState, new_job_id
 from jobq.queues import LANES
 from tests.chaos import app
@@ -155,7 +158,8 @@ def mass_promotion(setup: Setup) -> Report:
 @experiment(
     "FI-37",
     fault="200,000 dead letters",
-    criterion="first page ≤ 100 ms; grouping ≤ 2 s; no Redis command over 50 ms; replay of all loses and doubles none",
+    criterion="first page ≤ 100 ms; grouping ≤ 2 s; no Redis command over 50 ms; an archive run that is killed midway "
+    "and run again, and a replay of all lose and double none",
     minutes=4,
 )
 def dead_letters(setup: Setup) -> Report:
@@ -179,6 +183,7 @@ def dead_letters(setup: Setup) -> Report:
                 sum(group.count for group in groups) == total,
                 sum(group.count for group in groups),
             )
+            _archive_and_restore(field, report, total)
             began = time.monotonic()
             field.client.dead_letters.replay()
             report.at_least("replay, jobs/s", total / (time.monotonic() - began), 10_000)
@@ -188,6 +193,37 @@ def dead_letters(setup: Setup) -> Report:
         report.zero("doubled", len(ids) - len(set(ids)))
         field.audit(report)
     return report
+
+
+def _archive_and_restore(field: Field, report: Report, total: int) -> None:
+    """All dead letters to a file and back; the run that archives them is killed midway, and another goes on."""
+    path, letters = field.folder / "dead.jsonl", field.client.dead_letters
+    command = [
+        sys.executable,
+        "-m",
+        "jobq.cli",
+        "dead",
+        "archive",
+        "--out",
+        str(path),
+        "--yes",
+        "-u",
+        field.url,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
+        until(lambda: field.raw.zcard("rq:failed:medium") < total * 0.75, 120, 0.001)
+        killed.kill()
+    left = letters.count()
+    report.expect("it was killed midway", 0 < left < total, left)
+    began = time.monotonic()
+    letters.archive(path)
+    report.figure("archive, jobs/s", round(left / (time.monotonic() - began)))
+    lines = [line.id for line in read_archive(path)]
+    report.zero("archived rows lost", total - len({*lines}) + letters.count())
+    report.zero("archived rows doubled", len(lines) - len({*lines}))
+    began = time.monotonic()
+    report.expect("all are restored", letters.restore(path).done == total, letters.count())
+    report.figure("restore, jobs/s", round(total / (time.monotonic() - began)))
 
 
 def _make_dead(field: Field, total: int, queue: str) -> None:

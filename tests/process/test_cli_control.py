@@ -385,3 +385,19 @@ def test_a_canary_that_dies_holds_the_others(cli: Cli, client: Client) -> None:
     finally:
         worker.terminate()
         worker.communicate(timeout=30)
+
+
+def test_jobs_are_found_by_their_correlation_id(cli: Cli, tmp_path: Path) -> None:
+    first = cli.json("enqueue", "shop.confirm", '{"order_id": "1"}', "--correlation-id", "order-7")
+    assert first["correlation_id"] == "order-7"
+    lines = tmp_path / "jobs.jsonl"
+    line = {"task": "shop.confirm", "params": {"order_id": "2"}, "correlation_id": "order-7"}
+    lines.write_text(
+        json.dumps(line) + "\n" + json.dumps({"task": "shop.confirm", "params": {"order_id": "3"}})
+    )
+    second = cli.json("enqueue", "--file", str(lines))["ids"][0]
+    found = cli.json("jobs", "list", "--correlation-id", "order-7")["jobs"]
+    assert {job["id"] for job in found} == {first["id"], second}
+    report = cli.json("jobs", "cancel", "--correlation-id", "order-7", "--yes")
+    assert (report["matched"], report["done"]) == (2, 2)
+    one_line(cli("enqueue", "shop.confirm", "{}", "--correlation-id", "", code=Exit.USAGE).stderr)

@@ -16,6 +16,8 @@ import jobq
 from jobq.calls import Claimed
 from jobq.codec import Codec
 from jobq.queues import LANES
+from jobq.records import encode_extra
+from jobq.rq_bridge import encode_result
 from jobq.tasks import Registry, Task, task
 from jobq.worker.attempt import Assignment
 from jobq.worker.children import decode_report, decode_work, encode_report, encode_work
@@ -50,6 +52,11 @@ def ok(value: int) -> dict[str, int]:
 
 @_declare("r.none")
 def none() -> None: ...
+
+
+@_declare("r.correlated")
+def correlated() -> str:
+    return jobq.current_job().correlation_id
 
 
 @_declare("r.raises", max_attempts=2, backoff=jobq.Fixed(7))
@@ -122,6 +129,13 @@ def test_a_success_carries_its_result_and_its_counters(runner: Runner) -> None:
     assert report.outcome.result
     assert report.outcome.counters[0] == "s:r.ok"
     assert report.outcome.counters[-1] == "m"  # 10 ms is within the target of 5 s
+
+
+def test_a_task_reads_its_correlation_id(runner: Runner) -> None:
+    named = work(correlated)
+    named.job = replace(named.job, extra=encode_extra(correlation_id="order-7", tags=("t",)))
+    for job, expected in ((named, "order-7"), (work(correlated), "")):
+        assert runner.run(job).outcome.result == encode_result(Codec().encode_result(expected))
 
 
 def test_a_none_needs_no_result(runner: Runner) -> None:

@@ -30,7 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "enqueue": ("jobq.cli.enqueue:enqueue", "Enqueue one job, or a file of jobs."),
     "jobs": ("jobq.cli.jobs:jobs", "Look at jobs, wait for them, retry, cancel, promote, delete."),
     "queues": ("jobq.cli.queues:queues", "List queues; pause, limit, drain, clean and move them."),
-    "dead": ("jobq.cli.dead:dead", "Look at dead letters; replay, edit, purge and export them."),
+    "dead": ("jobq.cli.dead:dead", "Look at dead letters; replay, edit, purge, export and archive them."),
     "schedules": ("jobq.cli.schedules:schedules", "Recurring schedules: list, add, pause, run."),
     "workers": ("jobq.cli.workers:workers", "See who works; quiet, resume and stop them."),
     "health": ("jobq.cli.health:health", "Say whether all is well, by exit code."),

@@ -30,6 +30,7 @@ def filter_options(command: Any) -> Any:
         click.option("--since", type=DURATION, metavar="D", help="Only those that ended or were created so lately."),
         click.option("--older-than", "before", type=DURATION, metavar="D", help="Only those that did so longer ago."),
         click.option("--error", metavar="F", help="Only this error fingerprint."),
+        click.option("--correlation-id", metavar="C", help="Only jobs with this correlation id."),
         click.option("--tag", metavar="T", help="Only jobs with this tag."),
         click.option("--task", metavar="T", help="Only this task."),
         click.option("--queue", metavar="Q", help="Only this queue."),
@@ -46,7 +47,10 @@ def rate_option(command: Any) -> Any:
 
 def describe(chosen: dict[str, Any]) -> str:
     """The filter in words, for a question: ``in queue email, of task mail.send``."""
-    words = {"queue": "in queue", "task": "of task", "tag": "tagged", "error": "with error"}
+    words = {
+        "queue": "in queue", "task": "of task", "tag": "tagged", "correlation_id": "with correlation id",
+        "error": "with error",
+    }  # fmt: skip
     parts = [f"{text} {chosen[name]}" for name, text in words.items() if chosen.get(name)]
     if chosen.get("state"):
         parts.insert(0, " or ".join(str(state) for state in chosen["state"]))
@@ -117,6 +121,10 @@ def reason_words(word: str) -> str:
     """Why one job was left alone, in words."""
     if word.startswith("conflict:"):
         return f"job {word.partition(':')[2]} holds its dedup key"
-    return {"gone": "it is gone", "finished": "it has ended", "unreadable": "it cannot be read"}.get(
-        word, f"it is {word}"
-    )
+    return {
+        "gone": "it is gone",
+        "finished": "it has ended",
+        "unreadable": "it cannot be read",
+        "changed": "it has died again meanwhile",
+        "there": "a job of its id is there",
+    }.get(word, f"it is {word}")

@@ -10,6 +10,7 @@ import click
 
 from jobq.cli.bulk import reason_words
 from jobq.cli.common import Exit, State, confirm, pass_state, refused_as_usage, yes_options
+from jobq.cli.dead_archive import archive, restore
 from jobq.cli.dead_more import edit, export, purge
 from jobq.cli.dead_records import filter_options, letter_fields, wanted
 from jobq.cli.job_records import attempt_fields, show_attempts
@@ -147,7 +148,7 @@ def retry_failed(
 
 @click.group(cls=Group)
 def dead() -> None:
-    """Look at dead letters; replay, edit, purge and export them."""
+    """Look at dead letters; replay, edit, purge, export and archive them."""
 
 
 @dead.command("list")
@@ -223,9 +224,7 @@ def show(state: State, job_id: str) -> None:
         "history": [attempt_fields(attempt) for attempt in letter.history],
         "traceback": letter.traceback,
     }
-    state.out.record(
-        {name: value for name, value in fields.items() if value not in (None, (), False)}, document=document
-    )
+    state.out.details(fields, document=document)
     if not state.out.structured:
         show_attempts(state, letter.history)
         if letter.traceback:
@@ -283,5 +282,5 @@ def replay(
     )  # fmt: skip
 
 
-for _command in (edit, purge, export):
+for _command in (edit, purge, export, archive, restore):
     dead.add_command(_command)

@@ -59,15 +59,14 @@ def edit(state: State, job_id: str, changes: tuple[str, ...], dry_run: bool, yes
     if changes:
         names = sorted(new)
     if dry_run:
-        state.out.say(
-            f"would replay job {job_id} with other {', '.join(names) or 'params: none'}; nothing was changed"
-        )
+        words = ", ".join(names) or "params: none"
+        state.out.would(f"replay job {job_id} with other {words}", id=job_id, changed=names)
         return Exit.DONE
     confirm(
         state, f"Replay job {job_id} ({draft.task}) with other {', '.join(names) or 'params: none'}?", yes=yes
     )
     job = letters.edit(job_id, new, whole=not changes)
-    state.out.record({"id": job.id, "state": job.state, "changed": names}, document=job_fields(job))
+    state.out.details(job_fields(job) | {"changed": names})
     return Exit.DONE
 
 

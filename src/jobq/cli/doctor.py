@@ -82,7 +82,7 @@ def doctor(
             )
         )
     bad = [check for check in checks if check.status == "bad"]
-    _print(state, checks, bad, _document(findings, fixed, sample))
+    _print(state, checks, bad, _document(findings, fixed, sample), dry_run=dry_run)
     if unreachable is not None:
         return Exit.UNAVAILABLE
     if refused is not None:
@@ -90,7 +90,9 @@ def doctor(
     return Exit.BAD if bad else Exit.DONE
 
 
-def _print(state: State, checks: Sequence[Check], bad: Sequence[Check], data: Sequence[Any]) -> None:
+def _print(
+    state: State, checks: Sequence[Check], bad: Sequence[Check], data: Sequence[Any], *, dry_run: bool
+) -> None:
     records = [check.as_dict() for check in checks]
     state.out.table(
         checks,
@@ -100,7 +102,7 @@ def _print(state: State, checks: Sequence[Check], bad: Sequence[Check], data: Se
             Column("detail", lambda check: check.detail, grow=True),
             Column("remedy", lambda check: check.remedy or None, grow=True),
         ],
-        document={"ok": not bad, "checks": records, "data": data},
+        document={"ok": not bad, "checks": records, "data": data, "dry_run": dry_run},
         records=records,
     )
     for check in bad:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from jobq.tasks import EnqueueRequest, Registry
 
 _CHUNK = 100
-_LINE_FIELDS = frozenset({"task", "params", "priority", "queue", "delay", "at", "dedup_key", "tags"})
+_LINE_FIELDS = frozenset(
+    {"task", "params", "priority", "queue", "delay", "at", "dedup_key", "tags", "correlation_id"}
+)
 
 
 def _request(
@@ -54,6 +56,7 @@ def _request(
 @click.option("--at", type=TIME, metavar="T", help="Due at this moment, with time zone.")
 @click.option("--dedup-key", metavar="K", help="Key that equal jobs share; empty: none.")
 @click.option("--tag", "tags", metavar="T", multiple=True, help="Label to find the job by; repeatable.")
+@click.option("--correlation-id", metavar="C", help="What the job belongs to, to find it by.")
 @click.option("--wait", is_flag=True, help="Wait for the end: 0 succeeded, 6 not, 75 time is up.")
 @click.option("--timeout", type=DURATION, metavar="S", help="How long to wait; with --wait.")
 @click.option(
@@ -75,6 +78,7 @@ def enqueue(
     at: datetime | None,
     dedup_key: str | None,
     tags: tuple[str, ...],
+    correlation_id: str | None,
     wait: bool,
     timeout: timedelta | None,
     file: TextIO | None,
@@ -87,7 +91,13 @@ def enqueue(
         raise click.UsageError("Give --delay or --at, not both.")
     options: dict[str, Any] = {
         name: value
-        for name, value in (("delay", delay), ("at", at), ("dedup_key", dedup_key), ("tags", tags))
+        for name, value in (
+            ("delay", delay),
+            ("at", at),
+            ("dedup_key", dedup_key),
+            ("tags", tags),
+            ("correlation_id", correlation_id),
+        )
         if value not in (None, ())
     }
     chosen = one_queue(priority and priority.lower(), queue)
@@ -108,7 +118,8 @@ def enqueue(
     client = state.client()
     request = _request(load_tasks(client.settings), task, given, options)
     if dry_run:
-        state.out.say(f"would enqueue {request.task.name} in {request.queue}; nothing was changed")
+        name, queue = request.task.name, request.queue
+        state.out.would(f"enqueue {name} in {queue}", task=name, queue=queue)
         return Exit.DONE
     job = client.enqueue([request])[0]
     if job.deduplicated:
@@ -141,7 +152,7 @@ def _print(state: State, jobs: list[Job]) -> None:
 def _line_options(entry: Mapping[str, Any]) -> dict[str, Any]:
     """The options of one line; durations and times as on the command line."""
     options: dict[str, Any] = {}
-    for name in ("priority", "queue", "dedup_key", "tags"):
+    for name in ("priority", "queue", "dedup_key", "tags", "correlation_id"):
         if entry.get(name) is not None:
             options[name] = entry[name]
     if entry.get("delay") is not None:
@@ -233,6 +244,6 @@ def _from_file(
     } | ({"would_enqueue": len(good)} if dry_run else {})
     if wait and jobs and not bad:
         return wait_for(state, [job.id for job in jobs], timeout)
-    document = summary | {"failures": failures, "ids": [job.id for job in jobs]}
+    document = summary | {"failures": failures, "ids": [job.id for job in jobs], "dry_run": dry_run}
     out.record(summary, document=document)
     return Exit.PARTIAL if bad else Exit.DONE

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 _UNBOUNDED = ("limit", "rate")
 
 
-def _print(state: State, done: Sequence[tuple[str, Any]], failed: Sequence[Any]) -> int:
+def _print(
+    state: State, done: Sequence[tuple[str, Any]], failed: Sequence[Any], *, dry_run: bool = False
+) -> int:
     rows = [{"id": job_id, "result": result} for job_id, result in done]
     columns = [Column("id", lambda row: row["id"]), Column("result", lambda row: row["result"])]
-    document = {"done": rows, "failed": [failure.as_dict() for failure in failed]}
+    document = {"done": rows, "failed": [failure.as_dict() for failure in failed], "dry_run": dry_run}
     if done or state.out.structured:
         state.out.table(rows, columns, document=document)
     return bulk_exit(state, len(done), failed)
@@ -48,7 +50,8 @@ def _by_id(
 ) -> int:
     client = state.client()
     if dry_run:
-        return _print(state, *each(ids, lambda job_id: f"would {verb} ({client.get(job_id).state.value})"))
+        found = each(ids, lambda job_id: f"would {verb} ({client.get(job_id).state.value})")
+        return _print(state, *found, dry_run=True)
     if ask:
         confirm(state, f"{verb.capitalize()} {plural(len(dict.fromkeys(ids)))}?", yes=yes)
     return _print(state, *each(ids, do))

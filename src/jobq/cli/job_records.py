@@ -44,6 +44,7 @@ def job_fields(job: Job) -> dict[str, Any]:
         "cancel_requested": job.cancel_requested,
         "dedup_key": job.dedup_key,
         "tags": job.tags,
+        "correlation_id": job.correlation_id,
     }
 
 

@@ -36,6 +36,7 @@ def jobs() -> None:
 @click.option("--queue", metavar="Q", help="Only this queue.")
 @click.option("--task", metavar="T", help="Only this task.")
 @click.option("--tag", metavar="T", help="Only jobs with this tag.")
+@click.option("--correlation-id", metavar="C", help="Only jobs with this correlation id.")
 @click.option("--error", metavar="F", help="Only this error fingerprint.")
 @click.option(
     "--since", type=DURATION, metavar="D", help="Only jobs that ended or were created within this time."
@@ -49,6 +50,7 @@ def list_jobs(
     queue: str | None,
     task: str | None,
     tag: str | None,
+    correlation_id: str | None,
     error: str | None,
     since: timedelta | None,
     limit: int,
@@ -63,6 +65,7 @@ def list_jobs(
             queue=queue,
             task=task,
             tag=tag,
+            correlation_id=correlation_id,
             error=error,
             since=since,
             limit=limit,
@@ -104,9 +107,7 @@ def show(state: State, job_id: str) -> None:
     attempts = client.attempts(job_id)
     fields = job_fields(job)
     document = fields | {"attempts": [attempt_fields(attempt) for attempt in attempts]}
-    state.out.record(
-        {name: value for name, value in fields.items() if value not in (None, (), False)}, document=document
-    )
+    state.out.details(fields, document=document)
     if not state.out.structured:
         show_attempts(state, attempts)
         last = next((attempt.traceback for attempt in reversed(attempts) if attempt.traceback), None)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "wide", "json", "jsonl", "csv")
 
+_NOTHING: tuple[Any, ...] = (None, (), "", False)
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -266,6 +268,12 @@ class Output:
             for name, item in fields.items():
                 click.echo(f"{_slug(name)}\t{_cell(item)}")
 
+    def details(self, fields: Mapping[str, Any], *, document: Any = None) -> None:
+        """Print one thing as :meth:`record` does; a person is spared the fields that hold nothing."""
+        people = self.style.stdout_terminal and not self.structured
+        shown = {name: value for name, value in fields.items() if value not in _NOTHING} if people else fields
+        self.record(shown, document=fields if document is None else document)
+
     def text(self, line: str) -> None:
         """Print a line of the result that has no structured form."""
         click.echo(line, color=self.style.color)
@@ -279,6 +287,12 @@ class Output:
         """Words for people, on stderr; silent with ``-q``."""
         if not self.quiet:
             click.echo(clean(words), err=True, color=self.style.color)
+
+    def would(self, what: str, **facts: Any) -> None:
+        """Say what a dry run would have done; a program reads it as one object, with ``dry_run``."""
+        self.say(f"would {what}; nothing was changed")
+        if self.structured:
+            self.record(facts | {"dry_run": True})
 
     def error(self, message: str) -> None:
         """One line on stderr: ``jobq: <message>``."""

@@ -72,9 +72,7 @@ def _moment(ms: int | None) -> datetime | None:
 
 
 def _show(state: State, info: ScheduleInfo) -> None:
-    fields = _fields(info)
-    shown = {name: value for name, value in fields.items() if value not in (None, (), "", 0.0)}
-    state.out.record(shown if state.out.style.stdout_terminal else fields, document=fields)
+    state.out.details(_fields(info))
 
 
 def _known(client: Client, name: str) -> ScheduleInfo:
@@ -228,7 +226,8 @@ def add(
             return
     except ConfigError as error:  # of the declaration for a program, of the call for us
         raise CliError(Exit.USAGE, str(error)) from error
-    state.out.say(f"would add {name}: {known.name}, {made.timing.words()}; nothing was changed")
+    times = made.timing.words()
+    state.out.would(f"add {name}: {known.name}, {times}", name=name, task=known.name, times=times)
 
 
 @schedules.command("remove")
@@ -242,8 +241,11 @@ def remove(state: State, names: tuple[str, ...], dry_run: bool, yes: bool) -> in
     what = f"{len(names)} schedule{plural} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
     if dry_run:
         found, missing = each(names, lambda name: _get(client, name))
-        state.out.say(
-            f"would remove {', '.join(name for name, _ in found) or 'nothing'}; nothing was changed"
+        removed = [name for name, _ in found]
+        state.out.would(
+            f"remove {', '.join(removed) or 'nothing'}",
+            removed=removed,
+            failed=[failure.as_dict() for failure in missing],
         )
         return bulk_exit(state, len(found), missing)
     confirm(state, f"Remove {what}?", yes=yes)
@@ -288,9 +290,9 @@ def run(state: State, name: str, dry_run: bool) -> None:
     client = state.client()
     info = _known(client, name)
     if dry_run:
-        state.out.say(f"would enqueue {info.task} in {info.queue}; nothing was changed")
+        state.out.would(f"enqueue {info.task} in {info.queue}", task=info.task, queue=info.queue)
         return
-    state.out.record(job_fields(client.schedules.run(name)))
+    state.out.details(job_fields(client.schedules.run(name)))
 
 
 @schedules.command("import-rq-scheduler")

@@ -76,14 +76,14 @@ def show(state: State, name: str) -> None:
     """One worker, by its own name or that of one of its executors."""
     found = state.client().workers.get(name)
     records = [worker_fields(worker) for worker in found]
-    for place, fields in enumerate(records):
-        if place and not state.out.structured:
-            state.out.text("")
-        if not state.out.structured:
-            state.out.record(fields)
-    if state.out.structured:
+    if state.out.structured or not state.out.style.stdout_terminal:
         columns = [Column(key, itemgetter(key)) for key in records[0]]
         state.out.table(records, columns, document={"workers": records}, records=records)
+        return
+    for place, fields in enumerate(records):
+        if place:
+            state.out.text("")
+        state.out.record(fields)
 
 
 def _order(verb: str, words: str) -> Callable[[Callable[..., None]], click.Command]:
@@ -106,7 +106,7 @@ def _order(verb: str, words: str) -> Callable[[Callable[..., None]], click.Comma
                 order(chosen)
             rows = [{"worker": name, "order": verb, "given": not dry_run} for name in chosen]
             columns = [Column(key, itemgetter(key)) for key in ("worker", "order", "given")]
-            state.out.table(rows, columns, document={"workers": rows}, empty="")
+            state.out.table(rows, columns, document={"workers": rows, "dry_run": dry_run}, empty="")
 
         made: Any = click.argument("names", metavar="[NAME]...", nargs=-1)(command)
         made = click.option("--all", "everyone", is_flag=True, help="Every live worker.")(yes_options(made))

@@ -3,11 +3,11 @@
 -- KEYS[2]  children to come   jobq:after
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix
 -- ARGV[4]  rq's words of the states to remove, each with a comma after it; '' = any but started
--- ARGV[5+] job ids
--- Returns  {word, ...} in order: deleted | gone | the state that forbids it
+-- ARGV[5+] job ids; '<id>:<ended_at>' = only if it has not ended again since
+-- Returns  {word, ...} in order: deleted | gone | changed | the state that forbids it
 -- Keys built inside: P:job:<id>; of the job's queue: list, registries, jobq:retrying, jobq:parked, jobq:gate,
 --          jobq:blocked, jobq:q; of the job: results, dependents, dependencies, jobq:attempts, jobq:dedup, jobq:log,
---          jobq:wait, jobq:done; jobq:cancels.
+--          jobq:wait, jobq:done; jobq:cancels; jobq:tag:<tag>, jobq:corr:<correlation id>.
 -- Idempotent by nature: a second call answers gone.
 -- Full memory: the first write is a ZREM.
 local P, N, only = ARGV[2], ARGV[3], ARGV[4]
@@ -59,11 +59,21 @@ local function tell(id)
     redis.call('EXPIRE', N .. 'done:' .. id, 60)
   end
 end
+-- The entries by which it was found. Most jobs carry neither tags nor a correlation id, and pay nothing.
+local function forget(id, jk)
+  local read, extra = pcall(cjson.decode, jk)
+  if not read or type(extra) ~= 'table' then return end
+  if type(extra.correlation_id) == 'string' then redis.call('ZREM', N .. 'corr:' .. extra.correlation_id, id) end
+  for _, tag in ipairs(type(extra.tags) == 'table' and extra.tags or {}) do
+    redis.call('ZREM', N .. 'tag:' .. tostring(tag), id)
+  end
+end
 local REGISTRY = { finished = 'finished:', failed = 'failed:', stopped = 'failed:', canceled = 'canceled:' }
 
-local function delete(id)
+local function delete(item)
+  local id, stamp = item:match('^([^:]*):?(.*)$')
   local key = P .. 'job:' .. id
-  local row = redis.pcall('HMGET', key, 'status', 'origin', 'dk', 'pb', 'park', 'attempts')
+  local row = redis.pcall('HMGET', key, 'status', 'origin', 'dk', 'pb', 'park', 'attempts', 'ended_at', 'jk')
   if row.err then
     redis.call('ZREM', KEYS[1], id)
     redis.call('UNLINK', key)
@@ -76,6 +86,7 @@ local function delete(id)
     if status == 'scheduled' then return (tonumber(row[6] or '0') or 0) > 0 and 'retrying' or 'scheduled' end
     return STATES[status] or (row[5] and 'parked' or 'deferred')
   end
+  if stamp ~= '' and row[7] ~= stamp then return 'changed' end
   redis.call('ZREM', KEYS[1], id)
   redis.call('ZREM', KEYS[2], id)
   redis.call('SREM', N .. 'cancels', id)
@@ -86,6 +97,7 @@ local function delete(id)
     tell(id)
   end
   free(id, row[3])
+  if row[8] then forget(id, row[8]) end
   redis.call('UNLINK', key, P .. 'results:' .. id, N .. 'attempts:' .. id, N .. 'log:' .. id,
     P .. 'job:' .. id .. ':dependents', P .. 'job::' .. id .. ':dependencies')
   return 'deleted'

@@ -9,7 +9,8 @@
 -- ARGV[8]  ISO time a minute ago: what ended later is not deleted for the count
 -- Returns  count of entries removed
 -- Keys built inside: P:job:<id>, P:results:<id>, P:job:<id>:dependents, P:job::<id>:dependencies,
---          jobq:attempts:<id>, jobq:log:<id>, jobq:dedup:<name>, jobq:cancels.
+--          jobq:attempts:<id>, jobq:log:<id>, jobq:dedup:<name>, jobq:cancels, jobq:tag:<tag>,
+--          jobq:corr:<correlation id>.
 -- Idempotent by nature.   Full memory: it only frees.
 local P, N, most = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local now = tonumber(ARGV[1])
@@ -20,6 +21,16 @@ end
 local now_s = math.floor(now / 1000)
 local removed = 0
 
+-- The entries by which it was found. Most jobs carry neither tags nor a correlation id, and pay nothing.
+local function forget(id, jk)
+  local read, extra = pcall(cjson.decode, jk)
+  if not read or type(extra) ~= 'table' then return end
+  if type(extra.correlation_id) == 'string' then redis.call('ZREM', N .. 'corr:' .. extra.correlation_id, id) end
+  for _, tag in ipairs(type(extra.tags) == 'table' and extra.tags or {}) do
+    redis.call('ZREM', N .. 'tag:' .. tostring(tag), id)
+  end
+end
+
 local function clear(zset, ids, words)
   if #ids == 0 then return end
   redis.call('ZREM', zset, unpack(ids))
@@ -28,11 +39,12 @@ local function clear(zset, ids, words)
   removed = removed + #ids
   for _, id in ipairs(ids) do
     local key = P .. 'job:' .. id
-    local row = redis.pcall('HMGET', key, 'status', 'dk')
+    local row = redis.pcall('HMGET', key, 'status', 'dk', 'jk')
     -- An rq tool may have queued it again and left the entry behind: then the entry alone goes.
     if not row.err and (not row[1] or words[row[1]]) then
       redis.call('UNLINK', key, P .. 'results:' .. id, N .. 'attempts:' .. id, N .. 'log:' .. id,
         P .. 'job:' .. id .. ':dependents', P .. 'job::' .. id .. ':dependencies')
+      if row[3] then forget(id, row[3]) end
       local dk = row[2]
       if dk and dk:sub(1, 2) ~= 'w:' then
         local name = N .. 'dedup:' .. dk:sub(3)

@@ -21,6 +21,7 @@ from jobq.errors import (
 )
 from jobq.options import TaskOptions
 from jobq.queues import QueueSpec
+from jobq.records import decode_extra
 from jobq.retry import RetryPolicy, delays_from_dict
 from jobq.rq_bridge import ForeignOptions
 from jobq.tasks import Registry, Task
@@ -105,6 +106,7 @@ class Opener:
             queue=self._spec.name,
             attempt=work.attempt,
             max_attempts=policy.max_attempts,
+            correlation_id=str(decode_extra(job.extra).get("correlation_id", "")) if job.extra else "",
             sink=self._sink,
             redact=partial(redact, secrets=secrets) if secrets else None,
         )
