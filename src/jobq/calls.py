@@ -59,21 +59,21 @@ def enqueue(
     """
     if len(jobs) > MOST_JOBS:
         raise ValueError(f"at most {MOST_JOBS} jobs in one enqueue, got {len(jobs)}")
-    args: list[Arg] = [*script_head(keys, now_ms), "1" if register else "0", len(jobs)]
+    sets = {id(job.shared): job.shared for job in jobs}
+    numbers = {each: number for number, each in enumerate(sets, 1)}
+    args: list[Arg] = [*script_head(keys, now_ms), "1" if register else "0", len(jobs), len(sets)]
+    for shared in sets.values():
+        args.append(2 * len(shared))
+        for field in shared.items():
+            args += field
     wishes: list[Arg] = []
     for number, job in enumerate(jobs, 1):
         fields = job.fields
-        args += (
-            job.id,
-            job.at_ms or -job.delay_ms,
-            job.dedup_key,
-            job.dedup_mode,
-            job.window_ms,
-            "1" if job.replace else "0",
-            job.bound_id or job.id,
-        )
-        if job.dedup_key and "dk" not in fields:
-            fields = {**fields, "dk": f"{job.dedup_mode}:{job.dedup_key}"}
+        args += (numbers[id(job.shared)], job.id, job.at_ms or -job.delay_ms, job.dedup_key)
+        if job.dedup_key:
+            args += (job.dedup_mode, job.window_ms, "1" if job.replace else "0", job.bound_id or job.id)
+            if "dk" not in fields:
+                fields = {**fields, "dk": f"{job.dedup_mode}:{job.dedup_key}"}
         args.append(2 * len(fields))
         for item in fields.items():
             args += item

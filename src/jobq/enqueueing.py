@@ -75,7 +75,7 @@ class Enqueuer:
         self._timeout = settings.timeout
         self._owner = owner
         self._clock = clock
-        self._constant: dict[tuple[Task[Any, Any], str], dict[str, bytes | str]] = {}
+        self._shared: dict[tuple[Task[Any, Any], str], dict[str, str]] = {}
         self._registered: dict[str, float] = {}
 
     def plan(self, requests: Sequence[EnqueueRequest]) -> Plan[list[Job]]:
@@ -86,10 +86,10 @@ class Enqueuer:
             QueueFullError: A queue refuses; what was sent before stays.
             StoreUnavailableError: Redis did not answer; ``job_id`` names the first job that is in doubt.
         """
-        if len(requests) == 1:
-            prepared = [self._prepare(requests[0])]
+        now = iso()
+        prepared = [self._prepare(request, now) for request in requests]
+        if len(prepared) == 1:
             return (yield from self._send(prepared))
-        prepared = [self._prepare(request) for request in requests]
         places: dict[str, list[int]] = {}
         for place, each in enumerate(prepared):
             places.setdefault(each.queue, []).append(place)
@@ -115,16 +115,17 @@ class Enqueuer:
 
     def template(self, request: EnqueueRequest, bound_to: str) -> NewJob:
         """The job that a request makes, its payload bound to something that is no job, such as a schedule."""
-        return self._prepare(request, bound_to).new
+        new = self._prepare(request, iso(), bound_to).new
+        return new._replace(fields={**new.shared, **new.fields}, shared={})
 
-    def _prepare(self, request: EnqueueRequest, bound_to: str = "") -> _Prepared:
+    def _prepare(self, request: EnqueueRequest, now: str, bound_to: str = "") -> _Prepared:
         task, overrides = request.task, request.overrides
         queue = request.queue
         job_id = bound_to or new_job_id(task.name)
-        now = iso()
-        fields = dict(self._constant.get((task, queue)) or self._constant_fields(task, queue))
-        fields["data"] = self._encode(request, job_id)
-        fields["created_at"] = fields["enqueued_at"] = now
+        shared = self._shared.get((task, queue))
+        if shared is None or shared["created_at"] != now:
+            shared = self._shared[task, queue] = self._shared_fields(task, queue, now)
+        fields: dict[str, bytes | str] = {"data": self._encode(request, job_id)}
         name, mode, window_ms, on_duplicate = self._dedup(request)
         if name:
             fields["dk"] = f"{mode}:{name}"
@@ -156,6 +157,7 @@ class Enqueuer:
             order=order,
             tenant="" if fair is None else limits.tenant(fair, request.params),
             quota="" if quota is None else quota.of_task(task.name, request.params),
+            shared=shared,
         )
         return _Prepared(request, new, queue)
 
@@ -171,8 +173,8 @@ class Enqueuer:
             job_id=job_id,
         )
 
-    def _constant_fields(self, task: Task[Any, Any], queue: str) -> dict[str, bytes | str]:
-        """What is equal for all jobs of a task in a queue."""
+    def _shared_fields(self, task: Task[Any, Any], queue: str, now: str) -> dict[str, str]:
+        """What is equal for all jobs of a task that one call puts into a queue."""
         spec = self._specs.get(queue)
         if spec is not None and spec.redis_url and spec.redis_url != self._redis_url:
             raise ConfigError(
@@ -182,16 +184,13 @@ class Enqueuer:
                 task=task.name,
             )
         timeout = task.spec.timeout or (spec.timeout if spec else None) or self._timeout
-        fields: dict[str, bytes | str] = {
-            "data": b"",
+        return {
             "origin": queue,
-            "created_at": "",
-            "enqueued_at": "",
+            "created_at": now,
+            "enqueued_at": now,
             "description": task.name,
             "timeout": _whole_seconds(timeout),
         }
-        self._constant[task, queue] = fields
-        return fields
 
     def _override(self, fields: dict[str, bytes | str], request: EnqueueRequest) -> None:
         overrides = request.overrides

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from jobq.context import JobContext, running_job
 from jobq.errors import Cancel, ConflictError, Discard, JobFailedError
+from jobq.failures import describe_error, secret_texts
 from jobq.job import AsyncJobActions, Job, JobActions, JobState, new_job_id
 from jobq.tasks import EnqueueRequest
 
@@ -62,7 +63,7 @@ def run_inline(request: EnqueueRequest, job_id: str | None = None) -> Job:
         ended_at=datetime.now(UTC),
         dead_reason="exhausted" if state is JobState.DEAD else None,
     )
-    owner = _InlineOwner(ended, value, failure)
+    owner = _InlineOwner(ended, value, failure, secret_texts(task, request.params))
     return replace(ended, owner=owner)
 
 
@@ -96,6 +97,7 @@ class _InlineOwner:
     job: Job
     value: Any
     failure: Exception | None
+    secrets: tuple[str, ...]
 
     def sync_actions(self) -> JobActions:
         return _Done(self)
@@ -115,14 +117,16 @@ class _Done:
         return self.get(job_id)
 
     def result(self, job_id: str, timeout: float | timedelta | None = None) -> Any:
-        if self.owner.failure is not None:
-            job = self.owner.job
+        failure, job = self.owner.failure, self.owner.job
+        if failure is not None:
+            details = describe_error(failure, self.owner.secrets)
             raise JobFailedError(
-                f"job {job_id} is {job.state}: {type(self.owner.failure).__name__}: {self.owner.failure}",
+                f"job {job_id} is {job.state}: {details.type}: {details.message}",
                 job_id=job_id,
                 queue=job.queue,
                 task=job.task,
-            ) from self.owner.failure
+                # A traceback shows the cause as it is, so beside secrets there is none.
+            ) from (None if self.owner.secrets else failure)
         return self.owner.value
 
     def cancel(self, job_id: str) -> Literal["cancelled", "requested"]:

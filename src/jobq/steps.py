@@ -80,11 +80,14 @@ Plan: TypeAlias = Generator[Step | Pause, Any, T]
 # --------------------------------------------------------------------------- what goes in and comes out
 
 
+_NOTHING: Mapping[str, str] = {}
+
+
 class NewJob(NamedTuple):
     """A job to enqueue.
 
     Attributes:
-        fields: The job hash, without ``status`` and ``q``, which the script sets.
+        fields: The job hash, without ``status`` and ``q``, which the script sets, and without ``shared``.
         delay_ms: Due so many ms from now; 0: at once.
         at_ms: Due at this ms since 1970 instead; 0: see ``delay_ms``.
         dedup_key: ``<task>:<digest>``, empty: none.
@@ -95,6 +98,7 @@ class NewJob(NamedTuple):
         order: 1 (first) to 10 within its queue.
         tenant: Whose turn it takes in its queue; empty: nobody's in particular.
         quota: A gate of :mod:`jobq.limits` that it is counted against; empty: none.
+        shared: More of the job hash: jobs that hold the same mapping have it sent once. ``fields`` come after it.
     """
 
     id: str
@@ -109,6 +113,7 @@ class NewJob(NamedTuple):
     order: int = 5
     tenant: str = ""
     quota: str = ""
+    shared: Mapping[str, str] = _NOTHING
 
 
 EnqueueStatus = Literal[

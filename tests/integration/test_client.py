@@ -6,10 +6,11 @@ import asyncio
 import os
 import socket
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import redis
@@ -554,6 +555,25 @@ def test_switched_off_everything_runs_here(free_port: int) -> None:
             job.result()
         with pytest.raises(ConflictError):
             job.cancel()
+
+
+def test_an_error_of_a_job_run_here_shows_no_secret(free_port: int) -> None:
+    own = Registry()
+
+    @task("t.login", registry=own)
+    def login(user: str, code: SecretStr, spare: Annotated[tuple[str, ...], jobq.Secret]) -> None:
+        raise ValueError(f"{user}: {code.get_secret_value()!r} is wrong, and so is {spare[0]}")
+
+    settings = jobq.Settings(redis_url=f"redis://127.0.0.1:{free_port}/0", enabled=False)
+    with Client(settings) as client:
+        call = login.options(client=client)
+        job = call.enqueue(user="ada", code=SecretStr("it's 314159"), spare=("271828",))
+    with pytest.raises(JobFailedError) as caught:
+        job.result()
+    assert str(caught.value).endswith('dead: ValueError: ada: "•••" is wrong, and so is •••')
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "314159" not in shown
+    assert "271828" not in shown
 
 
 def test_what_is_not_built_is_said_to_be(redis_url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobq import calls
+from jobq.steps import NewJob
 from tests.lua.conftest import T0, Bench
 
 F = {"dedup_key": "t.x:k", "dedup_mode": "f"}
@@ -40,6 +41,37 @@ def test_many_keep_their_order(bench: Bench) -> None:
 def test_the_same_id_twice_in_one_call(bench: Bench) -> None:
     assert bench.enqueue("a", "a") == [("queued", "a"), ("mine", "a")]
     assert bench.waiting() == ["a"]
+
+
+def test_each_job_gets_the_fields_of_its_set_and_its_own(bench: Bench) -> None:
+    """A job's own fields take the place of the shared ones, and nothing of the job before is left."""
+    first, second = {"timeout": "30", "origin": "q"}, {"timeout": "60", "origin": "q", "lm": "x"}
+    jobs = [
+        NewJob("a", {"data": b"1", "or": "3", "timeout": "5"}, shared=first),
+        NewJob("b", {"data": b"2"}, shared=second),
+        NewJob("c", {"data": b"3"}, shared=first),
+    ]
+    bench.run(calls.enqueue(bench.keys, "q", jobs, now_ms=bench.now))
+    common = {"status": "queued", "q": str(T0), "origin": "q"}
+    assert bench.hash("a") == {**common, "data": "1", "or": "3", "timeout": "5"}
+    assert bench.hash("b") == {**common, "data": "2", "timeout": "60", "lm": "x"}
+    assert bench.hash("c") == {**common, "data": "3", "timeout": "30"}
+
+
+def test_a_replaced_holder_takes_the_shared_timeout_too(bench: Bench) -> None:
+    bench.enqueue("a", **F)
+    new = NewJob(
+        "b",
+        {"data": b"2"},
+        replace=True,
+        bound_id="*",
+        shared={"timeout": "60", "origin": "elsewhere"},
+        dedup_key="t.x:k",
+        dedup_mode="f",
+    )
+    bench.run(calls.enqueue(bench.keys, "q", [new], now_ms=bench.now))
+    found = bench.hash("a")
+    assert (found["data"], found["timeout"], found["origin"]) == ("2", "60", "q")
 
 
 def test_too_many_is_a_mistake(bench: Bench) -> None:

@@ -15,13 +15,13 @@ import pytest
 import jobq
 from jobq.calls import Claimed
 from jobq.codec import Codec
+from jobq.failures import describe_error
 from jobq.queues import LANES
 from jobq.records import encode_extra
 from jobq.rq_bridge import encode_result
 from jobq.tasks import Registry, Task, task
 from jobq.worker.attempt import Assignment
 from jobq.worker.children import decode_report, decode_work, encode_report, encode_work
-from jobq.worker.failures import describe_error
 from jobq.worker.opening import PARK_UNSUPPORTED, no_key_bucket
 from jobq.worker.runner import Runner
 

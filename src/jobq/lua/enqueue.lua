@@ -5,9 +5,11 @@
 -- KEYS[4]  set of queues     P:queues
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix
 -- ARGV[4]  1 = add the queue to the set of queues; plus 2 x the index in ARGV of what single jobs ask for beyond, if any
--- ARGV[5]  number of jobs
--- then per job: id, due ms (0 = now; < 0 = so many ms from now), dedup name or '', mode f|s|w, window ms,
---          replace 0|1, id that data is signed for ('*' = none), count of what follows, field, value, ... of the hash
+-- ARGV[5]  number of jobs   ARGV[6] number of sets of fields that jobs share
+-- then per set: count of what follows, field, value, ...
+-- then per job: number of its set, id, due ms (0 = now; < 0 = so many ms from now), dedup name or ''; with a name: mode
+--          f|s|w, window ms, replace 0|1, id that data is signed for ('*' = none); count of what follows, field, value, ...
+--          of the hash
 -- at last, three per wish: the job's number, what: o order, f tenant whose turn it takes, q quota (a gate of claim.lua's
 --          of the kinds r and b), value
 -- Returns  {word, id, ...} two per job: queued | scheduled | mine | full | shed, id
@@ -41,17 +43,29 @@ local LIVE = { queued = true, scheduled = true, started = true, deferred = true,
 local now_text = string.format('%.0f', now)
 local seen, taken, answers, plan, push, later, counted = {}, {}, {}, {}, {}, {}, {}
 
+-- Of each set the arguments of a HSET: key, status and q, what its jobs share; behind those the fields of one job, which
+-- the next one overwrites.
+local rows, sizes, pos = {}, {}, 7
+for set = 1, tonumber(ARGV[6]) do
+  local count = tonumber(ARGV[pos])
+  rows[set], sizes[set] = { '', 'status', '', 'q', '', unpack(ARGV, pos + 1, pos + count) }, 5 + count
+  pos = pos + count + 1
+end
+
 -- Writes a new job; its id goes into its container at the end, together with the others'.
-local function admit(id, due, first, last, replaced_by)
-  local key = P .. 'job:' .. id
+local function admit(id, due, set, first, last, replaced_by)
+  local row, size = rows[set], sizes[set]
+  row[1] = P .. 'job:' .. id
   if due > 0 then
-    redis.call('HSET', key, 'status', 'scheduled', 'q', string.format('%.0f', due), unpack(ARGV, first, last))
+    row[3], row[5] = 'scheduled', string.format('%.0f', due)
     later[#later + 1], later[#later + 2] = string.format('%.3f', due / 1000), id
   else
-    redis.call('HSET', key, 'status', 'queued', 'q', now_text, unpack(ARGV, first, last))
+    row[3], row[5] = 'queued', now_text
     push[#push + 1] = id
   end
-  if replaced_by then redis.call('HSET', key, 'rp', replaced_by) end
+  for a = first, last do row[size + 1 + a - first] = ARGV[a] end
+  redis.call('HSET', unpack(row, 1, size + 1 + last - first))
+  if replaced_by then redis.call('HSET', row[1], 'rp', replaced_by) end
 end
 
 -- The live holder of a dedup key: id, status, queue, id that replaced it last; nil when the key refuses nobody.
@@ -107,12 +121,15 @@ local function charge(id, gate)
   end
 end
 
-local pos = 6
 for i = 1, tonumber(ARGV[5]) do
-  local id, due, name, mode = ARGV[pos], tonumber(ARGV[pos + 1]), ARGV[pos + 2], ARGV[pos + 3]
-  local window, replace, bound = tonumber(ARGV[pos + 4]), ARGV[pos + 5] == '1', ARGV[pos + 6]
-  local first = pos + 8
-  local last = first + tonumber(ARGV[pos + 7]) - 1
+  local set, id, due, name = tonumber(ARGV[pos]), ARGV[pos + 1], tonumber(ARGV[pos + 2]), ARGV[pos + 3]
+  local mode, window, replace, bound
+  if name ~= '' then
+    mode, window, replace, bound = ARGV[pos + 4], tonumber(ARGV[pos + 5]), ARGV[pos + 6] == '1', ARGV[pos + 7]
+    pos = pos + 4
+  end
+  local first = pos + 5
+  local last = first + tonumber(ARGV[pos + 4]) - 1
   pos = last + 1
   if due < 0 then due = now - due end
   if due <= now then due = 0 end
@@ -157,7 +174,7 @@ for i = 1, tonumber(ARGV[5]) do
       room = room - 1
       word = due > 0 and 'scheduled' or 'queued'
       if name == '' and #plan == 0 then
-        admit(id, due, first, last)
+        admit(id, due, set, first, last)
         if count then count() end
       else
         seen[id], counted[id] = true, count
@@ -168,7 +185,7 @@ for i = 1, tonumber(ARGV[5]) do
   -- Behind a job with a dedup key a plain one waits too, or they would change places.
   if (name ~= '' or #plan > 0) and (word == 'queued' or word == 'scheduled' or over) then
     local step = { id = answer, new = id, due = due, name = name, mode = mode, window = window,
-      first = first, last = last, over = over }
+      set = set, first = first, last = last, over = over }
     if over and over.earlier then
       -- The holder is in this same call and not written yet: this one takes its place.
       step.over, step.rp = nil, id
@@ -192,13 +209,17 @@ for _, step in ipairs(plan) do
     -- Only what the new call brings: the payload, its options, its tags; the holder keeps its id and its past.
     local status, at = due > 0 and 'scheduled' or 'queued', due > 0 and string.format('%.0f', due) or now_text
     local set, drop = { 'status', status, 'q', at, 'rp', step.new }, { 'attempts', 'o', 'jk', 'lost', 'crashes', 'lm' }
-    for f = step.first, step.last, 2 do
-      local field = ARGV[f]
-      if field == 'data' or field == 'timeout' or field == 'o' or field == 'jk' or field == 'dk'
-        or field == 'lm' then
-        set[#set + 1], set[#set + 2] = field, ARGV[f + 1]
+    local function bring(from, first, last)
+      for f = first, last, 2 do
+        local field = from[f]
+        if field == 'data' or field == 'timeout' or field == 'o' or field == 'jk' or field == 'dk'
+          or field == 'lm' then
+          set[#set + 1], set[#set + 2] = field, from[f + 1]
+        end
       end
     end
+    bring(rows[step.set], 6, sizes[step.set])
+    bring(ARGV, step.first, step.last)
     redis.call('HSET', key, 'rp', step.new)
     redis.call('HDEL', key, unpack(drop))
     redis.call('HSET', key, unpack(set))
@@ -216,7 +237,7 @@ for _, step in ipairs(plan) do
       redis.call('RPUSH', P .. 'queue:' .. q, step.id)
     end
   else
-    admit(step.id, due, step.first, step.last, step.rp)
+    admit(step.id, due, step.set, step.first, step.last, step.rp)
     if counted[step.new] then counted[step.new]() end
   end
   local name, value = N .. 'dedup:' .. step.name, step.mode .. ':' .. step.id

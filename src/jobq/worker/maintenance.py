@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from jobq import brake, calls, events, rq_bridge
 from jobq.errors import SoftTimeout, StoreError, StoreUnavailableError
+from jobq.failures import describe_error
 from jobq.job import Attempt
 from jobq.kept_bytes import fitting_plan
 from jobq.keys import Keys
@@ -28,7 +29,6 @@ from jobq.replies import as_text
 from jobq.retry import Dead, RetryPolicy
 from jobq.steps import Batch, Outcome
 from jobq.store import Store
-from jobq.worker.failures import describe_error
 from jobq.worker.opening import override_policy
 
 _log = logging.getLogger("jobq")

@@ -19,6 +19,7 @@ from jobq.errors import (
     SignatureError,
     UnknownTaskError,
 )
+from jobq.failures import redact, secret_texts
 from jobq.options import TaskOptions
 from jobq.queues import QueueSpec
 from jobq.records import decode_extra
@@ -26,7 +27,6 @@ from jobq.retry import RetryPolicy, delays_from_dict
 from jobq.rq_bridge import ForeignOptions
 from jobq.tasks import Registry, Task
 from jobq.worker.attempt import Assignment, Ready, Report
-from jobq.worker.failures import redact, secret_texts
 from jobq.worker.reports import Reporter
 
 PARK_NO_KEY = "~key"
@@ -84,7 +84,7 @@ class Opener:
             envelope = self._codec.decode(job.data, job_id=job.id)
             name = envelope.task
             task = self._registry.resolve(name)
-            secrets = secret_texts(task, envelope)
+            secrets = secret_texts(task, envelope.params)
             params = task.load(envelope.params, envelope.version)
         except UnknownTaskError:
             return tell.parked(work, name, "unknown_task")

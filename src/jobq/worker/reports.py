@@ -11,13 +11,13 @@ from typing import Any
 from jobq import histogram, rq_bridge
 from jobq.codec import Codec
 from jobq.errors import Cancel, Discard, NoHandlerError, RateLimited, Retry, Snooze, SoftTimeout
+from jobq.failures import ErrorDetails, describe_error, first_line, redact
 from jobq.job import Attempt
 from jobq.queues import QueueSpec
 from jobq.records import encode_attempt
 from jobq.retry import Dead, RetryPolicy
 from jobq.steps import Outcome, OutcomeKind
 from jobq.worker.attempt import Assignment, Ready, Report
-from jobq.worker.failures import ErrorDetails, describe_error, first_line, redact
 
 SET_ASIDE_MS = 1_000
 """How long a job waits that this executor claimed and cannot start soon."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobq.codec import Envelope
+from pydantic_core import to_jsonable_python
+
 from jobq.tasks import Task
 
 _SHOWN_FRAMES = 20
@@ -48,9 +49,14 @@ def _text_of(error: BaseException) -> str:
         return "(its message cannot be shown)"
 
 
-def secret_texts(task: Task[..., Any], envelope: Envelope) -> tuple[str, ...]:
-    """Every text inside the secret params, to be blotted out of what errors say."""
-    return tuple(text for name in task.secrets for text in _texts(envelope.params.get(name)) if text)
+def secret_texts(task: Task[..., Any], params: Mapping[str, Any]) -> tuple[str, ...]:
+    """Every text inside the secret ones of a call's params, to be blotted out of what errors say."""
+    hidden = [
+        to_jsonable_python(params[name], bytes_mode="base64", serialize_unknown=True)
+        for name in task.secrets
+        if name in params
+    ]
+    return tuple(text for text in _texts(hidden) if text)
 
 
 def _texts(value: Any) -> Iterator[str]:
