@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from redis.exceptions import RedisError
 
 from jobq.calls import Batch, Call, Plan
-from jobq.client_base import ClientBase
+from jobq.client_base import ClientBase, exists_step
 from jobq.client_parts import AsyncQueues, AsyncWorkers, Since
 from jobq.config import Settings
 from jobq.connection import check_client, connect_async
@@ -23,8 +23,9 @@ from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
 from jobq.joblog import LogLine, lines_plan
 from jobq.listing import Page
 from jobq.memory import MemoryReport, memory_plan
+from jobq.parsing import redact_url
 from jobq.schedule_parts import AsyncSchedules
-from jobq.stats import Stats, stats_plan
+from jobq.stats import Stats, stats_plan, united
 from jobq.store import AsyncStore
 from jobq.tasks import EnqueueRequest, Registry
 from jobq.views import attempts_plan, outcome_plan
@@ -39,13 +40,14 @@ Role = Literal["command", "enqueue", "blocking"]
 
 
 class AsyncClient(ClientBase):
-    """An asynchronous client of one Redis, for one event loop: the one that first uses it.
+    """An asynchronous client, for one event loop: the one that first uses it.
 
     Args:
         settings: None: from the environment, see ``Settings``.
         registry: Where tasks are looked up by name; None: the default one.
         redis: Use this ``redis.asyncio`` client instead of making one; its timeouts and retries then apply.
         sync: The client that the plain methods of its jobs use; None: they raise.
+        alone: Leave alone what other Redis servers the settings know.
     Raises:
         ConfigError: The settings are wrong, or the given client cannot be used.
     """
@@ -57,17 +59,26 @@ class AsyncClient(ClientBase):
         registry: Registry | None = None,
         redis: AsyncRedis | None = None,
         sync: JobActions | None = None,
+        alone: bool = False,
     ) -> None:
-        super().__init__(settings, registry)
+        super().__init__(settings, registry, alone=alone)
         if redis is not None:
             check_client(redis)
         self._given = redis
         self._sync = sync
         self._redis: dict[str, AsyncRedis] = {}
         self._stores: dict[str, AsyncStore] = {}
-        self.queues = AsyncQueues(self._plans, self.run)
-        self.dead_letters = AsyncDeadLetters(self._plans, self.run, self._editor)
-        self.workers = AsyncWorkers(self._plans, self.run)
+        self._others: dict[str, AsyncClient] = {}
+        self.queues = AsyncQueues(
+            self.plans,
+            self.run,
+            lambda name: self.serving(name).queues,
+            lambda: [c.queues for c in self.each()],
+        )
+        self.dead_letters = AsyncDeadLetters(
+            self.plans, self.run, self.editor, lambda name: self.serving(name).dead_letters, self._letters
+        )
+        self.workers = AsyncWorkers(self.plans, self.run, lambda: [c.workers for c in self.each()])
         self.schedules = AsyncSchedules(self._schedule_plans, self.run, self.registry)
 
     # ------------------------------------------------------------------ running
@@ -109,6 +120,10 @@ class AsyncClient(ClientBase):
         """As :meth:`jobq.client.Client.enqueue`."""
         if not self.settings.enabled:
             return await asyncio.to_thread(self._inline, requests, "JOBQ_ENABLED is false")
+        if self.elsewhere:
+            there = self.serving({request.queue for request in requests})
+            if there is not self:
+                return await there.enqueue(requests)
         try:
             return await self._drive(self.enqueuer.plan(requests))
         except StoreUnavailableError as error:
@@ -143,46 +158,107 @@ class AsyncClient(ClientBase):
         """Itself."""
         return self
 
+    # ------------------------------------------------------------------ one of several servers
+
+    def at(self, queue: str) -> AsyncClient:
+        """As :meth:`jobq.client.Client.at`."""
+        return self._other(self.url_of(queue)) if self.elsewhere else self
+
+    def serving(self, queue: str | Iterable[str] | None) -> AsyncClient:
+        """As :meth:`jobq.client.Client.serving`."""
+        url = self.url_of(queue)
+        return self if url == self.settings.redis_url else self._other(url)
+
+    def each(self) -> list[AsyncClient]:
+        """As :meth:`jobq.client.Client.each`."""
+        return [self._other(url) for url in self._urls] if self.elsewhere else [self]
+
+    async def holders(self, ids: Sequence[str]) -> list[tuple[AsyncClient, Sequence[str]]]:
+        """As :meth:`jobq.client.Client.holders`."""
+        if not self.elsewhere:
+            return [(self, ids)]
+        first, *others = self.each()
+        found: list[tuple[AsyncClient, Sequence[str]]] = []
+        rest: Sequence[str] = ids
+        for client in others:
+            there = [
+                flag
+                for start in range(0, len(rest), 1_000)
+                for flag in await client.run(exists_step(self.keys, rest[start : start + 1_000]))
+            ]
+            found.append((client, [job_id for job_id, flag in zip(rest, there, strict=True) if flag]))
+            rest = [job_id for job_id, flag in zip(rest, there, strict=True) if not flag]
+        return [(first, rest), *found]
+
+    async def _letters(self, ids: Sequence[str]) -> list[tuple[AsyncDeadLetters, Sequence[str]]]:
+        return [(client.dead_letters, part) for client, part in await self.holders(ids)]
+
+    async def _holder(self, job_id: str) -> AsyncClient:
+        if self.elsewhere:
+            for client in self.each():
+                if (await client.run(exists_step(self.keys, [job_id])))[0]:
+                    return client
+        return self
+
+    def _other(self, url: str) -> AsyncClient:
+        made = self._others.get(url)
+        if made is None:
+            given = self._given if url == self.settings.redis_url else None
+            made = self._others[url] = AsyncClient(
+                self.settings.seen_from(url), registry=self.registry, redis=given, sync=self._sync, alone=True
+            )
+        return made
+
     # ------------------------------------------------------------------ one job
 
     async def get(self, job_id: str) -> Job:
         """As :meth:`jobq.client.Client.get`."""
-        return await self.run(self._plans.get(job_id))
+        there = await self._holder(job_id)
+        return await there.run(there.plans.get(job_id))
 
     async def attempts(self, job_id: str) -> list[Attempt]:
         """As :meth:`jobq.client.Client.attempts`."""
-        return await self.run(attempts_plan(self.keys, job_id))
+        return await (await self._holder(job_id)).run(attempts_plan(self.keys, job_id))
 
     async def why(self, job_id: str) -> Why:
         """As :meth:`jobq.client.Client.why`."""
-        return await self.run(why_plan(self.keys, job_id, self, self.settings.lease))
+        there = await self._holder(job_id)
+        return await there.run(why_plan(self.keys, job_id, there, self.settings.lease))
 
     async def logs(self, job_id: str, after: int = 0) -> list[LogLine]:
         """As :meth:`jobq.client.Client.logs`."""
-        return await self.run(lines_plan(self.keys, job_id, after))
+        return await (await self._holder(job_id)).run(lines_plan(self.keys, job_id, after))
 
     async def cancel(self, job_id: str) -> Literal["cancelled", "requested"]:
         """As :meth:`jobq.client.Client.cancel`."""
-        return await self.run(self._plans.cancel(job_id))
+        there = await self._holder(job_id)
+        return await there.run(there.plans.cancel(job_id))
 
     async def withdraw(self, job_id: str) -> str:
         """As :meth:`jobq.client.Client.withdraw`."""
-        return await self.run(self._plans.withdraw(job_id))
+        there = await self._holder(job_id)
+        return await there.run(there.plans.withdraw(job_id))
 
     async def retry(self, job_id: str) -> Job:
         """As :meth:`jobq.client.Client.retry`."""
-        return await self.run(self._plans.retry(job_id))
+        there = await self._holder(job_id)
+        return await there.run(there.plans.retry(job_id))
 
     async def promote(self, job_id: str) -> Job:
         """As :meth:`jobq.client.Client.promote`."""
-        return await self.run(self._plans.promote(job_id))
+        there = await self._holder(job_id)
+        return await there.run(there.plans.promote(job_id))
 
     async def delete(self, job_id: str) -> None:
         """As :meth:`jobq.client.Client.delete`."""
-        await self.run(self._plans.delete(job_id))
+        there = await self._holder(job_id)
+        await there.run(there.plans.delete(job_id))
 
     async def wait(self, job_id: str, timeout: float | timedelta | None = None) -> Job:
         """As :meth:`jobq.client.Client.wait`."""
+        there = await self._holder(job_id)
+        if there is not self:
+            return await there.wait(job_id, timeout)
         patience = Patience.of(timeout)
         woken = False
         while True:
@@ -200,10 +276,11 @@ class AsyncClient(ClientBase):
 
     async def result(self, job_id: str, timeout: float | timedelta | None = None) -> Any:
         """As :meth:`jobq.client.Client.result`."""
-        await self.wait(job_id, timeout)
-        job, entry = await self.run(outcome_plan(self.keys, job_id, self))
+        there = await self._holder(job_id)
+        await there.wait(job_id, timeout)
+        job, entry = await there.run(outcome_plan(self.keys, job_id, there))
         if job.state is not JobState.SUCCEEDED:
-            raise await self.run(failure_plan(self.keys, job))
+            raise await there.run(failure_plan(self.keys, job))
         return self._decode(entry.value if entry else None)
 
     # ------------------------------------------------------------------ all jobs
@@ -222,7 +299,8 @@ class AsyncClient(ClientBase):
         cursor: str | None = None,
     ) -> Page[Job]:
         """As :meth:`jobq.client.Client.jobs`."""
-        wanted = self._plans.wanted(
+        there = self.serving(queue)
+        wanted = there.plans.wanted(
             state=state,
             queue=queue,
             task=task,
@@ -231,7 +309,7 @@ class AsyncClient(ClientBase):
             correlation_id=correlation_id,
             since=since,
         )
-        return await self.run(self._plans.jobs(wanted, limit, cursor))
+        return await there.run(there.plans.jobs(wanted, limit, cursor))
 
     async def job_ids(
         self,
@@ -247,11 +325,12 @@ class AsyncClient(ClientBase):
         limit: int | None = None,
     ) -> list[str]:
         """As :meth:`jobq.client.Client.job_ids`."""
-        wanted = self._plans.wanted(
+        there = self.serving(queue)
+        wanted = there.plans.wanted(
             state=state, queue=queue, task=task, error=error, tag=tag, correlation_id=correlation_id, since=since,
             before=before,
         )  # fmt: skip
-        return await self.run(self._plans.job_ids(wanted, limit))
+        return await there.run(there.plans.job_ids(wanted, limit))
 
     async def bulk(
         self,
@@ -263,11 +342,19 @@ class AsyncClient(ClientBase):
         progress: Progress = nobody,
     ) -> BulkReport:
         """As :meth:`jobq.client.Client.bulk`."""
-        return await self.run(self._plans.bulk(verb, ids, states, rate, progress))
+        report = BulkReport()
+        for there, part in await self.holders(ids):
+            report.merge(await there.run(there.plans.bulk(verb, part, states, rate, progress)))
+        return report
 
     async def stats(self, *, queue: str | None = None, since: timedelta | None = None) -> Stats:
         """As :meth:`jobq.client.Client.stats`."""
-        return await self.run(stats_plan(self.keys, self.specs, queue=queue, since=since))
+        if queue is not None or not self.elsewhere:
+            there = self.serving(queue)
+            return await there.run(stats_plan(self.keys, there.specs, queue=queue, since=since))
+        clients = self.each()
+        names = [redact_url(client.settings.redis_url) for client in clients]
+        return united(names, [await client.stats(since=since) for client in clients])
 
     async def health(self, thresholds: Thresholds | None = None) -> Health:
         """As :meth:`jobq.client.Client.health`."""
@@ -277,12 +364,16 @@ class AsyncClient(ClientBase):
         self, *, limit: int | None = None, progress: Callable[[int], object] = lambda _count: None
     ) -> MemoryReport:
         """As :meth:`jobq.client.Client.memory`."""
-        return await self.run(memory_plan(self.keys, self.specs, limit=limit, progress=progress))
+        there = self.serving(None)
+        return await there.run(memory_plan(self.keys, there.specs, limit=limit, progress=progress))
 
     # ------------------------------------------------------------------ the end
 
     async def close(self) -> None:
         """Give the connections back; a client that was passed in stays open."""
+        others, self._others = self._others, {}
+        for other in others.values():
+            await other.close()
         made, self._redis, self._stores = self._redis, {}, {}
         for client in made.values():
             await client.aclose()

@@ -22,7 +22,7 @@ from jobq import codec as codec_module
 from jobq import tasks
 from jobq.async_client import AsyncClient
 from jobq.calls import Batch, Call, Plan
-from jobq.client_base import ClientBase
+from jobq.client_base import ClientBase, exists_step
 from jobq.client_parts import Queues, Since, Workers
 from jobq.codec import Codec
 from jobq.config import Settings
@@ -36,8 +36,9 @@ from jobq.joblog import LogLine, lines_plan
 from jobq.kept import KeptStore
 from jobq.listing import Page
 from jobq.memory import MemoryReport, memory_plan
+from jobq.parsing import redact_url
 from jobq.schedule_parts import Schedules
-from jobq.stats import Stats, stats_plan
+from jobq.stats import Stats, stats_plan, united
 from jobq.store import Store
 from jobq.tasks import EnqueueRequest, Registry
 from jobq.views import attempts_plan, outcome_plan
@@ -50,12 +51,13 @@ __all__ = ["AsyncClient", "Client", "configure", "get_async_client", "get_client
 
 
 class Client(ClientBase):
-    """A client of one Redis. Safe to share between threads and across forks.
+    """A client. Safe to share between threads and across forks.
 
     Args:
         settings: None: from the environment, see ``Settings``.
         registry: Where tasks are looked up by name; None: the default one.
         redis: Use this client's connections instead of making one; its timeouts and retries then apply.
+        alone: Leave alone what other Redis servers the settings know.
     Raises:
         ConfigError: The settings are wrong, or the given client cannot be used.
     """
@@ -66,8 +68,9 @@ class Client(ClientBase):
         *,
         registry: Registry | None = None,
         redis: redis.Redis | None = None,
+        alone: bool = False,
     ) -> None:
-        super().__init__(settings, registry)
+        super().__init__(settings, registry, alone=alone)
         if redis is not None:
             check_client(redis)
         self._given = redis
@@ -76,9 +79,17 @@ class Client(ClientBase):
         self._twins: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncClient]
         self._twins = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
-        self.queues = Queues(self._plans, self.run)
-        self.dead_letters = DeadLetters(self._plans, self.run, self._editor)
-        self.workers = Workers(self._plans, self.run)
+        self._others: dict[str, Client] = {}
+        self.queues = Queues(
+            self.plans,
+            self.run,
+            lambda name: self.serving(name).queues,
+            lambda: [c.queues for c in self.each()],
+        )
+        self.dead_letters = DeadLetters(
+            self.plans, self.run, self.editor, lambda name: self.serving(name).dead_letters, self._letters
+        )
+        self.workers = Workers(self.plans, self.run, lambda: [c.workers for c in self.each()])
         self.schedules = Schedules(self._schedule_plans, self.run, self.registry)
 
     # ------------------------------------------------------------------ running
@@ -137,6 +148,10 @@ class Client(ClientBase):
         """
         if not self.settings.enabled:
             return self._inline(requests, "JOBQ_ENABLED is false")
+        if self.elsewhere:
+            there = self.serving({request.queue for request in requests})
+            if there is not self:
+                return there.enqueue(requests)
         try:
             return self._drive(self.enqueuer.plan(requests))
         except StoreUnavailableError as error:
@@ -172,7 +187,9 @@ class Client(ClientBase):
         loop = asyncio.get_running_loop()
         twin = self._twins.get(loop)
         if twin is None:
-            twin = self._twins[loop] = AsyncClient(self.settings, registry=self.registry, sync=self)
+            twin = self._twins[loop] = AsyncClient(
+                self.settings, registry=self.registry, sync=self, alone=self.alone
+            )
         return twin
 
     def sync_actions(self) -> JobActions:
@@ -183,6 +200,67 @@ class Client(ClientBase):
         """Its twin for the running event loop."""
         return self.twin()
 
+    # ------------------------------------------------------------------ one of several servers
+
+    def at(self, queue: str) -> Client:
+        """The client of the Redis that a queue is in, and of nothing else; itself while there is but one.
+
+        What a client does for queues by their names and for jobs by their ids, it does in any Redis; so are ``stats``
+        and ``health`` about all of them. The rest is about one, and wants a queue's name or such a client.
+        """
+        return self._other(self.url_of(queue)) if self.elsewhere else self
+
+    def serving(self, queue: str | Iterable[str] | None) -> Client:
+        """Whoever has these queues in its Redis.
+
+        Raises:
+            ConfigError: They are in several, or none is named while queues of the settings are.
+        """
+        url = self.url_of(queue)
+        return self if url == self.settings.redis_url else self._other(url)
+
+    def each(self) -> list[Client]:
+        """A client of each Redis alone; itself while there is but one."""
+        return [self._other(url) for url in self._urls] if self.elsewhere else [self]
+
+    def holders(self, ids: Sequence[str]) -> list[tuple[Client, Sequence[str]]]:
+        """Who has which of these jobs; those that nobody has come with the first."""
+        if not self.elsewhere:
+            return [(self, ids)]
+        first, *others = self.each()
+        found: list[tuple[Client, Sequence[str]]] = []
+        rest: Sequence[str] = ids
+        for client in others:
+            there = [
+                flag
+                for start in range(0, len(rest), 1_000)
+                for flag in client.run(exists_step(self.keys, rest[start : start + 1_000]))
+            ]
+            found.append((client, [job_id for job_id, flag in zip(rest, there, strict=True) if flag]))
+            rest = [job_id for job_id, flag in zip(rest, there, strict=True) if not flag]
+        return [(first, rest), *found]
+
+    def _letters(self, ids: Sequence[str]) -> list[tuple[DeadLetters, Sequence[str]]]:
+        return [(client.dead_letters, part) for client, part in self.holders(ids)]
+
+    def _holder(self, job_id: str) -> Client:
+        """Whoever has the job; itself when nobody has. Costs a round trip for each Redis, none while there is one."""
+        if self.elsewhere:
+            for client in self.each():
+                if client.run(exists_step(self.keys, [job_id]))[0]:
+                    return client
+        return self
+
+    def _other(self, url: str) -> Client:
+        with self._lock:
+            made = self._others.get(url)
+            if made is None:
+                given = self._given if url == self.settings.redis_url else None
+                made = self._others[url] = Client(
+                    self.settings.seen_from(url), registry=self.registry, redis=given, alone=True
+                )
+        return made
+
     # ------------------------------------------------------------------ one job
 
     def get(self, job_id: str) -> Job:
@@ -191,7 +269,8 @@ class Client(ClientBase):
         Raises:
             JobNotFoundError: No job has this id.
         """
-        return self.run(self._plans.get(job_id))
+        there = self._holder(job_id)
+        return there.run(there.plans.get(job_id))
 
     def attempts(self, job_id: str) -> list[Attempt]:
         """The job's recorded attempts, oldest first; empty before the first failure.
@@ -199,7 +278,7 @@ class Client(ClientBase):
         Raises:
             JobNotFoundError: No job has this id.
         """
-        return self.run(attempts_plan(self.keys, job_id))
+        return (self._holder(job_id)).run(attempts_plan(self.keys, job_id))
 
     def why(self, job_id: str) -> Why:
         """Why the job has not run, or what happened to it: reasons with remedies, what blocks it first.
@@ -207,7 +286,8 @@ class Client(ClientBase):
         Raises:
             JobNotFoundError: No job has this id.
         """
-        return self.run(why_plan(self.keys, job_id, self, self.settings.lease))
+        there = self._holder(job_id)
+        return there.run(why_plan(self.keys, job_id, there, self.settings.lease))
 
     def logs(self, job_id: str, after: int = 0) -> list[LogLine]:
         """What the task has said with ``ctx.log``, oldest first: its last 200 lines over all attempts.
@@ -217,7 +297,7 @@ class Client(ClientBase):
         Raises:
             JobNotFoundError: No job has this id.
         """
-        return self.run(lines_plan(self.keys, job_id, after))
+        return (self._holder(job_id)).run(lines_plan(self.keys, job_id, after))
 
     def cancel(self, job_id: str) -> Literal["cancelled", "requested"]:
         """Stop a job: at once while it waits, on request while it runs.
@@ -226,11 +306,13 @@ class Client(ClientBase):
             ConflictError: It has ended already.
             JobNotFoundError: No job has this id.
         """
-        return self.run(self._plans.cancel(job_id))
+        there = self._holder(job_id)
+        return there.run(there.plans.cancel(job_id))
 
     def withdraw(self, job_id: str) -> str:
         """Remove a job unless it has started: ``withdrawn``, or the word for why not."""
-        return self.run(self._plans.withdraw(job_id))
+        there = self._holder(job_id)
+        return there.run(there.plans.withdraw(job_id))
 
     def retry(self, job_id: str) -> Job:
         """Enqueue a dead or cancelled job again, with all its attempts before it.
@@ -239,7 +321,8 @@ class Client(ClientBase):
             ConflictError: It is in another state, or its dedup key is held.
             JobNotFoundError: No job has this id.
         """
-        return self.run(self._plans.retry(job_id))
+        there = self._holder(job_id)
+        return there.run(there.plans.retry(job_id))
 
     def promote(self, job_id: str) -> Job:
         """Queue a delayed job or a retry now.
@@ -248,7 +331,8 @@ class Client(ClientBase):
             ConflictError: It waits for no time.
             JobNotFoundError: No job has this id.
         """
-        return self.run(self._plans.promote(job_id))
+        there = self._holder(job_id)
+        return there.run(there.plans.promote(job_id))
 
     def delete(self, job_id: str) -> None:
         """Delete a job that does not run, with its result and history.
@@ -257,7 +341,8 @@ class Client(ClientBase):
             ConflictError: It runs.
             JobNotFoundError: No job has this id.
         """
-        self.run(self._plans.delete(job_id))
+        there = self._holder(job_id)
+        there.run(there.plans.delete(job_id))
 
     def wait(self, job_id: str, timeout: float | timedelta | None = None) -> Job:
         """Block until the job has ended.
@@ -268,6 +353,9 @@ class Client(ClientBase):
             TimeoutError: The job had not ended by then. It goes on.
             JobNotFoundError: No job has this id.
         """
+        there = self._holder(job_id)
+        if there is not self:
+            return there.wait(job_id, timeout)
         patience = Patience.of(timeout)
         woken = False
         while True:
@@ -290,10 +378,11 @@ class Client(ClientBase):
             JobFailedError: The job is dead or cancelled; the message says why.
             TimeoutError: The job had not ended by then. It goes on.
         """
-        self.wait(job_id, timeout)
-        job, entry = self.run(outcome_plan(self.keys, job_id, self))
+        there = self._holder(job_id)
+        there.wait(job_id, timeout)
+        job, entry = there.run(outcome_plan(self.keys, job_id, there))
         if job.state is not JobState.SUCCEEDED:
-            raise self.run(failure_plan(self.keys, job))
+            raise there.run(failure_plan(self.keys, job))
         return self._decode(entry.value if entry else None)
 
     # ------------------------------------------------------------------ all jobs
@@ -322,7 +411,8 @@ class Client(ClientBase):
         Raises:
             ValueError: The cursor belongs to another filter, or a word is no state.
         """
-        wanted = self._plans.wanted(
+        there = self.serving(queue)
+        wanted = there.plans.wanted(
             state=state,
             queue=queue,
             task=task,
@@ -331,7 +421,7 @@ class Client(ClientBase):
             correlation_id=correlation_id,
             since=since,
         )
-        return self.run(self._plans.jobs(wanted, limit, cursor))
+        return there.run(there.plans.jobs(wanted, limit, cursor))
 
     def job_ids(
         self,
@@ -352,11 +442,12 @@ class Client(ClientBase):
             before: A moment, or how long ago: only jobs that ended, or if they have not, were created, before.
             limit: At most so many; None: all.
         """
-        wanted = self._plans.wanted(
+        there = self.serving(queue)
+        wanted = there.plans.wanted(
             state=state, queue=queue, task=task, error=error, tag=tag, correlation_id=correlation_id, since=since,
             before=before,
         )  # fmt: skip
-        return self.run(self._plans.job_ids(wanted, limit))
+        return there.run(there.plans.job_ids(wanted, limit))
 
     def bulk(
         self,
@@ -379,7 +470,10 @@ class Client(ClientBase):
         Raises:
             ValueError: No such verb or state, or ``rate`` is not above 0.
         """
-        return self.run(self._plans.bulk(verb, ids, states, rate, progress))
+        report = BulkReport()
+        for there, part in self.holders(ids):
+            report.merge(there.run(there.plans.bulk(verb, part, states, rate, progress)))
+        return report
 
     def stats(self, *, queue: str | None = None, since: timedelta | None = None) -> Stats:
         """Counts of all queues, or one; waits and throughput of the last five minutes, or of ``since``.
@@ -387,7 +481,12 @@ class Client(ClientBase):
         Raises:
             ValueError: A window of more than 24 h, which is as long as counters are kept.
         """
-        return self.run(stats_plan(self.keys, self.specs, queue=queue, since=since))
+        if queue is not None or not self.elsewhere:
+            there = self.serving(queue)
+            return there.run(stats_plan(self.keys, there.specs, queue=queue, since=since))
+        clients = self.each()
+        names = [redact_url(client.settings.redis_url) for client in clients]
+        return united(names, [client.stats(since=since) for client in clients])
 
     def health(self, thresholds: Thresholds | None = None) -> Health:
         """Whether anything is wrong, and what."""
@@ -404,15 +503,18 @@ class Client(ClientBase):
         Raises:
             StoreError: The server does not tell the size of a key.
         """
-        return self.run(memory_plan(self.keys, self.specs, limit=limit, progress=progress))
+        there = self.serving(None)
+        return there.run(memory_plan(self.keys, there.specs, limit=limit, progress=progress))
 
     # ------------------------------------------------------------------ the end
 
     def close(self) -> None:
         """Give the connections back; a client that was passed in stays open."""
         with self._lock:
-            made, stores = self._redis, self._stores
-            self._redis, self._stores = {}, {}
+            made, stores, others = self._redis, self._stores, self._others
+            self._redis, self._stores, self._others = {}, {}, {}
+        for other in others.values():
+            other.close()
         for store in stores.values():
             if isinstance(store, KeptStore):
                 store.close()
@@ -421,6 +523,8 @@ class Client(ClientBase):
 
     async def aclose(self) -> None:
         """:meth:`close`, and the connections of the running event loop."""
+        for other in self._others.values():
+            await other.aclose()
         twin = self._twins.pop(asyncio.get_running_loop(), None)
         if twin is not None:
             await twin.close()

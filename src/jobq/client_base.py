@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jobq import events, tasks
+from jobq.calls import Batch
 from jobq.codec import Codec
 from jobq.config import Settings
 from jobq.editing import Editor
@@ -21,9 +22,15 @@ from jobq.tasks import EnqueueRequest, Registry
 
 
 class ClientBase:
-    """What both kinds of client hold."""
+    """What both kinds of client hold.
 
-    def __init__(self, settings: Settings | None, registry: Registry | None) -> None:
+    Attributes:
+        plans: Its steps, whichever Redis they are run in.
+        specs: The queues in this client's Redis, by name.
+        elsewhere: URLs by queue, of queues with a Redis of their own.
+    """
+
+    def __init__(self, settings: Settings | None, registry: Registry | None, *, alone: bool = False) -> None:
         self.settings = settings if settings is not None else Settings.load()
         self.registry = registry if registry is not None else tasks.registry
         bind_prefix(self.settings.key_prefix)
@@ -32,11 +39,42 @@ class ClientBase:
             raise ConfigError("JOBQ_FALLBACK=spool is not built yet: use raise or inline")
         self.keys = Keys(self.settings.key_prefix)
         self.codec: Codec = self.settings.codec()
-        self.specs = self.settings.queue_specs()
-        self._plans = Plans(self.keys, self.specs, self)
+        specs = self.settings.queue_specs()
+        homes = {name: spec.redis_url or self.settings.redis_url for name, spec in specs.items()}
+        self.specs = {name: spec for name, spec in specs.items() if homes[name] == self.settings.redis_url}
+        self.alone = alone
+        self.elsewhere = (
+            {} if alone else {n: url for n, url in homes.items() if url != self.settings.redis_url}
+        )
+        self.plans = Plans(self.keys, self.specs, self)
         self.enqueuer = Enqueuer(keys=self.keys, codec=self.codec, settings=self.settings, owner=self)
-        self._editor = Editor(self.keys, self.codec, self.registry, self)
+        self.editor = Editor(self.keys, self.codec, self.registry, self)
         self._schedule_plans = SchedulePlans(self.keys, self.codec, self.enqueuer, self)
+
+    def url_of(self, queue: str | Iterable[str] | None) -> str:
+        """The Redis that a queue is in, or all of some.
+
+        Raises:
+            ConfigError: They are in several, or none is named while queues of the settings are.
+        """
+        if not self.elsewhere:
+            return self.settings.redis_url
+        if isinstance(queue, Iterator):  # read here, it would name nothing to whoever filters by it
+            raise TypeError("queue= wants a list of names, not an iterator")
+        names = (queue,) if isinstance(queue, str) else tuple(queue or ())
+        urls = {self.elsewhere.get(name, self.settings.redis_url) for name in names}
+        if len(urls) == 1:
+            return urls.pop()
+        what = f"queues {', '.join(names)} are" if names else "the queues are"
+        raise ConfigError(
+            f"{what} in several Redis servers: name queues of one, or the server (client.at, --redis-url); "
+            f"apart from the others are {', '.join(sorted(self.elsewhere))}"
+        )
+
+    @property
+    def _urls(self) -> list[str]:
+        """Every Redis that queues are in, this client's own first."""
+        return list(dict.fromkeys((self.settings.redis_url, *self.elsewhere.values())))
 
     def sync_actions(self) -> JobActions:
         """The client that a job's plain methods use."""
@@ -57,3 +95,10 @@ class ClientBase:
 
     def _decode(self, value: bytes | None) -> Any:
         return None if value is None else self.codec.decode_result(value)
+
+
+def exists_step(keys: Keys, ids: Sequence[str]) -> Batch[list[bool]]:
+    """Which of these jobs are there."""
+    return Batch(
+        tuple(("EXISTS", keys.job(job_id)) for job_id in ids), lambda replies: [r == 1 for r in replies]
+    )

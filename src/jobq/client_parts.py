@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias, TypeVar
 
 from jobq.calls import Plan
 from jobq.control import BulkReport, Progress, nobody
+from jobq.errors import ConfigError, ConflictError
 from jobq.fleet import QueueInfo, Worker, workers_plan
 from jobq.job import JobState
 from jobq.limits import Keep, Rate
-from jobq.orders import order_plan, worker_plan
+from jobq.orders import Word, named, order_plan
 from jobq.plans import Plans
 
 T = TypeVar("T")
@@ -42,16 +43,37 @@ def who() -> str:
         return f"uid {os.getuid()}" if hasattr(os, "getuid") else "unknown"
 
 
+Q = TypeVar("Q")
+
+
+def _serving_both(serving: Callable[[str | Iterable[str]], Q], source: str, target: str) -> Q:
+    try:
+        return serving((source, target))
+    except ConfigError:
+        raise ConflictError(
+            f"queues {source!r} and {target!r} are in different Redis servers: enqueue the jobs anew",
+            queue=source,
+        ) from None
+
+
 class Queues:
     """The queues."""
 
-    def __init__(self, plans: Plans, run: Run) -> None:
-        self._plans = plans
-        self._run = run
+    def __init__(
+        self,
+        plans: Plans,
+        run: Run,
+        serving: Callable[[str | Iterable[str]], Queues],
+        each: Callable[[], Sequence[Queues]],
+    ) -> None:
+        self.plans = plans
+        self.run = run
+        self._serving = serving
+        self._each = each
 
     def list(self) -> list[QueueInfo]:
         """All queues, those of the settings first."""
-        return self._run(self._plans.queues())
+        return [info for there in self._each() for info in there.run(there.plans.queues())]
 
     def get(self, name: str) -> QueueInfo:
         """One queue.
@@ -59,7 +81,8 @@ class Queues:
         Raises:
             JobNotFoundError: Neither the settings nor Redis know it.
         """
-        return self._run(self._plans.queue(name))
+        there = self._serving(name)
+        return there.run(there.plans.queue(name))
 
     def pause(self, name: str, for_: float | timedelta | None = None, reason: str | None = None) -> QueueInfo:
         """Start no more jobs of the queue, from the moment this returns; running ones go on.
@@ -70,11 +93,13 @@ class Queues:
         Raises:
             JobNotFoundError: There is no such queue.
         """
-        return self._run(self._plans.pause(name, for_, reason, who()))
+        there = self._serving(name)
+        return there.run(there.plans.pause(name, for_, reason, who()))
 
     def resume(self, name: str) -> QueueInfo:
         """End a pause."""
-        return self._run(self._plans.resume(name))
+        there = self._serving(name)
+        return there.run(there.plans.resume(name))
 
     def limit(
         self,
@@ -94,11 +119,13 @@ class Queues:
             JobNotFoundError: There is no such queue.
             ConfigError: A limit is out of its range.
         """
-        return self._run(self._plans.limit(name, rate, concurrency, for_))
+        there = self._serving(name)
+        return there.run(there.plans.limit(name, rate, concurrency, for_))
 
     def reset_limit(self, name: str) -> QueueInfo:
         """Limit the queue to what the settings say."""
-        return self._run(self._plans.reset_limit(name))
+        there = self._serving(name)
+        return there.run(there.plans.reset_limit(name))
 
     def drain(
         self, name: str, *, rate: float | None = None, dry_run: bool = False, progress: Progress = nobody
@@ -112,13 +139,15 @@ class Queues:
         Raises:
             JobNotFoundError: There is no such queue.
         """
-        return self._run(self._plans.drain(name, rate, dry_run, progress))
+        there = self._serving(name)
+        return there.run(there.plans.drain(name, rate, dry_run, progress))
 
     def empty(
         self, name: str, *, rate: float | None = None, dry_run: bool = False, progress: Progress = nobody
     ) -> BulkReport:
         """As :meth:`drain`, and delete delayed jobs and retries, too."""
-        return self._run(self._plans.empty(name, rate, dry_run, progress))
+        there = self._serving(name)
+        return there.run(there.plans.empty(name, rate, dry_run, progress))
 
     def clean(
         self,
@@ -141,7 +170,8 @@ class Queues:
             JobNotFoundError: There is no such queue.
             ValueError: A word is no state, or one that is not cleaned away.
         """
-        return self._run(self._plans.clean(name, state, older_than, limit, rate, dry_run, progress))
+        there = self._serving(name)
+        return there.run(there.plans.clean(name, state, older_than, limit, rate, dry_run, progress))
 
     def move(
         self,
@@ -159,19 +189,21 @@ class Queues:
             ConflictError: The two are in different Redis servers.
             ValueError: Both are the same.
         """
-        return self._run(self._plans.move(source, target, rate, dry_run, progress))
+        there = _serving_both(self._serving, source, target)
+        return there.run(there.plans.move(source, target, rate, dry_run, progress))
 
 
 class Workers:
     """The workers."""
 
-    def __init__(self, plans: Plans, run: Run) -> None:
-        self._plans = plans
-        self._run = run
+    def __init__(self, plans: Plans, run: Run, each: Callable[[], Sequence[Workers]]) -> None:
+        self.plans = plans
+        self.run = run
+        self._each = each
 
     def list(self) -> list[Worker]:
         """All live workers, by name, plain rq ones too."""
-        return self._run(workers_plan(self._plans.keys))
+        return [info for there in self._each() for info in there.run(workers_plan(there.plans.keys))]
 
     def get(self, name: str) -> Executors:
         """The executors of one live worker, or the one of this name.
@@ -179,7 +211,7 @@ class Workers:
         Raises:
             JobNotFoundError: Nobody goes by it.
         """
-        return self._run(worker_plan(self._plans.keys, name))
+        return named(self.list(), name)
 
     def quiet(self, names: Sequence[str] | None = None, *, dry_run: bool = False) -> Names:
         """Let workers claim nothing more, until :meth:`resume`; what they run goes on. A new worker claims as ever.
@@ -193,41 +225,70 @@ class Workers:
             JobNotFoundError: Nobody goes by one of the names.
             ConflictError: One is a plain rq worker.
         """
-        return self._run(order_plan(self._plans.keys, "quiet", names, dry_run))
+        return self._order("quiet", names, dry_run)
 
     def resume(self, names: Sequence[str] | None = None, *, dry_run: bool = False) -> Names:
         """Let quiet workers claim again; as :meth:`quiet`."""
-        return self._run(order_plan(self._plans.keys, "resume", names, dry_run))
+        return self._order("resume", names, dry_run)
 
     def stop(self, names: Sequence[str] | None = None, *, dry_run: bool = False) -> Names:
         """Let workers drain and end, as SIGTERM does; as :meth:`quiet`. Whoever supervises them may restart them."""
-        return self._run(order_plan(self._plans.keys, "stop", names, dry_run))
+        return self._order("stop", names, dry_run)
+
+    def _order(self, word: Word, names: Sequence[str] | None, dry_run: bool) -> Names:
+        each = self._each()
+        if len(each) == 1 or names is None:
+            told = [
+                name
+                for there in each
+                for name in there.run(order_plan(there.plans.keys, word, names, dry_run))
+            ]
+            return sorted(set(told))
+        live = [(there, there.list()) for there in each]
+        for name in names:
+            named([worker for _, workers in live for worker in workers], name)
+        told = []
+        for there, workers in live:
+            here = [name for name in names if any(name in (each.name, each.worker) for each in workers)]
+            told += there.run(order_plan(there.plans.keys, word, here, dry_run))
+        return sorted(set(told))
 
 
 class AsyncQueues:
     """Awaitable :class:`Queues`."""
 
-    def __init__(self, plans: Plans, run: AsyncRun) -> None:
-        self._plans = plans
-        self._run = run
+    def __init__(
+        self,
+        plans: Plans,
+        run: AsyncRun,
+        serving: Callable[[str | Iterable[str]], AsyncQueues],
+        each: Callable[[], Sequence[AsyncQueues]],
+    ) -> None:
+        self.plans = plans
+        self.run = run
+        self._serving = serving
+        self._each = each
 
     async def list(self) -> list[QueueInfo]:
         """As :meth:`Queues.list`."""
-        return await self._run(self._plans.queues())
+        return [info for there in self._each() for info in await there.run(there.plans.queues())]
 
     async def get(self, name: str) -> QueueInfo:
         """As :meth:`Queues.get`."""
-        return await self._run(self._plans.queue(name))
+        there = self._serving(name)
+        return await there.run(there.plans.queue(name))
 
     async def pause(
         self, name: str, for_: float | timedelta | None = None, reason: str | None = None
     ) -> QueueInfo:
         """As :meth:`Queues.pause`."""
-        return await self._run(self._plans.pause(name, for_, reason, who()))
+        there = self._serving(name)
+        return await there.run(there.plans.pause(name, for_, reason, who()))
 
     async def resume(self, name: str) -> QueueInfo:
         """As :meth:`Queues.resume`."""
-        return await self._run(self._plans.resume(name))
+        there = self._serving(name)
+        return await there.run(there.plans.resume(name))
 
     async def limit(
         self,
@@ -238,23 +299,27 @@ class AsyncQueues:
         for_: float | timedelta | None = None,
     ) -> QueueInfo:
         """As :meth:`Queues.limit`."""
-        return await self._run(self._plans.limit(name, rate, concurrency, for_))
+        there = self._serving(name)
+        return await there.run(there.plans.limit(name, rate, concurrency, for_))
 
     async def reset_limit(self, name: str) -> QueueInfo:
         """As :meth:`Queues.reset_limit`."""
-        return await self._run(self._plans.reset_limit(name))
+        there = self._serving(name)
+        return await there.run(there.plans.reset_limit(name))
 
     async def drain(
         self, name: str, *, rate: float | None = None, dry_run: bool = False, progress: Progress = nobody
     ) -> BulkReport:
         """As :meth:`Queues.drain`."""
-        return await self._run(self._plans.drain(name, rate, dry_run, progress))
+        there = self._serving(name)
+        return await there.run(there.plans.drain(name, rate, dry_run, progress))
 
     async def empty(
         self, name: str, *, rate: float | None = None, dry_run: bool = False, progress: Progress = nobody
     ) -> BulkReport:
         """As :meth:`Queues.empty`."""
-        return await self._run(self._plans.empty(name, rate, dry_run, progress))
+        there = self._serving(name)
+        return await there.run(there.plans.empty(name, rate, dry_run, progress))
 
     async def clean(
         self,
@@ -268,7 +333,8 @@ class AsyncQueues:
         progress: Progress = nobody,
     ) -> BulkReport:
         """As :meth:`Queues.clean`."""
-        return await self._run(self._plans.clean(name, state, older_than, limit, rate, dry_run, progress))
+        there = self._serving(name)
+        return await there.run(there.plans.clean(name, state, older_than, limit, rate, dry_run, progress))
 
     async def move(
         self,
@@ -280,32 +346,52 @@ class AsyncQueues:
         progress: Progress = nobody,
     ) -> BulkReport:
         """As :meth:`Queues.move`."""
-        return await self._run(self._plans.move(source, target, rate, dry_run, progress))
+        there = _serving_both(self._serving, source, target)
+        return await there.run(there.plans.move(source, target, rate, dry_run, progress))
 
 
 class AsyncWorkers:
     """Awaitable :class:`Workers`."""
 
-    def __init__(self, plans: Plans, run: AsyncRun) -> None:
-        self._plans = plans
-        self._run = run
+    def __init__(self, plans: Plans, run: AsyncRun, each: Callable[[], Sequence[AsyncWorkers]]) -> None:
+        self.plans = plans
+        self.run = run
+        self._each = each
 
     async def list(self) -> list[Worker]:
         """As :meth:`Workers.list`."""
-        return await self._run(workers_plan(self._plans.keys))
+        return [info for there in self._each() for info in await there.run(workers_plan(there.plans.keys))]
 
     async def get(self, name: str) -> Executors:
         """As :meth:`Workers.get`."""
-        return await self._run(worker_plan(self._plans.keys, name))
+        return named(await self.list(), name)
 
     async def quiet(self, names: Sequence[str] | None = None, *, dry_run: bool = False) -> Names:
         """As :meth:`Workers.quiet`."""
-        return await self._run(order_plan(self._plans.keys, "quiet", names, dry_run))
+        return await self._order("quiet", names, dry_run)
 
     async def resume(self, names: Sequence[str] | None = None, *, dry_run: bool = False) -> Names:
         """As :meth:`Workers.resume`."""
-        return await self._run(order_plan(self._plans.keys, "resume", names, dry_run))
+        return await self._order("resume", names, dry_run)
 
     async def stop(self, names: Sequence[str] | None = None, *, dry_run: bool = False) -> Names:
         """As :meth:`Workers.stop`."""
-        return await self._run(order_plan(self._plans.keys, "stop", names, dry_run))
+        return await self._order("stop", names, dry_run)
+
+    async def _order(self, word: Word, names: Sequence[str] | None, dry_run: bool) -> Names:
+        each = self._each()
+        if len(each) == 1 or names is None:
+            told = [
+                name
+                for there in each
+                for name in await there.run(order_plan(there.plans.keys, word, names, dry_run))
+            ]
+            return sorted(set(told))
+        live = [(there, await there.list()) for there in each]
+        for name in names:
+            named([worker for _, workers in live for worker in workers], name)
+        told = []
+        for there, workers in live:
+            here = [name for name in names if any(name in (each.name, each.worker) for each in workers)]
+            told += await there.run(order_plan(there.plans.keys, word, here, dry_run))
+        return sorted(set(told))

@@ -240,6 +240,15 @@ class Settings(BaseModel):
             specs[name] = options.apply(specs.get(name) or QueueSpec(name, 1))
         return specs
 
+    def seen_from(self, url: str) -> Settings:
+        """The same settings from another Redis of theirs: its queues are at home there, and the others elsewhere."""
+        queues = dict(self.queues)
+        for name, spec in self.queue_specs().items():
+            home = spec.redis_url or self.redis_url
+            away = {"redis_url": None if home == url else home}
+            queues[name] = queues.get(name, QueueOptions()).model_copy(update=away)
+        return self.model_copy(update={"redis_url": url, "queues": queues})
+
     def shed_at(self) -> ShedAt:
         """The thresholds of the memory brake."""
         return ShedAt(self.shed_low, self.shed_medium, self.shed_critical)

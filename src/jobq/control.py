@@ -57,6 +57,15 @@ class BulkReport:
     failed: list[tuple[str, str]] = field(default_factory=list)
     dry_run: bool = False
 
+    def merge(self, other: BulkReport) -> None:
+        """Take in the report of another part."""
+        self.matched += other.matched
+        self.done += other.done
+        self.gone += other.gone
+        self.failed_count += other.failed_count
+        self.failed += other.failed[: _DETAILS - len(self.failed)]
+        self.dry_run = self.dry_run or other.dry_run
+
     def add(self, ids: Sequence[str], words: Sequence[str], fine: Sequence[str]) -> None:
         """Count the answers to one step; ``fine`` are those that mean done."""
         for job_id, word in zip(ids, words, strict=True):

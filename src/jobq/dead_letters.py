@@ -122,6 +122,15 @@ class ReplayReport:
     canary: list[tuple[str, str]] = field(default_factory=list)
     held: int = 0
 
+    def merge(self, other: ReplayReport) -> None:
+        """Take in the report of another part."""
+        self.matched += other.matched
+        self.replayed += other.replayed
+        self.failed_count += other.failed_count
+        self.failed += other.failed[: _DETAILS - len(self.failed)]
+        self.canary += other.canary
+        self.held += other.held
+
     def add(self, ids: Sequence[str], words: Sequence[str]) -> None:
         """Count one chunk's answers."""
         for job_id, word in zip(ids, words, strict=True):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from jobq.calls import Plan
 from jobq.client_parts import AsyncRun, Run, Since
@@ -17,6 +17,8 @@ from jobq.job import Job, JobState
 from jobq.listing import JobFilter, Page
 from jobq.plans import Plans, in_seconds
 
+T = TypeVar("T")
+Parts: TypeAlias = Sequence[tuple[T, Sequence[str]]]
 Groups: TypeAlias = list[DeadGroup]  # inside a class with a method `list`, the name means the method
 
 
@@ -39,18 +41,22 @@ def _one_way(ids: Sequence[str] | None, *filters: object) -> None:
         raise ValueError("give ids or a filter, not both")
 
 
-def list_of(ids: Sequence[str] | None, limit: int | None) -> list[str] | None:
-    """The ids once each, at most ``limit``."""
-    return None if ids is None else list(dict.fromkeys(ids))[:limit]
-
-
 class DeadLetters:
     """The dead letters."""
 
-    def __init__(self, plans: Plans, run: Run, editor: Editor) -> None:
-        self._plans = plans
-        self._run = run
-        self._editor = editor
+    def __init__(
+        self,
+        plans: Plans,
+        run: Run,
+        editor: Editor,
+        serving: Callable[[str | Iterable[str] | None], DeadLetters],
+        holders: Callable[[Sequence[str]], Parts[DeadLetters]],
+    ) -> None:
+        self.plans = plans
+        self.run = run
+        self.editor = editor
+        self._serving = serving
+        self._holders = holders
 
     def list(
         self,
@@ -71,7 +77,10 @@ class DeadLetters:
         Raises:
             ValueError: The cursor belongs to another filter.
         """
-        return self._run(self._plans.dead(self._filter(queue, task, error, since), limit, cursor))
+        there = self._serving(queue)
+        return there.run(
+            there.plans.dead(_dead_filter(there.plans, queue, task, error, since), limit, cursor)
+        )
 
     def get(self, job_id: str) -> DeadLetter:
         """One dead letter, with its history and traceback.
@@ -80,11 +89,13 @@ class DeadLetters:
             JobNotFoundError: There is no such job.
             ConflictError: It is not dead.
         """
-        return self._run(get_plan(self._plans.keys, job_id, self._plans.owner))
+        there = self._holder(job_id)
+        return there.run(get_plan(there.plans.keys, job_id, there.plans.owner))
 
     def count(self, queue: str | None = None) -> int:
         """How many there are, in one queue or in all."""
-        counts = self._run(self._plans.dead_count())
+        there = self._serving(queue)
+        counts = there.run(there.plans.dead_count())
         return sum(counts.values()) if queue is None else counts.get(queue, 0)
 
     def groups(
@@ -96,7 +107,8 @@ class DeadLetters:
         since: Since = None,
     ) -> Groups:
         """Dead letters by what went wrong, the largest group first; the newest 10,000 are looked at."""
-        return self._run(self._plans.dead_groups(self._filter(queue, task, error, since)))
+        there = self._serving(queue)
+        return there.run(there.plans.dead_groups(_dead_filter(there.plans, queue, task, error, since)))
 
     def replay(
         self,
@@ -127,13 +139,21 @@ class DeadLetters:
             ValueError: Both ids and a filter, or a rate that is not above 0.
         """
         _one_way(ids, queue, task, error, since)
-        chosen = list_of(ids, limit)
-        if chosen is None:
-            chosen = self._run(self._plans.dead_ids(self._filter(queue, task, error, since), limit))
+        if ids is None:
+            there = self._serving(queue)
+            chosen = there.run(
+                there.plans.dead_ids(_dead_filter(there.plans, queue, task, error, since), limit)
+            )
+            parts: Parts[DeadLetters] = [(there, chosen)]
+        else:
+            chosen = list(dict.fromkeys(ids))[:limit]
+            parts = self._holders(chosen)
         if dry_run:
             return ReplayReport(matched=len(chosen), dry_run=True)
-        wait_s = in_seconds(canary_timeout)
-        return self._run(replay_plan(self._plans.keys, chosen, rate, canary, wait_s, progress))
+        report, wait_s = ReplayReport(), in_seconds(canary_timeout)
+        for there, part in parts:
+            report.merge(there.run(replay_plan(there.plans.keys, part, rate, canary, wait_s, progress)))
+        return report
 
     def draft(self, job_id: str) -> Draft:
         """A dead letter's params, secrets masked, for :meth:`edit`.
@@ -144,7 +164,8 @@ class DeadLetters:
             CodecError: Its payload cannot be verified or read.
             UnknownTaskError: The application that is loaded here does not have its task.
         """
-        return self._run(self._editor.draft(job_id))
+        there = self._holder(job_id)
+        return there.run(there.editor.draft(job_id))
 
     def edit(self, job_id: str, changes: Mapping[str, Any], *, whole: bool = False) -> Job:
         """Replay a dead letter with other params, which its task has validated, signed for the same id.
@@ -157,7 +178,8 @@ class DeadLetters:
             ConflictError: It is not dead, its dedup key is held, or a changed param is a part of its dedup key or of
                 its limits' keys.
         """
-        return self._run(self._editor.replay(job_id, changes, whole=whole))
+        there = self._holder(job_id)
+        return there.run(there.editor.replay(job_id, changes, whole=whole))
 
     def purge(
         self,
@@ -171,8 +193,9 @@ class DeadLetters:
         progress: Progress = nobody,
     ) -> BulkReport:
         """Delete dead letters that died so long ago, seconds or timedelta, for good."""
-        return self._run(
-            self._plans.purge(queue, task, error, in_seconds(older_than), rate, dry_run, progress)
+        there = self._serving(queue)
+        return there.run(
+            there.plans.purge(queue, task, error, in_seconds(older_than), rate, dry_run, progress)
         )
 
     def export(
@@ -186,7 +209,10 @@ class DeadLetters:
         limit: int | None = None,
     ) -> int:
         """Hand every dead letter that the filter chooses to ``write``, newest first; how many there were."""
-        return self._run(self._plans.each_dead(self._filter(queue, task, error, since), write, limit))
+        there = self._serving(queue)
+        return there.run(
+            there.plans.each_dead(_dead_filter(there.plans, queue, task, error, since), write, limit)
+        )
 
     def archive(
         self,
@@ -215,8 +241,9 @@ class DeadLetters:
             ValueError: It is there, and no archive.
             ConflictError: Somebody else is archiving into it.
         """
-        wanted = _dead_filter(self._plans, queue, task, error, since, older_than)
-        return self._run(self._plans.archive(wanted, Path(path), limit, rate, dry_run, progress))
+        there = self._serving(queue)
+        wanted = _dead_filter(there.plans, queue, task, error, since, older_than)
+        return there.run(there.plans.archive(wanted, Path(path), limit, rate, dry_run, progress))
 
     def restore(
         self,
@@ -238,21 +265,29 @@ class DeadLetters:
             ValueError: It is no archive.
             JobNotFoundError: One of the ids is not in it; nothing was restored.
         """
-        return self._run(self._plans.restore(Path(path), ids, dry_run, progress))
+        there = self._serving(None)
+        return there.run(there.plans.restore(Path(path), ids, dry_run, progress))
 
-    def _filter(
-        self, queue: str | Iterable[str] | None, task: str | None, error: str | None, since: Since
-    ) -> Plan[JobFilter]:
-        return _dead_filter(self._plans, queue, task, error, since)
+    def _holder(self, job_id: str) -> DeadLetters:
+        return next(there for there, part in self._holders([job_id]) if part)
 
 
 class AsyncDeadLetters:
     """Awaitable :class:`DeadLetters`."""
 
-    def __init__(self, plans: Plans, run: AsyncRun, editor: Editor) -> None:
-        self._plans = plans
-        self._run = run
-        self._editor = editor
+    def __init__(
+        self,
+        plans: Plans,
+        run: AsyncRun,
+        editor: Editor,
+        serving: Callable[[str | Iterable[str] | None], AsyncDeadLetters],
+        holders: Callable[[Sequence[str]], Awaitable[Parts[AsyncDeadLetters]]],
+    ) -> None:
+        self.plans = plans
+        self.run = run
+        self.editor = editor
+        self._serving = serving
+        self._holders = holders
 
     async def list(
         self,
@@ -265,17 +300,20 @@ class AsyncDeadLetters:
         cursor: str | None = None,
     ) -> Page[DeadLetter]:
         """As :meth:`DeadLetters.list`."""
-        return await self._run(
-            self._plans.dead(_dead_filter(self._plans, queue, task, error, since), limit, cursor)
+        there = self._serving(queue)
+        return await there.run(
+            there.plans.dead(_dead_filter(there.plans, queue, task, error, since), limit, cursor)
         )
 
     async def get(self, job_id: str) -> DeadLetter:
         """As :meth:`DeadLetters.get`."""
-        return await self._run(get_plan(self._plans.keys, job_id, self._plans.owner))
+        there = await self._holder(job_id)
+        return await there.run(get_plan(there.plans.keys, job_id, there.plans.owner))
 
     async def count(self, queue: str | None = None) -> int:
         """As :meth:`DeadLetters.count`."""
-        counts = await self._run(self._plans.dead_count())
+        there = self._serving(queue)
+        counts = await there.run(there.plans.dead_count())
         return sum(counts.values()) if queue is None else counts.get(queue, 0)
 
     async def groups(
@@ -287,7 +325,8 @@ class AsyncDeadLetters:
         since: Since = None,
     ) -> Groups:
         """As :meth:`DeadLetters.groups`."""
-        return await self._run(self._plans.dead_groups(_dead_filter(self._plans, queue, task, error, since)))
+        there = self._serving(queue)
+        return await there.run(there.plans.dead_groups(_dead_filter(there.plans, queue, task, error, since)))
 
     async def replay(
         self,
@@ -306,23 +345,31 @@ class AsyncDeadLetters:
     ) -> ReplayReport:
         """As :meth:`DeadLetters.replay`."""
         _one_way(ids, queue, task, error, since)
-        chosen = list_of(ids, limit)
-        if chosen is None:
-            chosen = await self._run(
-                self._plans.dead_ids(_dead_filter(self._plans, queue, task, error, since), limit)
+        if ids is None:
+            there = self._serving(queue)
+            chosen = await there.run(
+                there.plans.dead_ids(_dead_filter(there.plans, queue, task, error, since), limit)
             )
+            parts: Parts[AsyncDeadLetters] = [(there, chosen)]
+        else:
+            chosen = list(dict.fromkeys(ids))[:limit]
+            parts = await self._holders(chosen)
         if dry_run:
             return ReplayReport(matched=len(chosen), dry_run=True)
-        wait_s = in_seconds(canary_timeout)
-        return await self._run(replay_plan(self._plans.keys, chosen, rate, canary, wait_s, progress))
+        report, wait_s = ReplayReport(), in_seconds(canary_timeout)
+        for there, part in parts:
+            report.merge(await there.run(replay_plan(there.plans.keys, part, rate, canary, wait_s, progress)))
+        return report
 
     async def draft(self, job_id: str) -> Draft:
         """As :meth:`DeadLetters.draft`."""
-        return await self._run(self._editor.draft(job_id))
+        there = await self._holder(job_id)
+        return await there.run(there.editor.draft(job_id))
 
     async def edit(self, job_id: str, changes: Mapping[str, Any], *, whole: bool = False) -> Job:
         """As :meth:`DeadLetters.edit`."""
-        return await self._run(self._editor.replay(job_id, changes, whole=whole))
+        there = await self._holder(job_id)
+        return await there.run(there.editor.replay(job_id, changes, whole=whole))
 
     async def purge(
         self,
@@ -336,8 +383,9 @@ class AsyncDeadLetters:
         progress: Progress = nobody,
     ) -> BulkReport:
         """As :meth:`DeadLetters.purge`."""
-        return await self._run(
-            self._plans.purge(queue, task, error, in_seconds(older_than), rate, dry_run, progress)
+        there = self._serving(queue)
+        return await there.run(
+            there.plans.purge(queue, task, error, in_seconds(older_than), rate, dry_run, progress)
         )
 
     async def export(
@@ -351,8 +399,9 @@ class AsyncDeadLetters:
         limit: int | None = None,
     ) -> int:
         """As :meth:`DeadLetters.export`."""
-        return await self._run(
-            self._plans.each_dead(_dead_filter(self._plans, queue, task, error, since), write, limit)
+        there = self._serving(queue)
+        return await there.run(
+            there.plans.each_dead(_dead_filter(there.plans, queue, task, error, since), write, limit)
         )
 
     async def archive(
@@ -370,8 +419,9 @@ class AsyncDeadLetters:
         progress: Progress = nobody,
     ) -> BulkReport:
         """As :meth:`DeadLetters.archive`; the event loop waits for the disk, up to 100 dead letters at a time."""
-        wanted = _dead_filter(self._plans, queue, task, error, since, older_than)
-        return await self._run(self._plans.archive(wanted, Path(path), limit, rate, dry_run, progress))
+        there = self._serving(queue)
+        wanted = _dead_filter(there.plans, queue, task, error, since, older_than)
+        return await there.run(there.plans.archive(wanted, Path(path), limit, rate, dry_run, progress))
 
     async def restore(
         self,
@@ -382,4 +432,8 @@ class AsyncDeadLetters:
         progress: Progress = nobody,
     ) -> BulkReport:
         """As :meth:`DeadLetters.restore`."""
-        return await self._run(self._plans.restore(Path(path), ids, dry_run, progress))
+        there = self._serving(None)
+        return await there.run(there.plans.restore(Path(path), ids, dry_run, progress))
+
+    async def _holder(self, job_id: str) -> AsyncDeadLetters:
+        return next(there for there, part in await self._holders([job_id]) if part)

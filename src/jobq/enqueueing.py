@@ -178,8 +178,7 @@ class Enqueuer:
         spec = self._specs.get(queue)
         if spec is not None and spec.redis_url and spec.redis_url != self._redis_url:
             raise ConfigError(
-                f"queue {queue!r} has a Redis of its own: enqueue through a client of it, "
-                "jobq.Client(jobq.Settings(redis_url=…)) with the queue's URL",
+                f"queue {queue!r} is in another Redis: use its own client, client.at({queue!r})",
                 queue=queue,
                 task=task.name,
             )

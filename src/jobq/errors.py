@@ -42,7 +42,11 @@ class JobqError(Exception):
         job_id: The job concerned, when there is one.
         queue: The queue concerned, when there is one.
         task: The task concerned, when there is one.
+        acknowledged: Of an enqueue of many: for each, in their order, the id of its job, or None: not enqueued, or
+            with ``ambiguous`` perhaps. So what is left to do is where None stands. Empty for anything else.
     """
+
+    acknowledged: tuple[str | None, ...] = ()
 
     def __init__(
         self, message: str, *, job_id: str | None = None, queue: str | None = None, task: str | None = None

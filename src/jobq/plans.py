@@ -303,12 +303,6 @@ class Plans:
     ) -> Plan[BulkReport]:
         yield from self.queue(source)
         yield from self.queue(target)
-        mine, theirs = self.specs.get(source), self.specs.get(target)
-        if mine and theirs and mine.redis_url != theirs.redis_url:
-            raise ConflictError(
-                f"queues {source!r} and {target!r} are in different Redis servers: enqueue the jobs anew",
-                queue=source,
-            )
         report = yield from control.move_plan(
             self.keys, source, target, rate=rate, dry_run=dry_run, progress=progress
         )

@@ -184,6 +184,7 @@ class Stats:
     Attributes:
         stalled: Leases that ended more than three lengths of a rescue ago and nobody rescued.
         workers: The live workers, also those of queues that are not shown.
+        others: Further Redis servers by their URLs, passwords left out, when queues have one of their own.
     """
 
     generated_at: datetime
@@ -192,6 +193,7 @@ class Stats:
     redis: RedisStats
     workers: tuple[Worker, ...] = ()
     stalled: int = 0
+    others: Mapping[str, RedisStats] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The document of ``jobq stats --json``."""
@@ -200,6 +202,11 @@ class Stats:
             "queues": {name: queue.to_dict() for name, queue in self.queues.items()},
             "totals": self.totals.to_dict(),
             "redis": self.redis.to_dict(),
+            **(
+                {"other_redis": {url: redis.to_dict() for url, redis in self.others.items()}}
+                if self.others
+                else {}
+            ),
         }
 
 

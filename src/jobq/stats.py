@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ from jobq.queues import QueueSpec
 from jobq.replies import as_int, as_map, as_text
 from jobq.snapshot import WINDOW, Counters, QueueStats, RedisStats, Stats
 
-__all__ = ["WINDOW", "Counters", "QueueStats", "RedisStats", "Stats", "redis_stats", "stats_plan"]
+__all__ = ["WINDOW", "Counters", "QueueStats", "RedisStats", "Stats", "redis_stats", "stats_plan", "united"]
 
 _LONGEST = timedelta(hours=24)
 _CHUNK = 2_000
@@ -88,6 +89,21 @@ def stats_plan(
         redis=redis_stats(info, fsync, save),
         workers=workers,
         stalled=stalled,
+    )
+
+
+def united(names: Sequence[str], parts: Sequence[Stats]) -> Stats:
+    """One snapshot of several Redis servers' queues; the first server comes as ``redis``, the others by their names."""
+    queues = {name: queue for part in parts for name, queue in part.queues.items()}
+    workers = tuple(worker for part in parts for worker in part.workers)
+    window = timedelta(seconds=parts[0].totals.window_s)
+    return replace(
+        parts[0],
+        queues=queues,
+        totals=_totals(queues.values(), workers, window),
+        workers=workers,
+        stalled=sum(part.stalled for part in parts),
+        others={name: part.redis for name, part in zip(names[1:], parts[1:], strict=True)},
     )
 
 

@@ -607,17 +607,6 @@ def test_a_client_of_ones_own_has_no_twin_elsewhere(settings: jobq.Settings, red
         asyncio.run(enqueue(client))
 
 
-def test_a_queue_with_its_own_redis_is_not_enqueued_to_elsewhere(redis_url: str) -> None:
-    """Its workers listen there: here nobody would ever run the job."""
-    elsewhere = {"batch": {"redis_url": "redis://127.0.0.1:1/0"}}
-    with Client(jobq.Settings(redis_url=redis_url, queues=elsewhere)) as client:
-        with pytest.raises(ConfigError, match="Redis of its own"):
-            add.options(client=client, queue="batch").enqueue(a=1)
-        assert add.options(client=client, queue="low").enqueue(a=1).state is JobState.QUEUED
-    with Client(jobq.Settings(redis_url=redis_url, queues={"batch": {"redis_url": redis_url}})) as client:
-        assert add.options(client=client, queue="batch").enqueue(a=1).queue == "batch"
-
-
 def test_no_fallback_once_a_part_has_landed(settings: jobq.Settings, redis_client: redis.Redis) -> None:
     """The first 100 are queued: run here, too, they would run twice."""
     inline = settings.model_copy(update={"fallback": "inline"})

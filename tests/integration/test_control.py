@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +17,7 @@ from jobq.control import BulkReport, states_for
 from jobq.errors import ConflictError, JobNotFoundError
 from jobq.job import JobState
 from jobq.tasks import Registry, task
+from tests.support.both import Both
 from tests.support.hand import Hand
 
 registry = Registry()
@@ -32,31 +31,6 @@ def add(a: int) -> int:
 @task("c.pay", registry=registry, dedup="{a}", concurrency=jobq.Concurrency(1))
 def pay(a: int) -> int:
     return a
-
-
-class Both:
-    """Calls a method of the plain client, or of the awaitable one: the same words for both."""
-
-    def __init__(self, settings: jobq.Settings, awaited: bool, registry: Registry | None = None) -> None:
-        self._settings = settings
-        self._awaited = awaited
-        self._registry = registry
-
-    def __call__(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        if self._awaited:
-            return asyncio.run(self._later(path, args, kwargs))
-        with jobq.Client(self._settings, registry=self._registry) as client:
-            return _method(client, path)(*args, **kwargs)
-
-    async def _later(self, path: str, args: Any, kwargs: Any) -> Any:
-        async with jobq.AsyncClient(self._settings, registry=self._registry) as client:
-            return await _method(client, path)(*args, **kwargs)
-
-
-def _method(client: Any, path: str) -> Callable[..., Any]:
-    for name in path.split("."):
-        client = getattr(client, name)
-    return client  # type: ignore[no-any-return]
 
 
 @pytest.fixture(params=[False, True], ids=["sync", "async"])

@@ -234,7 +234,7 @@ def check_queue(client: Client, name: str | None) -> str | None:
     Raises:
         CliError: No such queue (3); the message names near ones.
     """
-    if name is None or name in client.specs:
+    if name is None or name in client.specs or name in client.elsewhere:
         return name
     known = [queue.name for queue in client.queues.list()]
     if name not in known:

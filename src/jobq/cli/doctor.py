@@ -6,6 +6,7 @@ The order is that of the runbook: settings, Redis, its safety, who serves what w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from jobq.cli.common import CliError, Exit, State, confirm, pass_state, yes_opti
 from jobq.cli.options import Command
 from jobq.cli.output import Column
 from jobq.errors import StoreUnavailableError
+from jobq.parsing import redact_url
 
 if TYPE_CHECKING:
     from jobq.audit import Finding
@@ -53,34 +55,46 @@ def doctor(
     if delete_unreadable and not fix:
         raise click.UsageError("--delete-unreadable goes with --fix.")
     checks = list(settings_checks(state.settings()))
-    client = state.client()
     findings: list[Finding] = []
     fixed: list[Finding] = []
     unreachable: StoreUnavailableError | None = None
     refused: CliError | None = None
-    try:
-        checks += server_checks(client)
-        checks += queue_checks(client)
-        if data:
-            findings = _look(state, client, limit)
-            if fix:
-                try:
-                    fixed, findings = _fix(
-                        state, client, findings, delete_unreadable=delete_unreadable, yes=yes, dry_run=dry_run
-                    )
-                except CliError as error:
-                    refused = error
-            checks += _data_checks(findings, fixed, sample)
-    except StoreUnavailableError as error:
-        unreachable = error
-        checks.append(
-            Check(
-                "redis",
-                "bad",
-                str(error),
-                "start Redis, or correct JOBQ_REDIS_URL (see jobq config show --origin)",
+    servers = state.client().each()
+    for client in servers:
+        here: list[Check] = []
+        try:
+            here += server_checks(client)
+            here += queue_checks(client)
+            if data:
+                found = _look(state, client, limit)
+                mended: list[Finding] = []
+                if fix:
+                    try:
+                        mended, found = _fix(
+                            state,
+                            client,
+                            found,
+                            delete_unreadable=delete_unreadable,
+                            yes=yes,
+                            dry_run=dry_run,
+                        )
+                    except CliError as error:
+                        refused = error
+                here += _data_checks(found, mended, sample)
+                findings += found
+                fixed += mended
+        except StoreUnavailableError as error:
+            unreachable = error
+            here.append(
+                Check(
+                    "redis",
+                    "bad",
+                    str(error),
+                    "start Redis, or correct JOBQ_REDIS_URL (see jobq config show --origin)",
+                )
             )
-        )
+        place = f"{redact_url(client.settings.redis_url)}: " if len(servers) > 1 else ""
+        checks += [replace(check, name=f"{place}{check.name}") for check in here]
     bad = [check for check in checks if check.status == "bad"]
     _print(state, checks, bad, _document(findings, fixed, sample), dry_run=dry_run)
     if unreachable is not None:

@@ -42,8 +42,8 @@ def _verdict(state: State, issues: list[str], **more: Any) -> int:
 @pass_state
 def live(state: State) -> int:
     """Redis answers."""
-    client = state.client()
-    client.run(_ping())
+    for client in state.client().each():
+        client.run(_ping())
     return _verdict(state, [])
 
 

@@ -192,7 +192,7 @@ def _print(state: State, document: Mapping[str, Any], *, again: bool) -> None:
         return
     out.table(rows, _columns(people), document=document, records=[document] if again else rows)
     if people:
-        redis = document["redis"]
-        used = f"{redis['used_memory'] / 1_048_576:.1f} MB"
-        limit = f" of {redis['maxmemory'] / 1_048_576:.0f} MB" if redis["maxmemory"] else ""
-        out.say(f"Redis uses {used}{limit}, durability {redis['durability']}")
+        for name, redis in {"Redis": document["redis"], **document.get("other_redis", {})}.items():
+            used = f"{redis['used_memory'] / 1_048_576:.1f} MB"
+            limit = f" of {redis['maxmemory'] / 1_048_576:.0f} MB" if redis["maxmemory"] else ""
+            out.say(f"{name} uses {used}{limit}, durability {redis['durability']}")
