@@ -10,7 +10,8 @@
 -- ARGV[8]  record for the attempt history, or ''
 -- Returns  {held 0|1, id, queue, word, ...}; word: queued | dead (poison) | cancelled
 -- Keys built inside: P:job:<id>, P:wip:<q>, P:queue:<q>, P:failed:<q>, P:canceled:<q>, P:results:<id>,
---          P:job:<id>:dependents, jobq:attempts:<id>, jobq:dedup:<name>, jobq:wait:<id>, jobq:done:<id>.
+--          P:job:<id>:dependents, jobq:attempts:<id>, jobq:dedup:<name>, jobq:wait:<id>, jobq:done:<id>;
+--          of jobs with limits: jobq:held:<gate>, jobq:gates.
 -- Idempotent: what was moved has no lease any more.
 -- Full memory: the first write is a ZREM of nobody.
 local P, N = ARGV[2], ARGV[3]
@@ -131,6 +132,12 @@ if #orphans > 0 then
   -- The hash that named the queue is gone or broken, so its entry may be in any registry.
   for _, queue_key in ipairs(redis.call('SMEMBERS', KEYS[5])) do
     redis.call('ZREM', P .. 'wip:' .. queue_key:sub(#P + 7), unpack(orphans))
+  end
+  -- So are the names of its gates; of those that nobody waits at, claim frees the place when they are full.
+  for _, name in ipairs(redis.call('ZRANGE', N .. 'gates', 0, 999)) do
+    if redis.call('ZREM', N .. 'held:' .. name, unpack(orphans)) > 0 then
+      redis.call('ZADD', N .. 'gates', 'XX', 'LT', now, name)
+    end
   end
 end
 -- Each list was filled last first, so the jobs stand in front in the order of their expiry.
