@@ -28,6 +28,16 @@ local pulse = redis.call('HMGET', KEYS[2], 't', 'hold', 'f')
 local last, hold, looked = tonumber(pulse[1] or ''), tonumber(pulse[2] or ''), tonumber(pulse[3] or '')
 -- No pass for a third of a lease: Redis or everybody was away. Who is alive gets that long to say so.
 if not last or math.abs(now - last) > third then
+  if last and last > now then
+    -- The clock was set back, and leases given before would stand for so much longer. Each keeps what it had left,
+    -- and at least a whole lease of ours; whoever has claimed since ends before the first of them.
+    local from = math.max(now + tonumber(ARGV[4]), last - tonumber(ARGV[4]))
+    local old = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%.0f', from), '+inf', 'WITHSCORES')
+    for i = 1, #old, 2 do
+      local ends = math.max(tonumber(old[i + 1]) - (last - now), now + tonumber(ARGV[4]))
+      redis.call('ZADD', KEYS[1], 'XX', string.format('%.0f', ends), old[i])
+    end
+  end
   redis.call('HSET', KEYS[2], 't', text, 'hold', string.format('%.0f', now + third))
   return { 1 }
 end
