@@ -438,3 +438,21 @@ def test_no_step_asks_about_more_than_a_hundred_jobs(bench: Bench) -> None:
     assert audit(looking, grace=NO_GRACE) == []
     assert sum(sizes) >= 1_000
     assert max(sizes) <= 100
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_lease_that_goes_leaves_its_gates_too(bench: Bench, deleted: bool) -> None:
+    """Who waits behind it is let in by the next pass, not by the slow recheck."""
+    bench.enqueue("holder", "gated", queue="q2", fields={"lm": "c,1,0,0,c:t.x"})
+    (holder,) = bench.claim(10, queue="q2").jobs
+    member = f"{holder.id}:{holder.token}"
+    if deleted:
+        bench.redis.delete("rq:job:holder")
+    else:
+        bench.redis.hset("rq:job:holder", "status", "finished")
+    bench.redis.zadd("jobq:leases", {member: bench.now - 60_000})
+    found = [finding for finding in look(bench) if finding.kind == "dead_lease"]
+    assert told(repair(runner(bench), found)) == [("dead_lease", member)]
+    assert not bench.redis.exists("jobq:held:c:t.x")
+    assert bench.run(calls.open_gates(bench.keys)) == 2
+    assert [job.id for job in bench.claim(1, queue="q2").jobs] == ["gated"]

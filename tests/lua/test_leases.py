@@ -105,6 +105,43 @@ def test_a_clock_set_back_holds_nobody_for_ever(bench: Bench) -> None:
     assert rescue(bench).held is False
 
 
+@pytest.mark.parametrize("back", [LEASE // 2, 60_000, 3_600_000])
+def test_a_clock_set_back_keeps_no_dead_workers_jobs(bench: Bench, back: int) -> None:
+    """As after a failover to a host whose clock is behind."""
+    rescue(bench)
+    bench.running("dead")
+    bench.running("alive")
+    bench.now += 500
+    rescue(bench)
+    bench.now -= back
+    assert rescue(bench).held is True
+    until = bench.now + LEASE + 1_500
+    moved = []
+    while bench.now < until:
+        bench.run(calls.heartbeat(bench.keys, ["alive:ex.2"], LEASE, now_ms=bench.now))
+        moved += rescue(bench).moved
+        bench.now += 500
+    assert moved == [("dead", "q", "queued")]
+    assert bench.zset("jobq:leases").keys() == {"alive:ex.2"}
+
+
+def test_a_clock_set_back_keeps_the_longer_leases_of_other_workers(bench: Bench) -> None:
+    rescue(bench)
+    bench.running("a")
+    bench.redis.zadd("jobq:leases", {"a:ex.1": bench.now + 10 * LEASE})
+    bench.now -= 3_600_000
+    rescue(bench)
+    assert bench.zset("jobq:leases") == {"a:ex.1": bench.now + 10 * LEASE}
+
+
+def test_a_clock_set_back_leaves_alone_who_has_claimed_since(bench: Bench) -> None:
+    rescue(bench)
+    bench.now -= 3_600_000
+    bench.running("a")
+    rescue(bench)
+    assert bench.zset("jobq:leases") == {"a:ex.1": bench.now + LEASE}
+
+
 def test_rescue_of_a_cancelled_job(bench: Bench) -> None:
     bench.running("a", dedup_key="t.x:k", dedup_mode="f")
     bench.redis.set("jobq:wait:a", 1)

@@ -207,6 +207,38 @@ def test_a_rescue_gives_the_place_back(bench: Bench) -> None:
     assert ids(bench.claim(1)) == []
 
 
+def lost_hash(bench: Bench) -> calls.Claimed:
+    """A job that an rq tool deleted while it runs, and one that waits for its place."""
+    gated(bench, "a", "b", lm=C1)
+    (a,) = bench.claim(10).jobs
+    bench.redis.delete("rq:job:a")
+    return a
+
+
+def test_the_end_of_a_run_whose_job_was_deleted_gives_the_place_back(bench: Bench) -> None:
+    assert bench.settle(lost_hash(bench), kind="succeeded") == ["gone"]
+    assert not bench.redis.exists("jobq:held:c:t")
+    assert open_gates(bench) == 2, "at once"
+
+
+def test_the_end_of_a_run_whose_job_is_of_another_type_gives_the_place_back(bench: Bench) -> None:
+    a = lost_hash(bench)
+    bench.redis.set("rq:job:a", "x")
+    assert bench.settle(a, kind="succeeded") == ["gone"]
+    assert open_gates(bench) == 2, "at once"
+
+
+def test_the_rescue_of_a_run_whose_job_was_deleted_gives_the_place_back(bench: Bench) -> None:
+    lost_hash(bench)
+    for later in (9_000, 11_999):
+        bench.run(calls.rescue(bench.keys, 12_000, now_ms=bench.now + later))
+    bench.redis.zadd("jobq:gates", {"c:t": T0 + 99_000})
+    bench.now += 13_500
+    bench.run(calls.rescue(bench.keys, 12_000, now_ms=bench.now))
+    assert not bench.redis.exists("jobq:held:c:t")
+    assert open_gates(bench) == 2, "at once"
+
+
 @pytest.mark.covers("L-04")
 def test_a_place_without_a_lease_heals_by_itself(bench: Bench) -> None:
     """Whatever killed the holder and its traces: who has no lease holds nothing."""

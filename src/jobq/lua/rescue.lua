@@ -10,7 +10,8 @@
 -- ARGV[8]  record for the attempt history, or ''
 -- Returns  {held 0|1, id, queue, word, ...}; word: queued | dead (poison) | cancelled
 -- Keys built inside: P:job:<id>, P:wip:<q>, P:queue:<q>, P:failed:<q>, P:canceled:<q>, P:results:<id>,
---          P:job:<id>:dependents, jobq:attempts:<id>, jobq:dedup:<name>, jobq:wait:<id>, jobq:done:<id>.
+--          P:job:<id>:dependents, jobq:attempts:<id>, jobq:dedup:<name>, jobq:wait:<id>, jobq:done:<id>;
+--          of jobs with limits: jobq:held:<gate>, jobq:gates.
 -- Idempotent: what was moved has no lease any more.
 -- Full memory: the first write is a ZREM of nobody.
 local P, N = ARGV[2], ARGV[3]
@@ -27,6 +28,16 @@ local pulse = redis.call('HMGET', KEYS[2], 't', 'hold', 'f')
 local last, hold, looked = tonumber(pulse[1] or ''), tonumber(pulse[2] or ''), tonumber(pulse[3] or '')
 -- No pass for a third of a lease: Redis or everybody was away. Who is alive gets that long to say so.
 if not last or math.abs(now - last) > third then
+  if last and last > now then
+    -- The clock was set back, and leases given before would stand for so much longer. Each keeps what it had left,
+    -- and at least a whole lease of ours; whoever has claimed since ends before the first of them.
+    local from = math.max(now + tonumber(ARGV[4]), last - tonumber(ARGV[4]))
+    local old = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%.0f', from), '+inf', 'WITHSCORES')
+    for i = 1, #old, 2 do
+      local ends = math.max(tonumber(old[i + 1]) - (last - now), now + tonumber(ARGV[4]))
+      redis.call('ZADD', KEYS[1], 'XX', string.format('%.0f', ends), old[i])
+    end
+  end
   redis.call('HSET', KEYS[2], 't', text, 'hold', string.format('%.0f', now + third))
   return { 1 }
 end
@@ -131,6 +142,12 @@ if #orphans > 0 then
   -- The hash that named the queue is gone or broken, so its entry may be in any registry.
   for _, queue_key in ipairs(redis.call('SMEMBERS', KEYS[5])) do
     redis.call('ZREM', P .. 'wip:' .. queue_key:sub(#P + 7), unpack(orphans))
+  end
+  -- So are the names of its gates; of those that nobody waits at, claim frees the place when they are full.
+  for _, name in ipairs(redis.call('ZRANGE', N .. 'gates', 0, 999)) do
+    if redis.call('ZREM', N .. 'held:' .. name, unpack(orphans)) > 0 then
+      redis.call('ZADD', N .. 'gates', 'XX', 'LT', now, name)
+    end
   end
 end
 -- Each list was filled last first, so the jobs stand in front in the order of their expiry.

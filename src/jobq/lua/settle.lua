@@ -49,7 +49,7 @@ local scores = redis.call('ZMSCORE', KEYS[1], unpack(members))
 local flagged = redis.call('EXISTS', unpack(flags)) > 0
 
 -- First look at everything, then write.
-local free, uncancel, broken, seen, gated = {}, {}, {}, {}, {}
+local free, uncancel, broken, seen, gated, unnamed = {}, {}, {}, {}, {}, {}
 for i, job in ipairs(jobs) do
   local row = redis.pcall('HMGET', P .. 'job:' .. job.id, 'status', 'attempts', 'dk', 'cx', 'st', 'lost', 'crashes',
     'q', 'lm')
@@ -58,6 +58,7 @@ for i, job in ipairs(jobs) do
     if scores[i] then
       free[#free + 1] = members[i]
       broken[#broken + 1] = job.id
+      unnamed[#unnamed + 1] = members[i]
     end
   elseif seen[members[i]] then
     answers[i] = 'already'
@@ -74,6 +75,7 @@ for i, job in ipairs(jobs) do
     if row[4] or row[1] ~= 'started' then uncancel[#uncancel + 1] = job.id end
     if not row[1] then
       answers[i] = 'gone'
+      unnamed[#unnamed + 1] = members[i]
     elseif row[1] ~= 'started' then
       answers[i] = row[1] == 'canceled' and 'cancelled' or 'lost'
     else
@@ -96,6 +98,14 @@ for _, run in ipairs(gated) do
     -- What never started has used up nothing.
     local set = kind == 'c' and 'held:' or run.back and kind == 'r' and 'rate:'
     if set and redis.call('ZREM', N .. set .. name, run.member) == 1 then
+      redis.call('ZADD', N .. 'gates', 'XX', 'LT', now, name)
+    end
+  end
+end
+if #unnamed > 0 then
+  -- The hash that named the gates is gone; of those that nobody waits at, claim frees the place when they are full.
+  for _, name in ipairs(redis.call('ZRANGE', N .. 'gates', 0, 999)) do
+    if redis.call('ZREM', N .. 'held:' .. name, unpack(unnamed)) > 0 then
       redis.call('ZADD', N .. 'gates', 'XX', 'LT', now, name)
     end
   end
