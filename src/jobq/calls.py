@@ -26,6 +26,7 @@ from jobq.steps import (
     Promoted,
     Rescued,
     Step,
+    Suspects,
     script_head,
 )
 
@@ -33,8 +34,8 @@ __all__ = [
     "MOST_JOBS", "WORKER_TTL_S", "Batch", "Beat", "Call", "Claim", "Claimed", "EnqueueAnswer", "EnqueueStatus",
     "NewJob", "Outcome", "OutcomeKind", "Plan", "Promoted", "Rescued", "Step", "cancel", "claim",
     "declare_limits", "delete", "enqueue", "free_rq_slots", "heartbeat", "last_claim", "limit", "open_gates",
-    "pause", "progress", "promote", "prune", "register_worker", "release", "replay", "rescue", "resume",
-    "settle", "unpark", "unregister_worker", "withdraw",
+    "pause", "progress", "promote", "prune", "queues_with_suspects", "register_worker", "release", "replay", "rescue",
+    "resume", "settle", "unpark", "unregister_worker", "withdraw",
 ]  # fmt: skip
 
 MOST_JOBS = 100
@@ -126,6 +127,7 @@ def claim(
     lease_ms: int,
     worker_name: str,
     started_at_iso: str,
+    suspects: Suspects = "run",
     known: Sequence[str] = (),
     now_ms: int | None = None,
 ) -> Call[Claim]:
@@ -133,6 +135,7 @@ def claim(
 
     Args:
         number: Rises with each claim of the executor; the same number again asks for the same jobs.
+        suspects: What to do with jobs whose process died under them; with ``only`` name their bucket in ``known``.
         known: Names of the parked buckets that the caller can run.
     """
     token = f"{exec_id}.{number}"
@@ -140,7 +143,8 @@ def claim(
     def decode(reply: list[Any]) -> Claim:
         status, now, until, flags, more = reply[:5]
         jobs = [_claimed(row, token) for row in reply[5:]]
-        return Claim(exact_text(status), now, until, flags & 1 == 1, jobs, more == 1, flags & 2 == 2)  # type: ignore[arg-type]
+        word = exact_text(status)
+        return Claim(word, now, until, flags & 1 > 0, jobs, more == 1, flags & 2 > 0, flags & 4 > 0)  # type: ignore[arg-type]
 
     names = (
         keys.queue(queue),
@@ -154,7 +158,8 @@ def claim(
         keys.deferred(queue),
     )
     head = script_head(keys, now_ms)
-    args = (*head, exec_id, number, min(n, MOST_JOBS), lease_ms, worker_name, started_at_iso, queue, *known)
+    size = (min(n, MOST_JOBS), lease_ms)
+    args = (*head, exec_id, number, *size, worker_name, started_at_iso, queue, suspects, *known)
     return Call("claim", names, args, decode)
 
 
@@ -232,6 +237,15 @@ def progress(keys: Keys, job_id: str, token: str, text: str | bytes) -> Call[boo
     """Note how far a job is; False when its lease is lost."""
     args = (*script_head(keys, None), f"{job_id}:{token}", text)
     return Call("progress", (keys.job(job_id), keys.leases), args, bool)
+
+
+def queues_with_suspects(keys: Keys, queues: Sequence[str]) -> Plan[list[str]]:
+    """Those of these queues where jobs wait to run apart: one command when there are none."""
+    names = [keys.suspects(queue) for queue in queues]
+    if (yield Batch((("EXISTS", *names),)))[0] == 0:
+        return []
+    found = yield Batch(tuple(("EXISTS", name) for name in names))
+    return [queue for queue, there in zip(queues, found, strict=True) if there == 1]
 
 
 def last_claim(keys: Keys, exec_id: str) -> Batch[list[tuple[str, str]]]:

@@ -94,7 +94,7 @@ def _issues(stats: Stats, limits: Thresholds) -> Iterator[tuple[bool, str]]:
         if queue.sla_met is not None and queue.sla_met < limits.sla_warn:
             yield False, f"queue {name}: {queue.sla_met:.1%} of jobs started within {queue.target_s or 0:g} s"
         if queue.parked:
-            yield False, f"queue {name}: {queue.parked:,} jobs parked; no live worker can run them"
+            yield False, f"queue {name}: {queue.parked:,} jobs parked; see jobq jobs list --state parked"
         for key in queue.unreadable:
             yield True, f"queue {name}: key {key} has the wrong type"
     redis = stats.redis

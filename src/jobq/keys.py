@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 DEFAULT_PREFIX = "rq"
 
+SUSPECTS = "~suspect"
+"""The bucket of parked jobs that are to run apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -218,6 +221,10 @@ class Keys:
     def bucket(self, queue: str, bucket: str) -> str:
         """Sorted set: parked ids, scored with the ms they were parked."""
         return f"{self.n}parked:{queue}:{bucket}"
+
+    def suspects(self, queue: str) -> str:
+        """The bucket of jobs that run apart, because a process died under them."""
+        return self.bucket(queue, SUSPECTS)
 
     def retrying(self, queue: str) -> str:
         """Sorted set: ids in ``scheduled`` that have spent an attempt, scored with the due ms."""

@@ -120,6 +120,11 @@ WORDS: Mapping[str, Words] = {
         "a newer version of task {task} wrote its params", "deploy the newer code to the workers", blocks=True
     ),
     "unsupported": Words("{park}", "enqueue it without these, or with jobq", blocks=True),
+    "suspect": Words(
+        "a process died under it, so it runs alone next, in a process of its own; it waits for its turn there",
+        "start a worker for queue {queue} if none is live; two such jobs run at once",
+        blocks=True,
+    ),
     "rate_limited": Words("rq's own rate limit holds it", "it is rq's to release", blocks=True),
     "parked": Words("it is parked: {park}", "jobq jobs cancel {id}, or jobq doctor", blocks=True),
     # It runs.
@@ -164,8 +169,8 @@ STATE_CODES: Mapping[str, tuple[str, ...]] = {
     "queued": ("next", "behind", "dropped"),
     "running": ("running",),
     "deferred": ("parents", "parents_done"),
-    "parked": ("rate", "concurrency", "unknown_task", "no_key", "newer_payload", "unsupported", "rate_limited",
-               "parked"),
+    "parked": ("rate", "concurrency", "suspect", "unknown_task", "no_key", "newer_payload", "unsupported",
+               "rate_limited", "parked"),
     "succeeded": ("succeeded",),
     "dead": ("exhausted", "poison", "unreadable", "no_handler", "expired", "rejected", "stopped", "died"),
     "cancelled": ("cancelled",),

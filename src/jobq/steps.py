@@ -167,6 +167,7 @@ class Claim:
         parked: The queue has parked jobs: name the buckets that can be run in the next claim.
         more: All that was asked for was taken off the list, so it may hold more.
         limited: The queue has limits of its own.
+        suspects: It has set some apart, or found some, and whoever runs them may not know.
     """
 
     status: Literal["ok", "stale", "paused", "suspended", "limited"]
@@ -176,7 +177,11 @@ class Claim:
     jobs: list[Claimed]
     more: bool
     limited: bool = False
+    suspects: bool = False
 
+
+Suspects = Literal["run", "park", "only"]
+"""What a claim does with jobs whose process died under them: take them like others, set them apart, take no others."""
 
 OutcomeKind = Literal[
     "succeeded", "retry", "dead", "snooze", "limited", "cancelled", "park", "hand_back", "interrupted"

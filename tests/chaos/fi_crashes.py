@@ -174,7 +174,7 @@ def _refill_s(field: Field, worker: Worker, queue: str, job_id: str, run: int) -
 
     def full() -> bool:
         if queue == ISOLATED:
-            return len(job_children(worker, worker.tree())) >= slots
+            return len(job_children(worker.tree())) >= slots
         return len(alive(worker.executors())) == lanes
 
     until(full)

@@ -131,7 +131,7 @@ class Field:
             victims = tree
         else:
             # Jobs of an isolated lane run in children of the spawner, which go with their executor.
-            children = job_children(worker, tree) if lane(executor) == ISOLATED else []
+            children = job_children(tree) if lane(executor) == ISOLATED else []
             victims = [executor, *children]
         for process in victims:  # job children too: one may be about to start the job it was handed
             send(process, signal.SIGSTOP)
@@ -294,16 +294,9 @@ class Field:
         report.at_most("rerun max, s", percentile(waits, 1.0), 2 * bound)
 
 
-def job_children(worker: Worker, tree: list[psutil.Process]) -> list[psutil.Process]:
-    """What the spawner has forked beside the executors. Never the supervisor or the spawner itself."""
-    found = []
-    for process in tree:
-        try:
-            if process.pid != worker.pid and process.ppid() != worker.pid and not lane(process):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+def job_children(tree: list[psutil.Process]) -> list[psutil.Process]:
+    """The children that run the jobs of the isolated lane; not those in which suspects of others run."""
+    return [process for process in tree if _name(process) == f"jobq job {ISOLATED}"]
 
 
 def cpu_s(pid: int) -> float:
@@ -318,11 +311,15 @@ def cpu_s(pid: int) -> float:
 
 def lane(process: psutil.Process) -> str:
     """The lane that an executor's name tells; empty: it is none."""
+    name = _name(process)
+    return name.removeprefix("jobq: ") if name.startswith("jobq: ") else ""
+
+
+def _name(process: psutil.Process) -> str:
     try:
-        name = Path(f"/proc/{process.pid}/comm").read_text().strip()
+        return Path(f"/proc/{process.pid}/comm").read_text().strip()
     except OSError:
         return ""
-    return name.removeprefix("jobq: ") if name.startswith("jobq: ") else ""
 
 
 def send(process: psutil.Process, number: signal.Signals) -> None:

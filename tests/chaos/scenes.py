@@ -247,7 +247,7 @@ class Stage:
 
     def _child_dies(self, point: Point, token: str) -> list[str]:
         """An idle child dies, and its successor dies at birth."""
-        found = until(lambda: [c for w in self.field.workers for c in job_children(w, w.tree())])
+        found = until(lambda: [c for w in self.field.workers for c in job_children(w.tree())])
         self._arm(point)
         send(found[0], signal.SIGKILL)
         job_id = self._enqueue(token, ISOLATED)

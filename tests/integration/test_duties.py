@@ -23,7 +23,7 @@ def keyed(key: str) -> None:
 def fleet(client: jobq.Client) -> Fleet:
     return Fleet(
         name="w", keys=client.keys, specs=client.specs, lease_ms=12_000, members=list, tell=lambda _: None,
-        workers=list, thresholds=client.settings.shed_at().by_queue(client.specs),
+        workers=list, found_suspects=lambda _: None, thresholds=client.settings.shed_at().by_queue(client.specs),
     )  # fmt: skip
 
 

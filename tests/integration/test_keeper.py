@@ -45,6 +45,7 @@ def keeper(proxy: Proxy) -> Iterator[Keeper]:
             members=list,
             tell=lambda _: None,
             workers=list,
+            found_suspects=lambda _: None,
         )
         made = Keeper(Store(client), fleet)
         made.start()

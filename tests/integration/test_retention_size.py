@@ -28,7 +28,7 @@ def fleet(client: Client, kept: Retention) -> Fleet:
     spec = replace(LANES["medium"], keep_dead=kept)
     return Fleet(
         name="w", keys=client.keys, specs={"medium": spec}, lease_ms=12_000, members=list, tell=lambda _: None,
-        workers=list,
+        workers=list, found_suspects=lambda _: None,
     )  # fmt: skip
 
 

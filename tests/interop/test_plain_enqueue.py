@@ -133,6 +133,7 @@ def test_a_job_killed_at_its_timeout_keeps_to_what_rq_was_asked(
         members=list,
         tell=lambda _: None,
         workers=list,
+        found_suspects=lambda _: None,
     )
     with redis.Redis.from_url(redis_url) as connection:
         keeper = Keeper(Store(connection), fleet)

@@ -131,8 +131,10 @@ def test_crashing_jobs_do_not_stop_the_good_ones(
     for job in good:
         assert job.wait(timeout=30).state is JobState.SUCCEEDED
         assert job.refresh().attempt == 1
-    for n in range(4):  # a neighbour of another's crash may be interrupted once more before it runs alone
-        assert 2 <= ledger.count("ran", f"c{n}") <= 3
+    for n in range(
+        4
+    ):  # one that a neighbour's crash took along ran alone the next time, whoever crashed meanwhile
+        assert ledger.count("ran", f"c{n}") <= 2
     until(lambda: len(running.executors()) == 1, 3)
 
 

@@ -152,11 +152,7 @@ def test_a_broken_deploy_is_reported_tried_gently_and_recovers(
     running, port = serve(worker, deploy)
     deploy.write_text(f"{kind} broken")
     # Without threads the spawner is started anew; with them, each child imports the application for itself.
-    victims = (
-        [p for p in running.tree() if "python" in p.name() and p.parent().ppid() == running.pid]
-        if kind
-        else running.tree()[:1]
-    )
+    victims = [p for p in running.tree() if p.name().startswith("jobq job")] if kind else running.tree()[:1]
     for victim in victims:
         victim.kill()
     until(lambda: problems(port), 5)

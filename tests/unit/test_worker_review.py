@@ -151,9 +151,7 @@ class Spawner:
 def children_of(spawner: Spawner, hooks: Hooks, limit: int = 1, **recycling: Any) -> ChildExecutor:
     runner: Any = None
     line: Any = spawner
-    spec = ChildrenSpec(
-        prefix="c", limit=limit, queue="q", worker="w", eager=True, recycling=Recycling(**recycling)
-    )
+    spec = ChildrenSpec(limit=limit, queue="q", worker="w", eager=True, recycling=Recycling(**recycling))
     return ChildExecutor(spec, runner, hooks, line, hooks.back.extend)
 
 
@@ -313,7 +311,7 @@ def test_a_successor_that_cannot_start_costs_nothing() -> None:
 
 def test_children_made_on_demand_are_tried_again_though_their_jobs_went_elsewhere() -> None:
     spawner, hooks = Spawner(), Hooks()
-    spec = ChildrenSpec(prefix="c", limit=2, queue="q", worker="w", recycling=Recycling())
+    spec = ChildrenSpec(limit=2, queue="q", worker="w", recycling=Recycling())
     children = ChildExecutor(spec, None, hooks, spawner, hooks.back.extend)
     children.submit([Assignment(0, claimed("a"), 0.0, 0)])
     children.exited("c0", 71)

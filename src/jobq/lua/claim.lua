@@ -10,14 +10,16 @@
 -- KEYS[9]  deferred zset     P:deferred:<q>
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix
 -- ARGV[4]  exec   ARGV[5] claim number   ARGV[6] n   ARGV[7] lease ms   ARGV[8] worker name   ARGV[9] started_at, ISO
--- ARGV[10] queue name   ARGV[11+] names of parked buckets that the caller can run
+-- ARGV[10] queue name   ARGV[11] suspects: run | park | only   ARGV[12+] names of parked buckets that the caller can run
 -- Returns  {word, now, until, flags, more 0|1, job, ...}; word: ok | stale | paused | suspended | limited
---          flags: 1 the queue has parked jobs, 2 it has limits of its own
+--          flags: 1 the queue has parked jobs, 2 it has limits of its own, 4 suspects wait whom nobody may know of
 --          job: {id, data, q, attempts, crashes, lost, o, timeout, description, jk, rq fields or gates or nil}
 -- A gate is written 'kind,limit,window ms,burst,name': r counts the starts in any window, b spaces out what is beyond
 -- a burst so that no window holds more than limit, c counts what runs at once; several are joined by ';'. A queue's
 -- are in its state, a job's in lm. A job that finds one closed waits at it, parked, until open.lua lets it back. All
 -- gates of a job are looked at before one is passed.
+-- A suspect is a job whose process died under it, or that was lost three times: it is to run where its end takes
+-- nobody along. Who cannot offer that parks it in the bucket ~suspect; who says only takes from there, not from the list.
 -- Keys built inside: P:job:<id>, jobq:dedup:<name>, jobq:parked:<q>:<bucket>; of a job settled before also
 --          P:job:<id>:dependents; for jobs and queues with limits:
 --          jobq:rate:<gate>, jobq:held:<gate>, jobq:closed:<gate>, jobq:gate:<gate>, jobq:gates, jobq:blocked:<q>;
@@ -33,6 +35,7 @@ end
 local number, want, token = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[4] .. '.' .. ARGV[5]
 local flags = redis.call('MGET', KEYS[6], KEYS[4])
 local lease_end = now + tonumber(ARGV[7])
+local suspects, apart = ARGV[11], N .. 'parked:' .. ARGV[10] .. ':~suspect'
 local out = { 'ok', now, lease_end, 0, 0 }
 
 local RQ = { 'retries_left', 'result_ttl', 'failure_ttl', 'ttl', 'success_callback_name', 'failure_callback_name',
@@ -72,6 +75,7 @@ if flags[2] then
         if row and status == 'started' then out[#out + 1] = row end
       end
     end
+    if suspects == 'park' and redis.call('EXISTS', apart) == 1 then out[4] = 4 end
     return out
   end
 end
@@ -180,12 +184,16 @@ if state[4] or state[5] or state[6] then
   end
   if want < 1 then
     -- An empty queue is waited for as ever.
-    if redis.call('EXISTS', KEYS[1]) == 0 then return out end
+    if redis.call('EXISTS', suspects == 'only' and apart or KEYS[1]) == 0 then return out end
     return { 'limited', now, open_at, 2, 0 }
   end
 end
 
-local taken, leases, wip, deferred, blocked = {}, {}, {}, {}, {}
+local taken, leases, wip, deferred, blocked, parked = {}, {}, {}, {}, {}, {}
+local function add(list, score, id)
+  local k = #list
+  list[k + 1], list[k + 2] = score, id
+end
 
 -- Lets a job wait at a gate, in the order in which such jobs became queued.
 local function block(id, row, gate)
@@ -201,14 +209,17 @@ local function block(id, row, gate)
   if score <= gate.last and gate.last - score < 1 then score = gate.last + 0.001 end
   gate.last = math.max(gate.last, score)
   redis.call('ZADD', key, string.format('%.3f', score), id)
-  local k = #blocked
-  blocked[k + 1], blocked[k + 2] = now, id
-  deferred[k + 1], deferred[k + 2] = math.floor(now / 1000), id
+  add(blocked, now, id)
+  add(deferred, math.floor(now / 1000), id)
+end
+
+local function park(id)
+  redis.call('HSET', P .. 'job:' .. id, 'status', 'deferred', 'park', 'suspect', 'pb', '~suspect')
+  add(parked, now, id)
+  add(deferred, math.floor(now / 1000), id)
 end
 
 local function take(id, row, settled, ttl, dk, lm)
-  local gate = lm and stopped_by(id, lm)
-  if gate then return block(id, row, gate) end
   local key = P .. 'job:' .. id
   if settled or ttl then
     -- Settled before, so it may be a dead letter that an rq tool requeued: it still has the old expiry and verdict.
@@ -216,6 +227,11 @@ local function take(id, row, settled, ttl, dk, lm)
     redis.call('PERSIST', key .. ':dependents')
     if settled then redis.call('HDEL', key, 'cx', 'why', 'ended_at') end
   end
+  if suspects == 'park' and ((tonumber(row[5] or '') or 0) >= 1 or (tonumber(row[6] or '') or 0) >= 3) then
+    return park(id)
+  end
+  local gate = lm and stopped_by(id, lm)
+  if gate then return block(id, row, gate) end
   redis.call('HSET', key, 'status', 'started', 'started_at', ARGV[9], 'worker_name', ARGV[8])
   if dk and dk:sub(1, 2) == 's:' then
     local name = N .. 'dedup:' .. dk:sub(3)
@@ -231,11 +247,13 @@ local function take(id, row, settled, ttl, dk, lm)
   out[#out + 1] = row
 end
 
+local unknown = false
 if state[3] then
   out[4] = out[4] + 1
-  if #ARGV > 10 then
+  unknown = suspects == 'park' and number == 1 and redis.call('EXISTS', apart) == 1
+  if #ARGV > 11 then
     local known = {}
-    for i = 11, math.min(#ARGV, 900) do known[i - 10] = ARGV[i] end
+    for i = 12, math.min(#ARGV, 900) do known[i - 11] = ARGV[i] end
     local hit = redis.call('SMISMEMBER', KEYS[7], unpack(known))
     for i, bucket in ipairs(known) do
       if hit[i] == 1 and #taken < want then
@@ -350,8 +368,12 @@ local function take_in_order(fair)
   end
 end
 
-if state[7] then take_in_order(state[7] == 'f') end
-for _ = 1, out[5] == 1 and 0 or 10 do
+if suspects == 'only' then
+  out[5] = redis.call('EXISTS', apart)
+elseif state[7] then
+  take_in_order(state[7] == 'f')
+end
+for _ = 1, (out[5] == 1 or suspects == 'only') and 0 or 10 do
   local room = want - #taken
   if room < 1 then break end
   local ids = redis.call('LPOP', KEYS[1], room) or {}
@@ -370,8 +392,14 @@ if #taken > 0 then
   redis.call('ZADD', KEYS[3], unpack(leases))
   redis.call('ZADD', KEYS[2], unpack(wip))
 end
+if #deferred > 0 then redis.call('ZADD', KEYS[9], unpack(deferred)) end
+if #parked > 0 then
+  redis.call('ZADD', apart, unpack(parked))
+  redis.call('SADD', KEYS[7], '~suspect')
+  redis.call('HSET', KEYS[5], 'parked', '1')
+end
+if #parked > 0 or unknown then out[4] = out[4] + 4 end
 if #blocked > 0 then
-  redis.call('ZADD', KEYS[9], unpack(deferred))
   redis.call('ZADD', N .. 'blocked:' .. ARGV[10], unpack(blocked))
 end
 for name, gate in pairs(gates) do

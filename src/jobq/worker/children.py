@@ -1,4 +1,4 @@
-"""Isolated tasks, and suspects that must run alone: one pre-forked child process per slot.
+"""Isolated tasks, and suspects that must run alone: one child process per slot.
 
 Used by the executor's own thread: its loop watches the children's sockets, and the spawner tells it of exits. Only
 the hard timeout has a thread of its own, since that loop may have to wait for Redis.
@@ -55,7 +55,6 @@ class ChildrenSpec:
     """What a set of children is for.
 
     Attributes:
-        prefix: What their names in messages start with; unlike that of any other set of children.
         limit: Children at most, those apart that are about to be replaced.
         queue: The queue they serve.
         worker: The name their history entries carry.
@@ -64,7 +63,6 @@ class ChildrenSpec:
         recycling: When one is replaced.
     """
 
-    prefix: str
     limit: int
     queue: str
     worker: str
@@ -131,11 +129,6 @@ class ChildExecutor:
             child.channel.close()
 
     # -- the executor's loop calls these ------------------------------------------------------------------------
-
-    @property
-    def waiting(self) -> int:
-        """Jobs that no child has been given yet."""
-        return len(self._backlog)
 
     @property
     def ready(self) -> bool:
@@ -222,7 +215,7 @@ class ChildExecutor:
 
     def _start_child(self, replaces: str = "") -> None:
         channel, theirs = Channel.pair()
-        ref = f"{self._spec.prefix}{next(self._numbers)}"
+        ref = f"c{next(self._numbers)}"
         self._children[ref] = _Child(ref, channel, replaces)
         self._spawner.send(
             "spawn",

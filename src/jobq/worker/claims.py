@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobq import calls
-from jobq.keys import Keys
+from jobq.keys import SUSPECTS, Keys
 from jobq.rq_bridge import iso
 from jobq.steps import Call, Claim
 from jobq.worker.spec import LaneSpec
@@ -31,9 +31,9 @@ class Claims:
     def __init__(self, lane: LaneSpec, keys: Keys, known: Sequence[str]) -> None:
         self._lane = lane
         self._keys = keys
-        self._known = known
+        self._known = {"run": (SUSPECTS, *known), "park": known, "only": (SUSPECTS,)}[lane.suspects]
         self._number = 0
-        self._ask_parked = False
+        self._ask_parked = lane.apart
         self._closed_until = 0.0
         self.hungry = True
         self.pending: Call[Claim] | None = None
@@ -72,6 +72,7 @@ class Claims:
                 lease_ms=self._lane.lease_ms,
                 worker_name=self._lane.worker,
                 started_at_iso=iso(),
+                suspects=self._lane.suspects,
                 known=self._known if self._ask_parked else (),
             )
         return self.pending
@@ -81,7 +82,7 @@ class Claims:
         self.pending = None
         # The first hint of parked jobs: ask again at once, naming what this worker can run.
         hinted = claim.parked and not self._ask_parked
-        self._ask_parked = claim.parked
+        self._ask_parked = claim.parked or self._lane.apart
         self._closed_until = 0.0
         self.hungry = claim.more or hinted or bool(claim.jobs and claim.parked)
         if claim.jobs:

@@ -7,12 +7,10 @@ same round trip, if there may be any: the last claim found more than it could ta
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jobq import calls, events
@@ -51,6 +49,8 @@ _LISTEN_EVERY_S = 0.1
 _LOOK_EVERY_S = 0.25
 _LONGEST_SLEEP_S = 1.0
 _ARM_AGAIN_S = 0.2
+_APART_IDLE_S = 5.0
+"""An executor for suspects that has had none for this long ends."""
 _ENDS = ("succeeded", "dead", "cancelled")
 _OUTAGE = 2
 """Exchanges that failed in a row before this executor counts as cut off."""
@@ -70,6 +70,7 @@ class LaneExecutor:
         spawner: Channel,
     ) -> None:
         self._lane = lane
+        self._control = control
         self._table = table
         self._keys = Keys(settings.key_prefix)
         self._inbox = Inbox(table)
@@ -97,7 +98,7 @@ class LaneExecutor:
         self._quiet = False
         self._failures = 0
         self._run_s = 0.0  # what a job takes of late
-        self._last_report = 0.0
+        self._last_report = time.monotonic()
         self._last_listened = 0.0
 
     def run(self) -> int:
@@ -221,6 +222,8 @@ class LaneExecutor:
     def _take(self, claim: Claim) -> None:
         now = time.monotonic()
         self._claims.answered(claim, now)
+        if claim.suspects:
+            self._control.send("suspects")
         if not claim.jobs:
             return
         self._claimed += len(claim.jobs)
@@ -250,7 +253,6 @@ class LaneExecutor:
         held = self._held - settling
         ahead = 0 if self._claims.limited else self._executors.prefetch(self._run_s)
         room = self._lane.slots + ahead - held
-        room = min(room + self._executors.waiting_suspects, self._lane.capacity - held)
         if self._lane.max_jobs is not None:
             room = min(room, self._lane.max_jobs - self._claimed)
         return room
@@ -266,7 +268,7 @@ class LaneExecutor:
 
         The waiter answers at once if a job has come since: nothing is missed in between.
         """
-        free = self._room(0) > 0 and self._may_claim(now)
+        free = self._room(0) > 0 and self._may_claim(now) and not self._lane.apart
         return free and not self._claims.hungry and not self._claims.closed_for(now)
 
     # -- ending -------------------------------------------------------------------------------------------------
@@ -276,7 +278,14 @@ class LaneExecutor:
             return False
         if self._lane.max_jobs is not None and self._claimed >= self._lane.max_jobs:
             return True
-        return self._draining or (self._lane.burst and not self._claims.hungry and self._claims.any_made)
+        if self._draining:
+            return True
+        empty = not self._claims.hungry and self._claims.any_made
+        return empty and (self._lane.burst or (self._lane.apart and self._idle_for_long()))
+
+    def _idle_for_long(self) -> bool:
+        now = time.monotonic()
+        return not self._claims.closed_for(now) and now - self._last_report > _APART_IDLE_S
 
     def _drain(self) -> None:
         self._draining = True
@@ -301,9 +310,9 @@ class LaneExecutor:
             if not listen_to_queue:  # Redis is away, and the claim will say so
                 timeout = min(timeout, _ARM_AGAIN_S)
                 self._claims.look()
-        if self._held - self._executors.waiting_suspects > self._lane.slots:
+        if self._held > self._lane.slots:
             if now - self._last_report > BACKLOG_PATIENCE_S:
-                self._executors.hand_back(self._executors.take_back_ahead())
+                self._executors.hand_back(self._executors.take_back())
                 self._run_s = BACKLOG_PATIENCE_S  # or the same jobs would be claimed again at once
             timeout = BACKLOG_PATIENCE_S / 2
         if self._inbox.prepare_sleep():
@@ -345,7 +354,6 @@ def executor_entry(settings: Settings, body: dict[str, Any], fds: list[int]) -> 
     """What an executor process runs after the fork."""
     table_fd, control_fd, spawner_fd = fds
     lane = LaneSpec(**body["lane"])
-    _name_process(f"jobq: {lane.queue}")
     table = SlotTable(table_fd, lane.capacity)
     control, spawner = Channel.from_fd(control_fd), Channel.from_fd(spawner_fd)
     spec = settings.queue_specs()[lane.queue]
@@ -361,9 +369,3 @@ def ignore_signals() -> None:
     """The supervisor drains us by a message. A handler, not SIG_IGN, which what tasks start would inherit."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
-
-
-def _name_process(name: str) -> None:
-    """Show the lane in ``ps`` where the kernel lets a process rename itself."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(name[:15])

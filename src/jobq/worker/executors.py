@@ -1,4 +1,4 @@
-"""Which place a job runs in: a thread, the event loop, a child process, or, for a suspect, a child of its own."""
+"""Which place a job runs in: a thread, the event loop, or a child process."""
 
 from __future__ import annotations
 
@@ -24,12 +24,6 @@ from jobq.worker.threads import ThreadExecutor
 
 PREFETCH_START_S = 0.005
 """More than the free slots is claimed only while run times say that such a job starts within this time."""
-
-SUSPECTS = 2
-"""Children for suspects, each of which runs alone."""
-
-MOST_WAITING_SUSPECTS = 40
-"""Suspects that may wait here for such a child, beside the slots; more go back for a while."""
 
 JOBS_PER_CHILD = 1_000
 
@@ -65,9 +59,9 @@ class Executors:
         self._threads: ThreadExecutor | None = None
         self._loop: LoopExecutor | None = None
         self._children: ChildExecutor | None = None
-        self._suspects: ChildExecutor | None = None
-        if spec.isolation == "process":
-            self._children = self._make_children("c", lane.slots, eager=True)
+        self._all_isolated = lane.apart or spec.isolation == "process"
+        if self._all_isolated:
+            self._children = self._make_children(eager=not lane.apart)
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
@@ -75,14 +69,10 @@ class Executors:
         """Where a job runs. By its label, which is not signed: the runner checks, and copes with a wrong one."""
         task = self._task(task_of(job.description))
         isolation = (task.spec.isolation if task is not None else None) or self._spec.isolation
-        if isolation == "process":
+        if self._lane.apart or isolation == "process":
             if self._children is None:
-                self._children = self._make_children("c", self._lane.slots)
+                self._children = self._make_children()
             return self._children
-        if job.crashes >= 1 or job.lost >= 3:
-            if self._suspects is None:
-                self._suspects = self._make_children("s", SUSPECTS)
-            return self._suspects
         if task is not None and task.is_async:
             if self._loop is None:
                 self._loop = LoopExecutor(self._lane.slots, self._runner, self._inbox)
@@ -94,16 +84,14 @@ class Executors:
     def submit(self, works: list[Assignment]) -> None:
         """Hand each job to its place, those of one place at once."""
         first = works[0].executor
-        if all(work.executor is first for work in works) and first is not self._suspects:
+        if all(work.executor is first for work in works):
             self._submit(first, works)
             return
         for work in works:
             self._submit(work.executor, [work])
 
     def _submit(self, place: Place, works: list[Assignment]) -> None:
-        if isinstance(place, ChildExecutor) and (
-            place.barren or (place is self._suspects and place.waiting >= MOST_WAITING_SUSPECTS)
-        ):
+        if isinstance(place, ChildExecutor) and place.barren:
             for work in works:
                 self._inbox.finished(self._runner.reporter.set_aside(work))
             return
@@ -112,10 +100,6 @@ class Executors:
     def take_back(self) -> list[Assignment]:
         """Everything that has not started."""
         return [work for place in self._all() for work in place.take_back()]
-
-    def take_back_ahead(self) -> list[Assignment]:
-        """What was claimed ahead and has not started; suspects are not, they wait for their turn alone."""
-        return [work for place in self._all() if place is not self._suspects for work in place.take_back()]
 
     def hand_back(self, works: list[Assignment]) -> None:
         """Put jobs that did not start back to the front of their queue."""
@@ -134,14 +118,9 @@ class Executors:
     # -- how many -----------------------------------------------------------------------------------------------
 
     @property
-    def waiting_suspects(self) -> int:
-        """Suspects that wait for a child of their own. They take no slot: they would hold up all the others."""
-        return 0 if self._suspects is None else self._suspects.waiting
-
-    @property
     def barren(self) -> bool:
         """Whether all jobs of this queue run in children by default, and none can be started."""
-        return self._spec.isolation == "process" and self._children is not None and self._children.barren
+        return self._all_isolated and self._children is not None and self._children.barren
 
     @property
     def ready(self) -> bool:
@@ -162,7 +141,7 @@ class Executors:
 
     def child_sets(self) -> list[ChildExecutor]:
         """Every set of children."""
-        return [children for children in (self._children, self._suspects) if children is not None]
+        return [] if self._children is None else [self._children]
 
     def look(self, now: float) -> None:
         """What wants to be looked at several times a second."""
@@ -182,13 +161,12 @@ class Executors:
             place.close()
 
     def _all(self) -> list[Place]:
-        places = (self._threads, self._loop, self._children, self._suspects)
+        places = (self._threads, self._loop, self._children)
         return [place for place in places if place is not None]
 
-    def _make_children(self, prefix: str, limit: int, *, eager: bool = False) -> ChildExecutor:
+    def _make_children(self, *, eager: bool = False) -> ChildExecutor:
         spec = ChildrenSpec(
-            prefix=prefix,
-            limit=limit,
+            limit=self._lane.slots,
             queue=self._lane.queue,
             worker=self._lane.worker,
             nice=self._spec.nice,

@@ -50,6 +50,7 @@ class Keepers:
     Attributes:
         declared: The schedules that the application declares; None until it is loaded.
         obey: Takes an operator's orders, from another thread.
+        found_suspects: Takes the name of a queue where jobs wait to run apart, from another thread.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Keepers:
         self._subscribers: list[Subscriber] = []
         self.declared: list[Record] | None = None
         self.obey: Callable[[str], None] = lambda _word: None
+        self.found_suspects: Callable[[str], None] = lambda _queue: None
 
     def start(self) -> None:
         """Begin, on connections of their own."""
@@ -109,6 +111,7 @@ class Keepers:
             members=lambda: self._lanes.members(specs),
             tell=self._lanes.tell,
             workers=lambda: self._lanes.registrations(specs),
+            found_suspects=self.found_suspects,
             policies=self._policies,
             thresholds=self._thresholds(url),
         )

@@ -45,6 +45,8 @@ class Lane:
         stillborn: It ended before its loop turned once.
         cpu_s: Processor time it had taken when it ended.
         replace_after: When it may be recycled, since its last successor could not start.
+        called: It was told of suspects after it had started, perhaps too late for it.
+        mute: Its end of the line is closed: it has gone.
     """
 
     spec: LaneSpec
@@ -62,6 +64,13 @@ class Lane:
     stillborn: bool = False
     cpu_s: float = 0.0
     replace_after: float = 0.0
+    called: bool = False
+    mute: bool = False
+
+    @property
+    def key(self) -> tuple[str, bool]:
+        """Whom it serves: the queue, or (True) the queue's suspects."""
+        return self.spec.queue, self.spec.apart
 
     @property
     def last_turn(self) -> float:

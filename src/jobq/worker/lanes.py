@@ -44,8 +44,12 @@ class Lanes:
         return self._lanes.get(ref)
 
     def of(self, queue: str) -> list[Lane]:
-        """Those of one queue."""
+        """Those of one queue, that of its suspects included."""
         return [lane for lane in self._lanes.values() if lane.spec.queue == queue]
+
+    def like(self, key: tuple[str, bool]) -> list[Lane]:
+        """Those that serve the same."""
+        return [lane for lane in self._lanes.values() if lane.key == key]
 
     def add(self, lane: Lane) -> None:
         """One was started."""
@@ -92,7 +96,10 @@ class Lanes:
         now_ms = time.time_ns() // 1_000_000
         with self._lock:
             # One without a process id has not been forked yet; of two for one queue the successor waits for its turn.
-            shown = (lane for lane in self._lanes.values() if lane.pid and not lane.retired)
+            # Who runs suspects apart goes by the same name.
+            shown = (
+                lane for lane in self._lanes.values() if lane.pid and not (lane.retired or lane.spec.apart)
+            )
             first = {lane.spec.queue: lane for lane in reversed(list(shown))}
             return [self._registration(lane, now_ms) for name, lane in first.items() if name in queues]
 
@@ -129,5 +136,7 @@ class Lanes:
             return {
                 lane.spec.queue
                 for lane in self._lanes.values()
-                if not lane.retired and now - lane.last_turn < within_s and lane.table.ready
+                if not (lane.retired or lane.spec.apart)
+                and now - lane.last_turn < within_s
+                and lane.table.ready
             }

@@ -38,6 +38,7 @@ RESCUE_S = 0.5
 """At the default lease; a shorter one is looked after more often, or every pass would take itself for the first one
 after an outage."""
 RELEASE_S = 0.5
+SUSPECTS_S = 1.0
 PRUNE_S = 5.0
 PRUNE_BEHIND_S = 0.05
 """Between two passes while more ends than one pass deletes: a lane may end 10,000 jobs a second."""
@@ -79,6 +80,7 @@ class Fleet:
         members: ``<id>:<token>`` of every job in the executors' hands that may still be extended.
         tell: Passes the members whose lease is lost, or that were asked to stop, on to the executors.
         workers: The registration of each executor, as arguments of ``calls.register_worker``.
+        found_suspects: Takes the name of a queue where jobs wait to run apart.
         thresholds: Of the memory brake, for each queue of the settings.
     """
 
@@ -89,6 +91,7 @@ class Fleet:
     members: Callable[[], list[str]]
     tell: Callable[[list[str]], None]
     workers: Callable[[], list[dict[str, Any]]]
+    found_suspects: Callable[[str], None]
     policies: dict[str, RetryPolicy] = field(default_factory=dict)
     thresholds: Mapping[str, int] = field(default_factory=dict)
 
@@ -169,6 +172,18 @@ class Release:
         for _ in range(_MOST_ROUNDS):
             if not store.run(calls.release(fleet.keys)):
                 return
+
+
+class LookForSuspects:
+    """Finds jobs that wait to run apart, and that nobody has told this worker of: who parked them may have gone."""
+
+    period_s = SUSPECTS_S
+
+    def tick(self, store: Store, fleet: Fleet) -> None:
+        queues = [name for name, spec in fleet.specs.items() if spec.isolation != "process"]
+        if queues:
+            for queue in store.run(calls.queues_with_suspects(fleet.keys, queues)):
+                fleet.found_suspects(queue)
 
 
 class Prune:
@@ -308,6 +323,7 @@ class Keeper:
             rescue,
             Promote(),
             Release(),
+            LookForSuspects(),
             Register(),
             DeclareLimits(),
             FreeRqSlots(),

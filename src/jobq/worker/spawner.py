@@ -27,6 +27,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from jobq import lua
@@ -218,7 +219,7 @@ class Spawner:
             self._supervisor.close()
             os.close(self._wake_r)
             os.close(self._wake_w)
-            return _ENTRIES[kind](self._settings, body, fds)
+            return _enter(kind, self._settings, body, fds)
 
         return fork(run)
 
@@ -289,6 +290,19 @@ def warm_up(settings: Settings) -> None:
     gc.freeze()
 
 
+def _enter(kind: str, settings: Settings, body: dict[str, Any], fds: list[int]) -> int:
+    """Be an executor or a job child from here on; ``ps`` shows it where the kernel lets a process rename itself."""
+    if kind == "child":
+        name = f"jobq job {body['queue']}"
+    elif body["lane"]["suspects"] == "only":
+        name = f"jobq apart {body['lane']['queue']}"
+    else:
+        name = f"jobq: {body['lane']['queue']}"
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name[:15])
+    return _ENTRIES[kind](settings, body, fds)
+
+
 def _set_up_logging(settings: Settings, level: str) -> None:
     configure_logging(settings.log_format, int(level) if level.isdigit() else level)
 
@@ -319,7 +333,7 @@ def main() -> int:
         load_app(APP_MODULES + tuple(settings.app), registry)
         _set_up_logging(settings, log_level)
         warm_up(settings)
-        return _ENTRIES[request["kind"]](settings, request["body"], request["fds"])
+        return _enter(request["kind"], settings, request["body"], request["fds"])
     channel = Channel.from_fd(int(os.environ.pop(CHANNEL_ENV)))
     try:
         settings = Settings.load()

@@ -8,6 +8,10 @@ from datetime import timedelta
 from typing import Any
 
 from jobq.errors import ConfigError
+from jobq.steps import Suspects
+
+SUSPECT_SLOTS = 2
+"""Suspects of a queue that a worker runs at once, beside the queue's own slots."""
 
 PREFETCH = 90
 """Most jobs that an executor holds beyond its slots."""
@@ -67,6 +71,8 @@ class LaneSpec:
         exec_id: Its name in tokens; unique for each process.
         burst: End when the queue is empty.
         max_jobs: End after claiming this many; None: never.
+        suspects: ``run``: each of its jobs has a process of its own. ``park``: it leaves them to an executor that runs
+            them apart. ``only``: it is that executor, which ends when there are none.
     """
 
     queue: str
@@ -76,6 +82,12 @@ class LaneSpec:
     exec_id: str
     burst: bool = False
     max_jobs: int | None = None
+    suspects: Suspects = "run"
+
+    @property
+    def apart(self) -> bool:
+        """Whether it runs suspects alone."""
+        return self.suspects == "only"
 
     @property
     def capacity(self) -> int:

@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from jobq.worker.recycling import Recycling, pause_after_stillbirth
 from jobq.worker.reload import run_with_reload
 from jobq.worker.slots import SlotTable
 from jobq.worker.spawner_process import START_TIMEOUT_S, SpawnerProcess, note_warnings
-from jobq.worker.spec import LaneSpec, WorkerSpec
+from jobq.worker.spec import SUSPECT_SLOTS, LaneSpec, WorkerSpec
 
 if TYPE_CHECKING:
     from jobq.worker.health import HealthServer
@@ -75,8 +75,10 @@ class Supervisor:
         self._recycled_at = 0.0
         self._keepers = Keepers(settings, self._specs, self._name, self._lanes, self._policies)
         self._oom = OomWatch()
-        self._deaths: dict[str, deque[float]] = {name: deque(maxlen=_FAST_DEATHS) for name in self._specs}
-        self._restarts: dict[str, float] = {}  # when a queue gets its next executor
+        # By whom they serve: a queue, or (True) its suspects.
+        self._deaths: defaultdict[tuple[str, bool], deque[float]]
+        self._deaths = defaultdict(lambda: deque(maxlen=_FAST_DEATHS))
+        self._restarts: dict[tuple[str, bool], float] = {}  # when the next executor is started
         self._spawner: SpawnerProcess | None = None
         self._spawner_due: float | None = None  # when the next one is started
         self._wake_r, self._wake_w = os.pipe()
@@ -85,6 +87,8 @@ class Supervisor:
         self._signals: list[int] = []
         self._orders: deque[str] = deque()
         self._keepers.obey = self._note_order
+        self._suspected: deque[str] = deque()
+        self._keepers.found_suspects = self._note_suspects
         self._turned_at = self._awake_since = time.monotonic()
         self._ending = False
         self._deadline = 0.0
@@ -191,7 +195,13 @@ class Supervisor:
     def _slots(self, spec: QueueSpec) -> int:
         return self._worker.concurrency or spec.slots
 
-    def _start_lane(self, queue: str, replaces: Lane | None = None) -> None:
+    def _start_lane(self, queue: str, replaces: Lane | None = None, *, apart: bool = False) -> None:
+        """Start an executor of a queue.
+
+        Args:
+            replaces: The one that serves until this one does.
+            apart: It runs the queue's suspects alone, and ends when there are none.
+        """
         if self._spawner is None:
             raise ChannelClosed
         max_jobs = None
@@ -199,14 +209,16 @@ class Supervisor:
             max_jobs = self._left[queue] - sum(lane.table.claimed for lane in self._lanes.of(queue))
             if max_jobs < 1:
                 return
+        spec = self._specs[queue]
         lane_spec = LaneSpec(
             queue=queue,
-            slots=self._slots(self._specs[queue]),
+            slots=SUSPECT_SLOTS if apart else self._slots(spec),
             worker=executor_name(self._name, queue),
             lease_ms=self._lease_ms,
             exec_id=new_exec_id(),
-            burst=self._worker.burst,
+            burst=self._worker.burst or (apart and max_jobs is not None),
             max_jobs=max_jobs,
+            suspects="only" if apart else "run" if spec.isolation == "process" else "park",
         )
         self._numbers += 1
         table = SlotTable.create(lane_spec.capacity)
@@ -230,24 +242,52 @@ class Supervisor:
         if self._lanes.quiet:
             lane.send("quiet")
 
+    def _serve_suspects(self, queue: str) -> None:
+        """Jobs of this queue wait to run apart: tell who runs them, or start it."""
+        serving = next((lane for lane in self._lanes.like((queue, True)) if not lane.killed), None)
+        if serving is not None:
+            serving.called = True
+            serving.send("wake")
+        elif not (self._ending or self._lanes.quiet or (queue, True) in self._restarts):
+            self._start_lane(queue, apart=True)
+
+    def _hear(self, lane: Lane) -> None:
+        """What an executor says: that it has parked a suspect."""
+        try:
+            messages = lane.control.receive()
+        except ChannelClosed:
+            lane.mute = True
+            return
+        if messages:
+            self._serve_suspects(lane.spec.queue)
+
     def _lane_died(self, lane: Lane, status: int) -> None:
-        queue = lane.spec.queue
+        self._hear(lane)
+        queue, ran = lane.spec.queue, lane.table.claimed
         will = self._bury(lane, status)
         expected = status == 0 and not will.outcomes
         if not expected and not lane.killed:
             events.emit("worker.lost", worker=lane.spec.worker, queue=queue, status=status)
         over = expected and (self._worker.burst or (self._worker.max_jobs and self._left[queue] < 1))
+        if lane.spec.apart:
+            over = expected and not lane.called
         if lane.stillborn and lane.replaces is not None:
             # The old one serves on; it must not count as tired at once again.
             lane.replaces.replace_after = time.monotonic() + self._pause(lane)
         if not (self._ending or over or self._served_by_another(lane)):
             self._restart(lane)
+        if lane.spec.apart and self._worker.burst and (ran or not expected) and not self._ending:
+            self._look_again(queue)
+
+    def _look_again(self, queue: str) -> None:
+        """What ran apart may have put jobs into a queue whose burst was over, or gone back there."""
+        if not self._lanes.like((queue, False)) and (queue, False) not in self._restarts:
+            self._start_lane(queue)
 
     def _served_by_another(self, lane: Lane) -> bool:
-        """Whether its queue has an executor that claims, or is about to."""
-        queue = lane.spec.queue
-        others = (other for other in self._lanes.of(queue) if other is not lane)
-        return queue in self._restarts or any(not other.retired for other in others)
+        """Whether its queue, or the queue's suspects, have an executor that claims, or is about to."""
+        others = (other for other in self._lanes.like(lane.key) if other is not lane)
+        return lane.key in self._restarts or any(not other.retired for other in others)
 
     def _bury(self, lane: Lane, status: int) -> Settlement:
         """Take an ended executor off the list, and have settled what it held."""
@@ -263,18 +303,18 @@ class Supervisor:
 
     def _restart(self, lane: Lane) -> None:
         """Start a successor: at once, or later when the last ones died as soon as they were born."""
-        queue, now = lane.spec.queue, time.monotonic()
+        now = time.monotonic()
         if lane.stillborn:
-            self._restarts[queue] = now + self._pause(lane)
+            self._restarts[lane.key] = now + self._pause(lane)
             return
-        deaths = self._deaths[queue]
+        deaths = self._deaths[lane.key]
         if now - lane.started_at > _FAST_DEATH_S:
             deaths.clear()  # it could serve: what ended it is no reason to let its jobs wait
         deaths.append(now)
         if len(deaths) == _FAST_DEATHS and now - deaths[0] < _FAST_DEATHS * _FAST_DEATH_S:
-            self._restarts[queue] = now + _RESPAWN_PAUSE_S
+            self._restarts[lane.key] = now + _RESPAWN_PAUSE_S
         else:
-            self._start_lane(queue)
+            self._start_lane(lane.spec.queue, apart=lane.spec.apart)
 
     def _pause(self, stillborn: Lane) -> float:
         return pause_after_stillbirth(stillborn.cpu_s, len(self._specs))
@@ -291,7 +331,11 @@ class Supervisor:
                 lane.replaces.retired = True
                 lane.replaces.send("retire")
                 lane.replaces = None
-            if not lane.retired and self._is_tired(lane, now) and not self._served_by_another(lane):
+            if (
+                not (lane.retired or lane.spec.apart)
+                and self._is_tired(lane, now)
+                and not self._served_by_another(lane)
+            ):
                 self._start_lane(lane.spec.queue, replaces=lane)
 
     def _is_tired(self, lane: Lane, now: float) -> bool:
@@ -311,6 +355,8 @@ class Supervisor:
         """Look after everything once. Raises ChannelClosed when the spawner has gone."""
         line = None if self._spawner is None else self._spawner.line
         sources = [self._wake_r] if line is None else [self._wake_r, line.fileno()]
+        lines = {lane.control.fileno(): lane for lane in self._lanes.all() if not lane.mute}
+        sources += lines
         ready, _, _ = select.select(sources, [], [], _TURN_S)
         if self._wake_r in ready:
             os.read(self._wake_r, 512)
@@ -318,6 +364,11 @@ class Supervisor:
             self._on_signal(self._signals.pop(0))
         while self._orders:
             self._on_order(self._orders.popleft())
+        while self._suspected:
+            self._serve_suspects(self._suspected.popleft())
+        for number in ready:
+            if number in lines:
+                self._hear(lines[number])
         if line is not None and line.fileno() in ready:
             for message in line.receive():
                 self._on_message(message)
@@ -330,10 +381,10 @@ class Supervisor:
         for lane in self._lanes.all():
             lane.table.set_pulse(now)
             self._check_deadlines(lane, now)
-        for queue, at in list(self._restarts.items()):
+        for key, at in list(self._restarts.items()):
             if now >= at:
-                del self._restarts[queue]
-                self._start_lane(queue)
+                del self._restarts[key]
+                self._start_lane(key[0], apart=key[1])
         self._recycle(now)
         if self._ending and now > self._deadline:
             self._kill_all("grace")
@@ -361,7 +412,7 @@ class Supervisor:
             lane.retired = True
             lane.send("retire")
             if not self._ending and not self._served_by_another(lane):
-                self._start_lane(lane.spec.queue)
+                self._start_lane(lane.spec.queue, apart=lane.spec.apart)
         if culprits and not lane.killed:
             lane.culprits = culprits
             self._kill(lane, "timeout")
@@ -395,6 +446,13 @@ class Supervisor:
 
     def _note_order(self, word: str) -> None:
         self._orders.append(word)
+        self._wake()
+
+    def _note_suspects(self, queue: str) -> None:
+        self._suspected.append(queue)
+        self._wake()
+
+    def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
             os.write(self._wake_w, b"o")
 
