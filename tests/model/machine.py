@@ -16,7 +16,7 @@ from jobq.keys import Keys
 from jobq.rq_bridge import iso
 from jobq.steps import Call
 from tests.model.invariants import COUNTER, History, Step, check
-from tests.model.reference import LEASE_MS, End, Job, New, Reference
+from tests.model.reference import LEASE_MS, End, Job, New, Reference, Suspects
 from tests.model.snapshot import Snapshot, run
 
 T0 = 1_800_000_000_000
@@ -180,11 +180,11 @@ class Pair:
                 self.model.lists[queue] = found
 
     def claim(
-        self, queue: str, exec_id: str, number: int, n: int, known: Sequence[str]
+        self, queue: str, exec_id: str, number: int, n: int, known: Sequence[str], suspects: Suspects = "run"
     ) -> list[tuple[str, str]]:
         """Claim jobs; their ids and tokens."""
         now = self.model.now_ms
-        word, ids = self.model.claim(queue, exec_id, number, n, known)
+        word, ids = self.model.claim(queue, exec_id, number, n, known, suspects)
         jobs = [self.model.jobs[job_id] for job_id in ids]
         expected = (word, [(j.id, j.payload, j.attempts, j.lost, j.crashes) for j in jobs])
         call = calls.claim(
@@ -196,6 +196,7 @@ class Pair:
             lease_ms=LEASE_MS,
             worker_name="w",
             started_at_iso=iso(now),
+            suspects=suspects,
             known=known,
             now_ms=now,
         )

@@ -25,6 +25,8 @@ FOREIGN_GRACE_S = 60
 State = Literal["scheduled", "queued", "running", "deferred", "parked", "succeeded", "dead", "cancelled"]
 ENDED: frozenset[State] = frozenset({"succeeded", "dead", "cancelled"})
 WAITING: frozenset[State] = frozenset({"scheduled", "queued"})
+Suspects = Literal["run", "park", "only"]
+SUSPECTS = "~suspect"
 _WORD = {"running": "running", "parked": "deferred"}
 """What replay answers where rq's status cannot tell our states apart."""
 
@@ -263,7 +265,7 @@ class Reference:
         self._take_key(job, one.window_s)
 
     def claim(
-        self, queue: str, exec_id: str, number: int, n: int, known: Sequence[str]
+        self, queue: str, exec_id: str, number: int, n: int, known: Sequence[str], suspects: Suspects = "run"
     ) -> tuple[str, list[str]]:
         """Word and ids; the same number again yields what it still holds."""
         last = self.claims.get(exec_id)
@@ -281,8 +283,8 @@ class Reference:
                 self._unbucket(queue, bucket, job_id)
                 job = self.jobs.get(job_id)
                 if job is not None and job.state == "parked":
-                    taken.append(self._start(job, token))
-        for _ in range(CLAIM_ROUNDS):
+                    self._take(job, token, suspects, taken)
+        for _ in range(0 if suspects == "only" else CLAIM_ROUNDS):
             room = n - len(taken)
             if room < 1:
                 break
@@ -290,7 +292,7 @@ class Reference:
             for job_id in popped:
                 job = self.jobs.get(job_id)
                 if job is not None and job.state == "queued":
-                    taken.append(self._start(job, token))
+                    self._take(job, token, suspects, taken)
             if taken or len(popped) < room:
                 break
         ends = self.now_ms + LEASE_MS
@@ -301,10 +303,17 @@ class Reference:
         job = self.jobs.get(job_id)
         return job is not None and job.state == "running"
 
-    def _start(self, job: Job, token: str) -> str:
-        job.state, job.bucket = "running", None
+    def _take(self, job: Job, token: str, suspects: Suspects, taken: list[str]) -> None:
         if job.settled:
             job.cancel_asked, job.reason, job.expires_s = False, None, math.inf
+        if suspects == "park" and (job.crashes >= 1 or job.lost >= 3):
+            job.state, job.bucket = "parked", SUSPECTS
+            self.buckets.setdefault((job.queue, SUSPECTS), {})[job.id] = self.now_ms
+        else:
+            taken.append(self._start(job, token))
+
+    def _start(self, job: Job, token: str) -> str:
+        job.state, job.bucket = "running", None
         if job.dedup and job.dedup[0] == "s":
             self._free_key(job)
         self.leases[job.id, token] = self.now_ms + LEASE_MS

@@ -21,7 +21,7 @@ from rq.job import Job as RqJob
 from jobq.codec import Serializer
 from tests.model.invariants import nothing_left
 from tests.model.machine import KEYS, Pair, load_scripts
-from tests.model.reference import ENDED, LOST_LIMIT, MIN_KEEP_S, End, Job, New
+from tests.model.reference import ENDED, LOST_LIMIT, MIN_KEEP_S, SUSPECTS, End, Job, New, Suspects
 from tests.support.server import Flavour, Servers
 
 QUEUES = ("q", "r")
@@ -95,7 +95,7 @@ class Machine(RuleBasedStateMachine):
         self.came: set[str] = set()
         self.sent: list[tuple[str, list[New], list[int]]] = []
         self.numbers = dict.fromkeys(EXECUTORS, 0)
-        self.claims: dict[str, tuple[str, int, list[str]]] = {}
+        self.claims: dict[str, tuple[str, int, list[str], Suspects]] = {}
         self.held: list[tuple[str, str, str]] = []
         self.settled: tuple[str, list[End]] | None = None
 
@@ -169,13 +169,18 @@ class Machine(RuleBasedStateMachine):
         exec_id=executors,
         n=st.integers(1, 3),
         known=st.lists(st.sampled_from(BUCKETS), unique=True),
+        suspects=st.sampled_from(("run", "park", "park", "only")),
     )
-    def claim(self, queue: str, exec_id: str, n: int, known: list[str]) -> None:
+    def claim(self, queue: str, exec_id: str, n: int, known: list[str], suspects: Suspects = "run") -> None:
         self.numbers[exec_id] += 1
         number = self.numbers[exec_id]
-        jobs = self.pair.claim(queue, exec_id, number, n, known)
+        if suspects == "only":
+            known = [SUSPECTS]
+        elif suspects == "run":
+            known = [SUSPECTS, *known]
+        jobs = self.pair.claim(queue, exec_id, number, n, known, suspects)
         self.held += [(queue, job_id, token) for job_id, token in jobs]
-        self.claims[exec_id] = (queue, n, known)
+        self.claims[exec_id] = (queue, n, known, suspects)
 
     @precondition(lambda self: self.claims)
     @rule(exec_id=executors, back=st.sampled_from((0, 0, 1)))
@@ -183,8 +188,8 @@ class Machine(RuleBasedStateMachine):
         """The same number, or, as a command that was late on its way, a lower one."""
         last = self.model.claims.get(exec_id)
         if last is not None and last.number > back:
-            queue, n, known = self.claims[exec_id]
-            self.pair.claim(queue, exec_id, last.number - back, n, known)
+            queue, n, known, suspects = self.claims[exec_id]
+            self.pair.claim(queue, exec_id, last.number - back, n, known, suspects)
 
     @precondition(_some_held)
     @rule(some_ends=st.lists(st.tuples(some, ends), min_size=1, max_size=3))
@@ -313,7 +318,7 @@ class Machine(RuleBasedStateMachine):
     def replay(self, picks: list[int]) -> None:
         self.pair.replay([self._id(pick) for pick in picks])
 
-    @rule(queue=queues, bucket=st.sampled_from(BUCKETS), limit=st.sampled_from((1, 100)))
+    @rule(queue=queues, bucket=st.sampled_from((*BUCKETS, SUSPECTS)), limit=st.sampled_from((1, 100)))
     def unpark(self, queue: str, bucket: str, limit: int) -> None:
         self.pair.unpark(queue, bucket, limit)
 
@@ -436,7 +441,7 @@ class Machine(RuleBasedStateMachine):
             ran = False
             for queue in QUEUES:
                 self.numbers["a"] += 1
-                jobs = self.pair.claim(queue, "a", self.numbers["a"], 100, BUCKETS)
+                jobs = self.pair.claim(queue, "a", self.numbers["a"], 100, (*BUCKETS, SUSPECTS))
                 self.pair.settle(queue, [End(job_id, token, "succeeded") for job_id, token in jobs])
                 ran = ran or bool(jobs)
             self.pair.release()

@@ -9,7 +9,6 @@ import pytest
 from jobq.keys import Keys
 from jobq.steps import Claim, Claimed
 from jobq.worker.claims import Claims
-from jobq.worker.executor import LaneExecutor
 from jobq.worker.spec import LaneSpec
 
 JOB = Claimed("j", "e.1", b"", 0, 0, 0, 1_000, b"", 30, "t.x", b"", None)
@@ -62,17 +61,3 @@ def test_a_hint_of_parked_jobs_is_followed_at_once_and_with_names(claims: Claims
 def test_a_late_reply_of_an_older_claim_tells_nothing(claims: Claims) -> None:
     answer(claims, status="stale")
     assert claims.next(4, 0.0) is not None
-
-
-def test_suspects_that_wait_for_their_turn_alone_take_no_slot() -> None:
-    executor = object.__new__(LaneExecutor)
-    executor._lane = LaneSpec("high", 4, "w", 12_000, "e")
-    executor._claims = Claims(executor._lane, Keys("rq"), [])
-    executor._held = 7  # five of them suspects in line
-    executor._run_s = 0.0
-    executor._claims = Claims(executor._lane, Keys("rq"), [])
-    executor._executors = type("E", (), {"waiting_suspects": 5, "prefetch": staticmethod(lambda _run_s: 0)})()
-    assert executor._room(settling=0) == 2
-    executor._executors.waiting_suspects = executor._held = executor._lane.capacity
-    assert executor._room(settling=0) == 0  # the slot table is full
-    assert executor._room(settling=1) == 1

@@ -24,7 +24,6 @@ from jobq.worker.channel import Channel
 from jobq.worker.child import _Line
 from jobq.worker.children import HARD_KILL_S, ChildExecutor, ChildrenSpec, encode_report, encode_work
 from jobq.worker.executor import LaneExecutor
-from jobq.worker.executors import MOST_WAITING_SUSPECTS, Executors
 from jobq.worker.inbox import Inbox
 from jobq.worker.lane import Lane
 from jobq.worker.maintenance import Fleet, Heartbeat, Keeper, Settlement
@@ -350,19 +349,3 @@ def test_what_cannot_start_is_tried_once_a_second_at_most_and_takes_a_sixth_of_a
         pause_s = pause_after_stillbirth(cpu_s, peers)
         assert cpu_s * peers / (cpu_s + pause_s) <= 1 / 5
     assert pause_after_stillbirth(100, 10) == 60.0
-
-
-def test_one_more_suspect_than_may_wait_goes_back_for_a_while(inbox: Inbox) -> None:
-    settings = jobq.Settings()
-    lane = LaneSpec("high", 4, "w", 12_000, "e")
-    runner = Runner(codec=Codec(), registry=Registry(), spec=LANES["high"], worker="w", sink=inbox)
-    spawner: Any = Spawner()
-    executors = Executors(lane, LANES["high"], settings, Registry(), runner, inbox, spawner)
-    for n in range(MOST_WAITING_SUSPECTS + 1):
-        job = claimed(f"s{n}", crashes=1)
-        executors.submit([Assignment(0, job, 0.0, 0, executor=executors.place(job))])
-    assert executors.waiting_suspects == MOST_WAITING_SUSPECTS
-    (aside,) = inbox.take(100)
-    assert (aside.outcome.kind, aside.outcome.delay_ms, aside.outcome.spends) == ("snooze", 1_000, False)
-    assert executors.take_back_ahead() == []  # handed back, they would come again at once
-    executors.close()

@@ -240,11 +240,13 @@ for _, step in ipairs(plan) do
     admit(step.id, due, step.set, step.first, step.last, step.rp)
     if counted[step.new] then counted[step.new]() end
   end
-  local name, value = N .. 'dedup:' .. step.name, step.mode .. ':' .. step.id
-  if step.mode == 'w' then
-    redis.call('SET', name, value, 'PX', step.window)
-  elseif step.name ~= '' then
-    redis.call('SET', name, value)
+  if step.name ~= '' then
+    local name, value = N .. 'dedup:' .. step.name, step.mode .. ':' .. step.id
+    if step.mode == 'w' then
+      redis.call('SET', name, value, 'PX', step.window)
+    else
+      redis.call('SET', name, value)
+    end
   end
 end
 if #push > 0 then redis.call('RPUSH', KEYS[1], unpack(push)) end
