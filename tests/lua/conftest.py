@@ -12,6 +12,7 @@ import pytest
 from jobq import calls
 from jobq.calls import Claim, Claimed, NewJob, Outcome
 from jobq.keys import Keys
+from jobq.steps import Suspects
 from jobq.store import Call, Store
 from tests.support.server import Servers
 
@@ -65,6 +66,7 @@ class Bench:
         ex: str = "ex",
         number: int | None = None,
         known: Sequence[str] = (),
+        suspects: Suspects = "run",
     ) -> Call[Claim]:
         if number is None:
             self.number += 1
@@ -78,6 +80,7 @@ class Bench:
             lease_ms=12_000,
             worker_name="w1",
             started_at_iso="2027-01-15T08:00:01.000000Z",
+            suspects=suspects,
             known=known,
             now_ms=self.now,
         )
