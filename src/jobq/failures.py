@@ -42,6 +42,17 @@ def describe_error(error: BaseException, secrets: Iterable[str]) -> ErrorDetails
     return ErrorDetails(name, redact(_text_of(error), secrets), redact(text, secrets), fingerprint)
 
 
+def process_ended(status: int, *, crash: bool) -> ErrorDetails:
+    """What is kept of a run whose process ended under it.
+
+    Args:
+        status: Exit code, or minus the signal that ended it.
+        crash: It ended by its own doing.
+    """
+    words = f"killed by signal {-status}" if status < 0 else f"exit code {status}"
+    return ErrorDetails("ProcessCrash" if crash else "ProcessLost", f"the process that ran it ended: {words}")
+
+
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)

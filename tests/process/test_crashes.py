@@ -99,8 +99,11 @@ def test_a_task_that_ends_its_process_runs_alone_and_is_condemned(
         done = job.wait(timeout=10)
         assert (done.state, done.attempt) == (JobState.SUCCEEDED, 1)
         assert (ledger.count("start", f"n{n}"), ledger.count("ran", f"n{n}")) == (2, 1)
+        assert [attempt.outcome for attempt in client.attempts(done.id)] == ["crashed"]
     assert len(running.events("worker.lost")) == 1
     assert client.dead_letters.count() == 1
+    assert [attempt.outcome for attempt in client.attempts(dead.id)] == ["crashed", "crashed"]
+    assert client.attempts(dead.id)[0].error == "the process that ran it ended: exit code 9"
 
 
 def test_an_isolated_crash_is_condemned_after_two_runs(
@@ -131,9 +134,8 @@ def test_crashing_jobs_do_not_stop_the_good_ones(
     for job in good:
         assert job.wait(timeout=30).state is JobState.SUCCEEDED
         assert job.refresh().attempt == 1
-    for n in range(
-        4
-    ):  # one that a neighbour's crash took along ran alone the next time, whoever crashed meanwhile
+    for n in range(4):
+        # One that a neighbour's crash took along ran alone the next time, whoever crashed meanwhile.
         assert ledger.count("ran", f"c{n}") <= 2
     until(lambda: len(running.executors()) == 1, 3)
 

@@ -147,6 +147,8 @@ class Lane:
             self.spec.queue,
             outcomes,
             exec_id=self.spec.exec_id,
+            worker=self.spec.worker,
+            status=status,
             timed_out=[(slot.job_id, slot.token) for slot in self.culprits],
         )
 

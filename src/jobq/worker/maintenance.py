@@ -18,14 +18,14 @@ from typing import Any, Protocol
 
 from jobq import brake, calls, events, rq_bridge
 from jobq.errors import SoftTimeout, StoreError, StoreUnavailableError
-from jobq.failures import describe_error
+from jobq.failures import describe_error, process_ended
 from jobq.job import Attempt
 from jobq.kept_bytes import fitting_plan
 from jobq.keys import Keys
 from jobq.probes import free_dedup
 from jobq.queues import QueueSpec, Retention
 from jobq.records import encode_attempt
-from jobq.replies import as_text
+from jobq.replies import as_int, as_text
 from jobq.retry import Dead, RetryPolicy
 from jobq.steps import Batch, Outcome
 from jobq.store import Store
@@ -62,12 +62,16 @@ class Settlement:
         queue: The jobs' queue.
         outcomes: What became of those it knows.
         exec_id: The ended executor; empty when it lives on. What its last claim took beyond those goes back too.
+        worker: Its name, for the history.
+        status: How it ended: exit code, or minus the signal.
         timed_out: ``(job id, token)`` of jobs that were killed at their hard timeout, an attempt spent.
     """
 
     queue: str
     outcomes: Sequence[Outcome] = ()
     exec_id: str = ""
+    worker: str = ""
+    status: int = 0
     timed_out: Sequence[tuple[str, str]] = ()
 
 
@@ -425,7 +429,7 @@ class Keeper:
         spec = self._fleet.specs.get(queue)
         keep_dead_s = int(spec.keep_dead.age.total_seconds()) if spec else _KEEP_DEAD_S
         # What was interrupted once too often is dead, and kept as long as the queue's other dead letters.
-        outcomes = [replace(outcome, keep_s=keep_dead_s) for outcome in settlement.outcomes]
+        outcomes = [replace(outcome, keep_s=keep_dead_s) for outcome in self._with_history(settlement)]
         outcomes += [self._timed_out(job_id, token, keep_dead_s) for job_id, token in settlement.timed_out]
         known = {outcome.job_id for outcome in outcomes}
         if settlement.exec_id:
@@ -444,6 +448,30 @@ class Keeper:
                         queue=queue,
                         outcome=outcome.kind,
                     )
+
+    def _with_history(self, settlement: Settlement) -> list[Outcome]:
+        """The outcomes, with an entry for each run that the process took along."""
+        cut_off = [outcome.job_id for outcome in settlement.outcomes if outcome.kind == "interrupted"]
+        if not cut_off:
+            return list(settlement.outcomes)
+        keys, now = self._fleet.keys, datetime.now(UTC)
+        read: Batch[Iterable[Any]] = Batch(tuple(("HGET", keys.job(job_id), "attempts") for job_id in cut_off))
+        spent = dict(zip(cut_off, self._store.run(read), strict=True))
+
+        def told(outcome: Outcome) -> Outcome:
+            details = process_ended(settlement.status, crash=outcome.crash)
+            entry = Attempt(
+                number=as_int(spent[outcome.job_id]) + 1,
+                outcome="crashed" if outcome.crash else "interrupted",
+                ended_at=now,
+                worker=settlement.worker,
+                error_type=details.type,
+                error=details.message,
+            )
+            exc = rq_bridge.encode_exc(details.message)
+            return replace(outcome, record=encode_attempt(entry), exc=exc, worker=settlement.worker)
+
+        return [told(each) if each.job_id in spent else each for each in settlement.outcomes]
 
     def _timed_out(self, job_id: str, token: str, keep_dead_s: int) -> Outcome:
         """The outcome of a job killed at its hard timeout: a spent attempt, like any failure."""

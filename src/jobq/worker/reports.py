@@ -11,7 +11,7 @@ from typing import Any
 from jobq import histogram, rq_bridge
 from jobq.codec import Codec
 from jobq.errors import Cancel, Discard, NoHandlerError, RateLimited, Retry, Snooze, SoftTimeout
-from jobq.failures import ErrorDetails, describe_error, first_line, redact
+from jobq.failures import ErrorDetails, describe_error, first_line, process_ended, redact
 from jobq.job import Attempt
 from jobq.queues import QueueSpec
 from jobq.records import encode_attempt
@@ -218,10 +218,7 @@ class Reporter:
             alone: No other job ran in that process.
             status: Exit code of the process, or minus the signal that ended it.
         """
-        words = f"killed by signal {-status}" if status < 0 else f"exit code {status}"
-        details = ErrorDetails(
-            "ProcessCrash" if crash else "ProcessLost", f"the process that ran it ended: {words}"
-        )
+        details = process_ended(status, crash=crash)
         report = self.report(
             work,
             "interrupted",
