@@ -9,6 +9,7 @@ import pytest
 from jobq.keys import Keys
 from jobq.steps import Claim, Claimed
 from jobq.worker.claims import Claims
+from jobq.worker.executors import Executors
 from jobq.worker.spec import LaneSpec
 
 JOB = Claimed("j", "e.1", b"", 0, 0, 0, 1_000, b"", 30, "t.x", b"", None)
@@ -61,3 +62,17 @@ def test_a_hint_of_parked_jobs_is_followed_at_once_and_with_names(claims: Claims
 def test_a_late_reply_of_an_older_claim_tells_nothing(claims: Claims) -> None:
     answer(claims, status="stale")
     assert claims.next(4, 0.0) is not None
+
+
+@pytest.mark.parametrize(
+    ("run_s", "ahead"),
+    [(0.0, 0), (0.000_01, 90), (0.001, 50), (0.01, 5), (0.015, 3), (0.016, 0), (1.0, 0)],
+)
+def test_as_many_are_claimed_ahead_as_start_within_5_ms_on_average_and_none_while_runs_are_long(
+    run_s: float, ahead: int
+) -> None:
+    executors: Any = object.__new__(Executors)
+    executors._lane = LaneSpec("high", 10, "w", 12_000, "e")
+    executors._threads = object()
+    executors._all = lambda: [executors._threads]
+    assert executors.prefetch(run_s) == ahead

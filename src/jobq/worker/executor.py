@@ -28,7 +28,7 @@ from jobq.worker.attempt import Assignment, Report
 from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.children import ChildExecutor
 from jobq.worker.claims import BATCH, Claims
-from jobq.worker.executors import PREFETCH_START_S, Executors
+from jobq.worker.executors import PREFETCH_RUN_S, Executors
 from jobq.worker.inbox import Inbox
 from jobq.worker.listening import Listener
 from jobq.worker.opening import no_key_bucket
@@ -193,7 +193,7 @@ class LaneExecutor:
                 del self._works[job_id]
             if report.event:
                 run_s = report.fields["run_ms"] / 1000
-                self._run_s = run_s if run_s > PREFETCH_START_S else self._run_s * 0.9 + run_s * 0.1
+                self._run_s = run_s if run_s > PREFETCH_RUN_S else self._run_s * 0.9 + run_s * 0.1
                 self._tell(report, word)
             else:  # it never ran here
                 self._claimed -= 1

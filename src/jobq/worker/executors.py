@@ -23,7 +23,10 @@ from jobq.worker.spec import PREFETCH, LaneSpec
 from jobq.worker.threads import ThreadExecutor
 
 PREFETCH_START_S = 0.005
-"""More than the free slots is claimed only while run times say that such a job starts within this time."""
+"""More than the free slots is claimed only while run times say that such a job starts within this time on average."""
+
+PREFETCH_RUN_S = 0.015
+"""And only while runs are at most this long: when all slots were filled at once, the next waits for a whole run."""
 
 JOBS_PER_CHILD = 1_000
 
@@ -130,10 +133,12 @@ class Executors:
     def prefetch(self, run_s: float) -> int:
         """Jobs beyond the free slots; only threads, which all draw from one backlog, take any.
 
+        A slot falls free every ``run_s / slots`` seconds on average, and the last of these jobs waits for as many.
+
         Args:
             run_s: What a job takes of late; 0: not known.
         """
-        if self._threads is None or not 0 < run_s < PREFETCH_START_S or len(self._all()) > 1:
+        if self._threads is None or not 0 < run_s <= PREFETCH_RUN_S or len(self._all()) > 1:
             return 0
         return min(PREFETCH, int(self._lane.slots * PREFETCH_START_S / run_s))
 
