@@ -77,7 +77,7 @@ def test_cron_is_what_the_wall_clock_says(where: str) -> None:
         compare(expression, where, clock, FIRST, LAST)
 
 
-@pytest.mark.stress
+@pytest.mark.chaos
 @pytest.mark.timeout(3600)
 @pytest.mark.covers("C-02")
 @pytest.mark.parametrize("where", ZONES)
