@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from redis.exceptions import RedisError
 
 from jobq.calls import Batch, Call, Plan
-from jobq.client_base import ClientBase, exists_step
+from jobq.client_base import Apart, ClientBase, exists_step
 from jobq.client_parts import AsyncQueues, AsyncWorkers, Since
 from jobq.config import Settings
 from jobq.connection import check_client, connect_async
@@ -121,15 +121,23 @@ class AsyncClient(ClientBase):
         if not self.settings.enabled:
             return await asyncio.to_thread(self._inline, requests, "JOBQ_ENABLED is false")
         if self.elsewhere:
-            there = self.serving({request.queue for request in requests})
-            if there is not self:
-                return await there.enqueue(requests)
+            return await self._enqueue_apart(requests)
         try:
             return await self._drive(self.enqueuer.plan(requests))
         except StoreUnavailableError as error:
             if not self._may_run_inline(error):
                 raise
             return await asyncio.to_thread(self._inline, requests, "Redis is away")
+
+    async def _enqueue_apart(self, requests: list[EnqueueRequest]) -> list[Job]:
+        apart = Apart(requests, self.url_of)
+        for url, part in apart.parts():
+            try:
+                apart.done(url, await self._other(url).enqueue(part))
+            except JobqError as error:
+                apart.failed(url, error)
+                raise
+        return apart.result()
 
     async def _drive(self, plan: Plan[list[Job]]) -> list[Job]:
         """Run an enqueue plan, each step under a deadline of its own: a bulk may take longer than one job."""

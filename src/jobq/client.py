@@ -22,7 +22,7 @@ from jobq import codec as codec_module
 from jobq import tasks
 from jobq.async_client import AsyncClient
 from jobq.calls import Batch, Call, Plan
-from jobq.client_base import ClientBase, exists_step
+from jobq.client_base import Apart, ClientBase, exists_step
 from jobq.client_parts import Queues, Since, Workers
 from jobq.codec import Codec
 from jobq.config import Settings
@@ -149,15 +149,23 @@ class Client(ClientBase):
         if not self.settings.enabled:
             return self._inline(requests, "JOBQ_ENABLED is false")
         if self.elsewhere:
-            there = self.serving({request.queue for request in requests})
-            if there is not self:
-                return there.enqueue(requests)
+            return self._enqueue_apart(requests)
         try:
             return self._drive(self.enqueuer.plan(requests))
         except StoreUnavailableError as error:
             if not self._may_run_inline(error):
                 raise
             return self._inline(requests, "Redis is away")
+
+    def _enqueue_apart(self, requests: list[EnqueueRequest]) -> list[Job]:
+        apart = Apart(requests, self.url_of)
+        for url, part in apart.parts():
+            try:
+                apart.done(url, self._other(url).enqueue(part))
+            except JobqError as error:
+                apart.failed(url, error)
+                raise
+        return apart.result()
 
     def _drive(self, plan: Plan[list[Job]]) -> list[Job]:
         """Run an enqueue plan, each step under a deadline of its own: a bulk may take longer than one job."""

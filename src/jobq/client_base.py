@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jobq import events, tasks
@@ -11,7 +11,7 @@ from jobq.codec import Codec
 from jobq.config import Settings
 from jobq.editing import Editor
 from jobq.enqueueing import Enqueuer
-from jobq.errors import ConfigError, StoreUnavailableError
+from jobq.errors import ConfigError, JobqError, StoreUnavailableError
 from jobq.inline import run_inline
 from jobq.job import AsyncJobActions, Job, JobActions
 from jobq.keys import Keys
@@ -91,10 +91,42 @@ class ClientBase:
 
     def _may_run_inline(self, error: StoreUnavailableError) -> bool:
         # Only when nothing can have been written: an ambiguous enqueue may still run on a worker, too.
-        return self.settings.fallback == "inline" and not error.ambiguous
+        return self.settings.fallback == "inline" and not error.ambiguous and not any(error.acknowledged)
 
     def _decode(self, value: bytes | None) -> Any:
         return None if value is None else self.codec.decode_result(value)
+
+
+class Apart:
+    """Jobs on their way to several Redis servers, a part to each: what became of them, by their places."""
+
+    def __init__(self, requests: Sequence[EnqueueRequest], url_of: Callable[[str], str]) -> None:
+        self._requests = requests
+        self._jobs: list[Job | None] = [None] * len(requests)
+        self._places: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            self._places.setdefault(url_of(request.queue), []).append(place)
+
+    def parts(self) -> list[tuple[str, list[EnqueueRequest]]]:
+        """What goes where."""
+        return [(url, [self._requests[place] for place in places]) for url, places in self._places.items()]
+
+    def done(self, url: str, jobs: Sequence[Job]) -> None:
+        """The jobs of one part."""
+        for place, job in zip(self._places[url], jobs, strict=True):
+            self._jobs[place] = job
+
+    def failed(self, url: str, error: JobqError) -> None:
+        """Complete the error of one part by what is known of the whole: the parts after it were not sent."""
+        ids = [None if job is None else job.id for job in self._jobs]
+        if len(ids) > 1:
+            for place, job_id in zip(self._places[url], error.acknowledged, strict=False):
+                ids[place] = job_id
+            error.acknowledged = tuple(ids)
+
+    def result(self) -> list[Job]:
+        """All jobs, in the order of the requests."""
+        return [job for job in self._jobs if job is not None]
 
 
 def exists_step(keys: Keys, ids: Sequence[str]) -> Batch[list[bool]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from jobq import brake, calls, dedup, events, limits, tags
-from jobq.calls import Batch, EnqueueAnswer, NewJob, Plan
+from jobq.calls import Batch, Call, EnqueueAnswer, NewJob, Plan
 from jobq.codec import Codec
 from jobq.config import Settings, warn_secret_unprotected
 from jobq.errors import (
@@ -27,6 +28,7 @@ from jobq.options import NO_OVERRIDES
 from jobq.parsing import format_duration
 from jobq.records import encode_extra, encode_overrides
 from jobq.rq_bridge import iso, job_from_fields
+from jobq.steps import Stream
 from jobq.tasks import EnqueueRequest, Task
 from jobq.views import hash_command
 
@@ -36,6 +38,7 @@ CHUNK = 100
 _REGISTER_EVERY_S = 60.0
 _MS = timedelta(milliseconds=1)
 _REBINDS = 3
+_NEW = ("queued", "scheduled", "mine")
 _HELD = ("duplicate", "replaced")
 _NOBODY: Mapping[str, Job] = {}
 
@@ -47,6 +50,72 @@ class _Prepared:
     request: EnqueueRequest
     new: NewJob
     queue: str
+
+
+class _Bulk:
+    """Many jobs on their way, in chunks of one queue each; what is known of them by their places.
+
+    Attributes:
+        unfinished: Answered chunks about which something is left to ask.
+        stopped: No more is to be sent.
+    """
+
+    def __init__(self, prepared: Sequence[_Prepared]) -> None:
+        self.prepared = prepared
+        by_queue: dict[str, list[int]] = {}
+        for place, each in enumerate(prepared):
+            by_queue.setdefault(each.queue, []).append(place)
+        self.chunks = [
+            places[start : start + CHUNK]
+            for places in by_queue.values()
+            for start in range(0, len(places), CHUNK)
+        ]
+        self.unfinished: list[tuple[list[int], list[EnqueueAnswer]]] = []
+        self.stopped = False
+        self._jobs: list[Job | None] = [None] * len(prepared)
+        self._ids: list[str | None] = [None] * len(prepared)
+        self._error: JobqError | None = None
+
+    def of(self, chunk: Sequence[int]) -> list[_Prepared]:
+        """The jobs of a chunk."""
+        return [self.prepared[place] for place in chunk]
+
+    def note(self, chunk: list[int], answers: list[EnqueueAnswer]) -> None:
+        """Keep answers that need more; a refused job is the last chunk's."""
+        self.unfinished.append((chunk, answers))
+        for place, answer in zip(chunk, answers, strict=True):
+            if answer.status in _NEW or answer.status in _HELD:
+                self._ids[place] = answer.id
+            elif answer.status != "rebind":
+                self.stopped = True
+
+    def settle(self, chunk: Sequence[int], made: Sequence[Job | JobqError]) -> None:
+        """Keep the jobs of a chunk, or why there is none."""
+        for place, job in zip(chunk, made, strict=True):
+            if isinstance(job, JobqError):
+                self.fail(job)
+            else:
+                self._jobs[place], self._ids[place] = job, job.id
+
+    def fail(self, error: JobqError) -> None:
+        """Stop. The first error is the caller's, unless only a later one says that jobs are in doubt."""
+        self.stopped = True
+        if self._error is None or (_in_doubt(error) and not _in_doubt(self._error)):
+            self._error = error
+
+    def result(self) -> list[Job]:
+        """The jobs; raises the error when there is one."""
+        if self._error is None:
+            return [job for job in self._jobs if job is not None]
+        self._error.acknowledged = tuple(self._ids)
+        count = len(self._ids) - self._ids.count(None)
+        if count:
+            self._error.args = (f"{self._error} ({count:,} of {len(self._ids):,} jobs were enqueued)",)
+        raise self._error
+
+
+def _in_doubt(error: JobqError) -> bool:
+    return isinstance(error, StoreUnavailableError) and error.ambiguous
 
 
 class Enqueuer:
@@ -85,31 +154,13 @@ class Enqueuer:
             PayloadTooLargeError: A payload is over the limit; nothing was sent.
             QueueFullError: A queue refuses; what was sent before stays.
             StoreUnavailableError: Redis did not answer; ``job_id`` names the first job that is in doubt.
+                As any error out of many, it carries ``acknowledged``.
         """
         now = iso()
         prepared = [self._prepare(request, now) for request in requests]
         if len(prepared) == 1:
-            return (yield from self._send(prepared))
-        places: dict[str, list[int]] = {}
-        for place, each in enumerate(prepared):
-            places.setdefault(each.queue, []).append(place)
-        jobs: list[Job | None] = [None] * len(prepared)
-        sent = 0
-        for indexes in places.values():
-            for start in range(0, len(indexes), CHUNK):
-                chunk = indexes[start : start + CHUNK]
-                try:
-                    made = yield from self._send([prepared[index] for index in chunk])
-                except (StoreUnavailableError, QueueFullError) as error:
-                    if sent:
-                        if isinstance(error, StoreUnavailableError):
-                            error.ambiguous = True  # of the whole call, a part has landed for sure
-                        error.args = (f"{error} ({sent:,} of {len(prepared):,} jobs were enqueued before)",)
-                    raise
-                for index, job in zip(chunk, made, strict=True):
-                    jobs[index] = job
-                sent += len(chunk)
-        return [job for job in jobs if job is not None]
+            return [(yield from self._send(prepared[0]))]
+        return (yield from self._send_many(prepared))
 
     # ------------------------------------------------------------------ one job's fields
 
@@ -223,69 +274,103 @@ class Enqueuer:
 
     # ------------------------------------------------------------------ sending, and the answers
 
-    def _send(self, chunk: Sequence[_Prepared]) -> Plan[list[Job]]:
-        queue = chunk[0].queue
-        named = [
-            (each.new.id, self._names(each))
-            for each in chunk
-            if each.request.overrides.tags or each.request.overrides.correlation_id
-        ]
-        if named:
-            yield self._index(chunk, named)
-        register = self._clock() >= self._registered.get(queue, -math.inf)
-        answers = yield from self._ask(queue, chunk, register)
+    def _send(self, prepared: _Prepared) -> Plan[Job]:
+        chunk = (prepared,)
+        yield from self._index([(prepared.new.id, prepared)])
+        answers = yield from self._ask(chunk)
         try:
-            return (yield from self._answered(queue, chunk, answers, register))
+            (job,) = yield from self._answered(chunk, answers)
         except StoreUnavailableError as error:
             error.ambiguous = True  # what was asked first has been answered: it is there
             raise
+        if isinstance(job, JobqError):
+            raise job
+        return job
+
+    def _send_many(self, prepared: Sequence[_Prepared]) -> Plan[list[Job]]:
+        bulk = _Bulk(prepared)
+        for chunk in bulk.chunks:
+            yield from self._index((each.new.id, each) for each in bulk.of(chunk))
+        yield Stream(self._calls(bulk), partial(self._took, bulk, iter(bulk.chunks)))
+        for chunk, answers in bulk.unfinished:
+            try:
+                bulk.settle(chunk, (yield from self._answered(bulk.of(chunk), answers)))
+            except JobqError as error:
+                bulk.fail(error)
+        return bulk.result()
+
+    def _calls(self, bulk: _Bulk) -> Iterator[Call[list[EnqueueAnswer]]]:
+        for chunk in bulk.chunks:
+            if bulk.stopped:
+                return
+            yield self._call(bulk.of(chunk))
+
+    def _took(
+        self, bulk: _Bulk, unanswered: Iterator[list[int]], answers: list[EnqueueAnswer] | JobqError
+    ) -> None:
+        """Note the answers to the next chunk; when all its jobs are new, nothing is left to ask."""
+        chunk = next(unanswered)
+        if isinstance(answers, JobqError):
+            self._explain(answers, bulk.prepared[chunk[0]])
+            bulk.fail(answers)
+        elif all(answer.status in _NEW for answer in answers):
+            made = zip(bulk.of(chunk), answers, strict=True)
+            bulk.settle(chunk, [self._new_job(each, answer) for each, answer in made])
+        else:
+            bulk.note(chunk, answers)
 
     def _answered(
-        self,
-        queue: str,
-        chunk: Sequence[_Prepared],
-        answers: list[EnqueueAnswer],
-        register: bool,
-    ) -> Plan[list[Job]]:
+        self, chunk: Sequence[_Prepared], answers: list[EnqueueAnswer]
+    ) -> Plan[list[Job | JobqError]]:
         """What follows the first answer: holders that are replaced, refusals, the jobs as they stand."""
+        queue = chunk[0].queue
         for _ in range(_REBINDS - 1):
             places = [place for place, answer in enumerate(answers) if answer.status == "rebind"]
             if not places:
                 break
             # The holder may be replaced, but a payload is signed for its job: sign it for the holder.
             again = [self._rebound(chunk[place], answers[place].id) for place in places]
-            for place, answer in zip(places, (yield from self._ask(queue, again, register)), strict=True):
+            self._registered.pop(queue, None)  # an enqueue that wrote nothing has not made the queue known
+            for place, answer in zip(places, (yield from self._ask(again)), strict=True):
                 answers[place] = answer
-        if register:
-            self._registered[queue] = self._clock() + _REGISTER_EVERY_S
-        for each, answer in zip(chunk, answers, strict=True):
-            if answer.status == "shed":
-                brake_state = yield from brake.state_plan(self._keys, list(self._specs))
-                raise self._refused(brake_state.refusal(queue), each)
+        shed = ""
+        if any(answer.status == "shed" for answer in answers):
+            shed = (yield from brake.state_plan(self._keys, list(self._specs))).refusal(queue)
         found = yield from self._holders(answers)
-        taken = [
-            (answer.id, found_by)
+        named = zip(chunk, answers, strict=True)
+        yield from self._index([(a.id, each) for each, a in named if a.status == "replaced"])
+        return [
+            self._new_job(each, answer) if answer.status in _NEW else self._other(each, answer, found, shed)
             for each, answer in zip(chunk, answers, strict=True)
-            if answer.status == "replaced" and (found_by := self._names(each))
         ]
-        if taken:
-            yield self._index(chunk, taken)
-        return [self._job(each, answer, found) for each, answer in zip(chunk, answers, strict=True)]
 
-    def _names(self, prepared: _Prepared) -> tuple[str, ...]:
-        overrides = prepared.request.overrides
-        return tags.names(self._keys, overrides.tags, overrides.correlation_id)
-
-    def _index(self, chunk: Sequence[_Prepared], named: Sequence[tuple[str, Sequence[str]]]) -> Batch[None]:
-        now_ms = time.time_ns() // 1_000_000
-        due_ms = max(max(each.new.at_ms, now_ms + each.new.delay_ms) for each in chunk)
-        return tags.index(named, due_ms, now_ms, self._found_by_tag)
-
-    def _ask(self, queue: str, chunk: Sequence[_Prepared], register: bool) -> Plan[list[EnqueueAnswer]]:
-        try:
-            answers: list[EnqueueAnswer] = yield calls.enqueue(
-                self._keys, queue, [each.new for each in chunk], register
+    def _index(self, named: Iterable[tuple[str, _Prepared]]) -> Plan[None]:
+        """Note by what jobs are found, each under the id that it goes by."""
+        found_by = [
+            (
+                job_id,
+                tags.names(self._keys, each.request.overrides.tags, each.request.overrides.correlation_id),
+                each,
             )
+            for job_id, each in named
+            if each.request.overrides.tags or each.request.overrides.correlation_id
+        ]
+        if found_by:
+            now_ms = time.time_ns() // 1_000_000
+            due_ms = max(max(each.new.at_ms, now_ms + each.new.delay_ms) for _, _, each in found_by)
+            names = [(job_id, names) for job_id, names, _ in found_by]
+            yield tags.index(names, due_ms, now_ms, self._found_by_tag)
+
+    def _call(self, chunk: Sequence[_Prepared]) -> Call[list[EnqueueAnswer]]:
+        queue, now = chunk[0].queue, self._clock()
+        register = now >= self._registered.get(queue, -math.inf)
+        if register:
+            self._registered[queue] = now + _REGISTER_EVERY_S
+        return calls.enqueue(self._keys, queue, [each.new for each in chunk], register)
+
+    def _ask(self, chunk: Sequence[_Prepared]) -> Plan[list[EnqueueAnswer]]:
+        try:
+            answers: list[EnqueueAnswer] = yield self._call(chunk)
         except JobqError as error:
             self._explain(error, chunk[0])
             raise
@@ -310,37 +395,9 @@ class Enqueuer:
                 found[job_id] = job
         return found
 
-    def _job(self, prepared: _Prepared, answer: EnqueueAnswer, found: Mapping[str, Job]) -> Job:
-        task, queue = prepared.request.task.name, prepared.queue
-        status = answer.status
-        if status == "full":
-            raise self._refused(f"queue {queue!r} takes no more jobs for now", prepared)
-        if status == "over_quota":
-            retry_after = timedelta(milliseconds=int(answer.id))
-            raise QuotaExceededError(
-                f"the quota of task {task!r} is used up: try again in {format_duration(retry_after)}",
-                retry_after=retry_after,
-                job_id=prepared.new.id,
-                queue=queue,
-                task=task,
-            )
-        if status == "rebind":
-            raise ConflictError(
-                f"the holder of the dedup key changed {_REBINDS} times meanwhile: enqueue again",
-                job_id=answer.id,
-                queue=queue,
-                task=task,
-            )
-        if status in _HELD:
-            job = found.get(answer.id)
-            # A window can outlive its job: then only the id is known.
-            job = job or Job(
-                id=answer.id, task=task, queue=queue, state=JobState.SUCCEEDED, owner=self._owner
-            )
-            if events.enabled("job.deduplicated"):
-                events.emit("job.deduplicated", job_id=answer.id, task=task, queue=queue)
-            return replace(job, deduplicated=True)
-        new, overrides = prepared.new, prepared.request.overrides
+    def _new_job(self, prepared: _Prepared, answer: EnqueueAnswer) -> Job:
+        request, new, queue = prepared.request, prepared.new, prepared.queue
+        task, overrides = request.task.name, request.overrides
         due = None
         if new.at_ms:
             due = datetime.fromtimestamp(new.at_ms / 1000, tz=UTC)
@@ -349,7 +406,7 @@ class Enqueuer:
             due = now + timedelta(milliseconds=new.delay_ms)
         if events.enabled("job.enqueued"):
             events.emit("job.enqueued", job_id=answer.id, task=task, queue=queue)
-        waits = status == "scheduled" or (status == "mine" and due is not None and due > now)
+        waits = answer.status == "scheduled" or (answer.status == "mine" and due is not None and due > now)
         return Job(
             id=answer.id,
             task=task,
@@ -365,12 +422,41 @@ class Enqueuer:
             owner=self._owner,
         )
 
-    @staticmethod
-    def _refused(message: str, first: _Prepared) -> QueueFullError:
-        return QueueFullError(message, job_id=first.new.id, queue=first.queue, task=first.request.task.name)
+    def _other(
+        self, prepared: _Prepared, answer: EnqueueAnswer, found: Mapping[str, Job], shed: str
+    ) -> Job | JobqError:
+        """The job that holds the dedup key, or why there is none."""
+        task, queue = prepared.request.task.name, prepared.queue
+        if answer.status in _HELD:
+            job = found.get(answer.id)
+            # A window can outlive its job: then only the id is known.
+            job = job or Job(
+                id=answer.id, task=task, queue=queue, state=JobState.SUCCEEDED, owner=self._owner
+            )
+            if events.enabled("job.deduplicated"):
+                events.emit("job.deduplicated", job_id=answer.id, task=task, queue=queue)
+            return replace(job, deduplicated=True)
+        if answer.status == "rebind":
+            return ConflictError(
+                f"the holder of the dedup key changed {_REBINDS} times meanwhile: enqueue again",
+                job_id=answer.id,
+                queue=queue,
+                task=task,
+            )
+        if answer.status == "over_quota":
+            retry_after = timedelta(milliseconds=int(answer.id))
+            return QuotaExceededError(
+                f"the quota of task {task!r} is used up: try again in {format_duration(retry_after)}",
+                retry_after=retry_after,
+                job_id=prepared.new.id,
+                queue=queue,
+                task=task,
+            )
+        message = shed if answer.status == "shed" else f"queue {queue!r} takes no more jobs for now"
+        return QueueFullError(message, job_id=prepared.new.id, queue=queue, task=task)
 
-    @staticmethod
-    def _explain(error: JobqError, first: _Prepared) -> None:
+    def _explain(self, error: JobqError, first: _Prepared) -> None:
+        self._registered.pop(first.queue, None)
         error.job_id = error.job_id or first.new.id
         error.queue = error.queue or first.queue
         error.task = error.task or first.request.task.name

@@ -8,23 +8,30 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import redis
 from hiredis import pack_command
 from redis.exceptions import NoScriptError
 
-from jobq import lua
-from jobq.calls import Batch, Step
 from jobq.connection import detached
-from jobq.deadline import current
+from jobq.deadline import LOST, Deadline, current
+from jobq.steps import Batch, Call, Step, Stream
 from jobq.store import Store
 from jobq.wire import Wire
 
+_AHEAD = 2
+"""Calls of a stream that Redis has while the next one is made."""
 _FRESH_S = 1.0
 _MOST_IDLE = 10
 """Connections kept after a burst of threads; the others are closed."""
+
+
+def _packed(command: tuple[Any, ...]) -> bytes:
+    return cast("bytes", pack_command(command))
 
 
 class KeptStore(Store):
@@ -53,15 +60,53 @@ class KeptStore(Store):
     def _send(self, step: Step) -> Any:
         if isinstance(step, Batch):
             return super()._send(step)
-        script = lua.script(step.script)
-        rest: tuple[Any, ...] = (len(step.keys), *step.keys, *step.args)
-        packed = pack_command(("EVALSHA", script.sha, *rest))
-        pid, deadline = os.getpid(), current()
+        deadline = current()
+        with self._lent() as wire:
+            wire.send(_packed(step.command()), deadline)
+            reply = wire.receive(deadline)
+            if isinstance(reply, NoScriptError):
+                wire.send(_packed(step.full_command()), deadline)
+                reply = wire.receive(deadline)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def _stream(self, stream: Stream[Any]) -> None:
+        """Send ahead, so that a producer makes the next call while Redis works on the one before."""
+        calls, flying = stream.calls, deque[tuple[Call[Any], Deadline | None]]()
+        for call in calls:
+            stream.took(self._tried(call, self._deadline()))  # by itself: it connects, and loads the script
+            break
+        try:
+            with self._lent() as wire:
+                for call in calls:
+                    flying.append((call, self._deadline()))
+                    wire.send(_packed(call.command()), flying[-1][1])
+                    if len(flying) > _AHEAD:
+                        self._land(wire, flying, stream)
+                while flying:
+                    self._land(wire, flying, stream)
+        except LOST:
+            for call, deadline in flying:
+                stream.took(self._tried(call, deadline))
+            super()._stream(stream)
+
+    def _land(
+        self, wire: Wire, flying: deque[tuple[Call[Any], Deadline | None]], stream: Stream[Any]
+    ) -> None:
+        call, deadline = flying[0]
+        reply = wire.receive(deadline)
+        flying.popleft()
+        # What was refused is asked again by itself: it loads the script, or finds out what is wrong.
+        refused = isinstance(reply, Exception)
+        stream.took(self._tried(call, deadline) if refused else call.decode(reply))
+
+    @contextmanager
+    def _lent(self) -> Iterator[Wire]:
+        pid = os.getpid()
         wire = self._take(pid)
         try:
-            reply = wire.exchange(packed, 1, deadline)[0]
-            if isinstance(reply, NoScriptError):
-                reply = wire.exchange(pack_command(("EVAL", script.text, *rest)), 1, deadline)[0]
+            yield wire
         except BaseException:
             wire.close()
             # Whatever broke this one, a restart or a failover, broke the idle ones too.
@@ -71,9 +116,6 @@ class KeptStore(Store):
             self._idle.append((pid, time.monotonic(), wire))
         else:
             wire.close()
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
 
     def _take(self, pid: int) -> Wire:
         while True:

@@ -6,11 +6,12 @@ yields either and is sent the answers: written once, run by the sync and the asy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from jobq import lua
+from jobq.errors import JobqError
 from jobq.keys import Keys
 
 T = TypeVar("T")
@@ -73,8 +74,21 @@ class Pause:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Stream(Generic[T]):
+    """Calls that may be sent before those ahead of them are answered; a store keeps their order.
+
+    Attributes:
+        calls: Asked for the next one when it can be sent: what has been answered by then may end it.
+        took: Told each answer, or the error in its place, in the order of the calls.
+    """
+
+    calls: Iterator[Call[T]]
+    took: Callable[[T | JobqError], object]
+
+
 Step: TypeAlias = Call[Any] | Batch[Any]
-Plan: TypeAlias = Generator[Step | Pause, Any, T]
+Plan: TypeAlias = Generator[Step | Stream[Any] | Pause, Any, T]
 
 
 # --------------------------------------------------------------------------- what goes in and comes out

@@ -27,7 +27,7 @@ from redis.exceptions import (
 )
 
 from jobq.connection import Deadline, detached
-from jobq.errors import QueueFullError, StoreError, StorePermissionError, StoreUnavailableError
+from jobq.errors import JobqError, QueueFullError, StoreError, StorePermissionError, StoreUnavailableError
 from jobq.steps import (
     Batch,
     Beat,
@@ -42,6 +42,7 @@ from jobq.steps import (
     Promoted,
     Rescued,
     Step,
+    Stream,
 )
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Store:
     @overload
     def run(self, step: Batch[T]) -> T: ...
     @overload
-    def run(self, step: Call[T] | Batch[T] | Plan[T] | Pause) -> T: ...
+    def run(self, step: Call[T] | Batch[T] | Plan[T] | Stream[Any] | Pause) -> T: ...
     def run(self, step: Any) -> Any:
         """The answer to a call or a batch, or what a plan returns.
 
@@ -154,8 +155,8 @@ class Store:
             QueueFullError: Memory is short, so an enqueue was refused; nothing was written.
             StoreError: Redis answered with another error.
         """
-        deadline = None if self._deadline_s is None else Deadline(self._deadline_s)
-        if isinstance(step, Call | Batch | Pause):
+        deadline = self._deadline()
+        if isinstance(step, Call | Batch | Stream | Pause):
             return self._one(step, deadline)
         try:
             wanted = next(step)
@@ -169,7 +170,23 @@ class Store:
         except StopIteration as end:
             return end.value
 
-    def _one(self, step: Step | Pause, deadline: Deadline | None) -> Any:
+    def _stream(self, stream: Stream[Any]) -> None:
+        for call in stream.calls:
+            stream.took(self._tried(call, self._deadline()))
+
+    def _tried(self, call: Call[Any], deadline: Deadline | None) -> Any:
+        """The answer to a call, or the error in its place."""
+        try:
+            return self._one(call, deadline)
+        except JobqError as error:
+            return error
+
+    def _deadline(self) -> Deadline | None:
+        return None if self._deadline_s is None else Deadline(self._deadline_s)
+
+    def _one(self, step: Step | Stream[Any] | Pause, deadline: Deadline | None) -> Any:
+        if isinstance(step, Stream):
+            return self._stream(step)
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
         name = step.script if isinstance(step, Call) else ""
@@ -223,11 +240,11 @@ class AsyncStore:
     @overload
     async def run(self, step: Batch[T]) -> T: ...
     @overload
-    async def run(self, step: Call[T] | Batch[T] | Plan[T] | Pause) -> T: ...
+    async def run(self, step: Call[T] | Batch[T] | Plan[T] | Stream[Any] | Pause) -> T: ...
     async def run(self, step: Any) -> Any:
         """Awaitable :meth:`Store.run`."""
-        deadline = None if self._deadline_s is None else Deadline(self._deadline_s)
-        if isinstance(step, Call | Batch | Pause):
+        deadline = self._deadline()
+        if isinstance(step, Call | Batch | Stream | Pause):
             return await self._one(step, deadline)
         try:
             wanted = next(step)
@@ -241,7 +258,21 @@ class AsyncStore:
         except StopIteration as end:
             return end.value
 
-    async def _one(self, step: Step | Pause, deadline: Deadline | None) -> Any:
+    async def _stream(self, stream: Stream[Any]) -> None:
+        for call in stream.calls:
+            answer: Any
+            try:
+                answer = await self._one(call, self._deadline())
+            except JobqError as error:
+                answer = error
+            stream.took(answer)
+
+    def _deadline(self) -> Deadline | None:
+        return None if self._deadline_s is None else Deadline(self._deadline_s)
+
+    async def _one(self, step: Step | Stream[Any] | Pause, deadline: Deadline | None) -> Any:
+        if isinstance(step, Stream):
+            return await self._stream(step)
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
         name = step.script if isinstance(step, Call) else ""

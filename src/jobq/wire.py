@@ -26,8 +26,14 @@ def _reply_error(text: str) -> Exception:
     return ResponseError(text)
 
 
+def _lost(error: Exception) -> redis.ConnectionError | redis.TimeoutError:
+    if isinstance(error, TimeoutError):
+        return redis.TimeoutError("Redis did not answer in time")
+    return redis.ConnectionError(f"the connection broke: {error}")
+
+
 class Wire:
-    """One open connection, for exchanges of whole commands. Not for several threads at once.
+    """One open connection, for whole commands and their replies. Not for several threads at once.
 
     Args:
         connection: A connection of redis-py, of its own or a pool's policy; opened here if need be.
@@ -44,39 +50,44 @@ class Wire:
         self._timeout_s: float | None = self._sock.gettimeout()
         self._reader = Reader(protocolError=redis.ConnectionError, replyError=_reply_error)
 
-    def exchange(self, packed: bytes, count: int = 1, deadline: Deadline | None = None) -> list[Any]:
-        """Send commands and return their ``count`` replies; an error reply is a value among them.
+    def send(self, packed: bytes, deadline: Deadline | None = None) -> None:
+        """Send one command, or several.
 
         Args:
-            deadline: Ends the sending and the reading; None: the connection's own timeout, for each of both.
+            deadline: Ends the sending; None: the connection's own timeout does.
         Raises:
-            redis.ConnectionError, redis.TimeoutError: The replies did not come. The wire is of no more use.
+            redis.ConnectionError, redis.TimeoutError: It cannot be sent. The wire is of no more use.
         """
-        sock, reader = self._sock, self._reader
         try:
             if deadline is not None:
                 self._limit(deadline)
                 deadline.sent = True
-            sock.sendall(packed)
-            replies: list[Any] = []
-            while len(replies) < count:
-                reply = reader.gets()
-                if reply is False:
-                    if deadline is not None:
-                        self._limit(deadline)
-                    data = sock.recv(_READ_BYTES)
-                    if not data:
-                        raise redis.ConnectionError("Connection closed by server.")
-                    reader.feed(data)
-                    continue
-                if isinstance(reply, redis.ConnectionError):
-                    raise reply
-                replies.append(reply)
-        except TimeoutError as error:
-            raise redis.TimeoutError("Redis did not answer in time") from error
+            self._sock.sendall(packed)
+        except OSError as error:
+            raise _lost(error) from error
+
+    def receive(self, deadline: Deadline | None = None) -> Any:
+        """The next reply; an error reply is a value, too.
+
+        Args:
+            deadline: Ends the reading; None: the connection's own timeout does.
+        Raises:
+            redis.ConnectionError, redis.TimeoutError: It did not come. The wire is of no more use.
+        """
+        reader = self._reader
+        try:
+            while (reply := reader.gets()) is False:
+                if deadline is not None:
+                    self._limit(deadline)
+                data = self._sock.recv(_READ_BYTES)
+                if not data:
+                    raise redis.ConnectionError("Connection closed by server.")
+                reader.feed(data)
         except (OSError, ProtocolError) as error:
-            raise redis.ConnectionError(f"the connection broke: {error}") from error
-        return replies
+            raise _lost(error) from error
+        if isinstance(reply, redis.ConnectionError):
+            raise reply
+        return reply
 
     def quiet(self) -> bool:
         """Whether a wire that was idle is still open: an open one has nothing to read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import os
 import resource
 import signal
@@ -63,10 +64,13 @@ def _eat_in_c() -> None:
 
 def _killed_for_memory() -> None:
     """What the kernel does to a process of a full cgroup."""
-    file = Path(os.environ[OOM_EVENTS])
-    count = int(file.read_text().split()[1])
-    file.write_text(f"oom_kill {count + 1}\n")
-    os.kill(os.getpid(), signal.SIGKILL)
+    with Path(os.environ[OOM_EVENTS]).open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the kernel counts each, however many at once
+        count = int(file.read().split()[1])
+        file.seek(0)
+        file.write(f"oom_kill {count + 1}\n")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 CRASHES: dict[str, Callable[[], None]] = {

@@ -487,6 +487,28 @@ def test_enqueue_a_file_names_the_bad_lines(cli: Cli, redis_client: redis.Redis)
     assert redis_client.zcard("rq:scheduled:critical") == 1
 
 
+def test_enqueue_a_file_says_where_a_queue_refused(cli: Cli, redis_client: redis.Redis) -> None:
+    redis_client.hset("jobq:q:high", "max", 2)
+    lines = [
+        *({"task": "shop.confirm", "params": {"order_id": str(n)}} for n in range(1, 5)),
+        {"task": "shop.confirm", "params": {"order_id": "x" * 300_000}},
+        {"task": "shop.confirm", "params": {"order_id": "6"}, "priority": "low"},
+    ]
+    path = cli.cwd / "jobs.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines[:4])))
+    done = cli("enqueue", "--file", str(path), "--json", code=Exit.PARTIAL)
+    found = json.loads(done.stdout)
+    assert (found["enqueued"], [failure["line"] for failure in found["failures"]]) == (2, [3, 4])
+    assert found["ids"] == [job_id.decode() for job_id in redis_client.lrange("rq:queue:high", 0, -1)]
+    assert "2 of 4 jobs were enqueued, not those of lines 3-4" in done.stderr
+    redis_client.hset("jobq:q:high", "max", 100)
+    path.write_text("\n".join(map(json.dumps, lines[2:])))
+    done = cli("enqueue", "--file", str(path), "--json", code=Exit.PARTIAL)
+    found = json.loads(done.stdout)
+    assert (found["enqueued"], [failure["line"] for failure in found["failures"]]) == (3, [3])
+    assert "line 3: " in done.stderr
+
+
 def test_enqueue_a_file_of_params_for_one_task(cli: Cli, client: jobq.Client) -> None:
     path = cli.cwd / "params.jsonl"
     path.write_text("".join(json.dumps({"order_id": str(number)}) + "\n" for number in range(250)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,13 +15,15 @@ from jobq.cli.job_records import job_fields
 from jobq.cli.jobs import wait_for
 from jobq.cli.options import DURATION, PRIORITIES, PRIORITY, TIME, Command
 from jobq.cli.output import Column
-from jobq.errors import ConfigError, EnqueueError, PayloadError, UnknownTaskError
+from jobq.errors import ConfigError, EnqueueError, PayloadError, PayloadTooLargeError, UnknownTaskError
 
 if TYPE_CHECKING:
+    from jobq.client import Client
     from jobq.job import Job
     from jobq.tasks import EnqueueRequest, Registry
 
-_CHUNK = 100
+_CHUNK = 1_000
+_SPANS = 10
 _LINE_FIELDS = frozenset(
     {"task", "params", "priority", "queue", "delay", "at", "dedup_key", "tags", "correlation_id"}
 )
@@ -192,6 +195,69 @@ def _lines(file: TextIO) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
+@dataclass
+class _Sent:
+    """What became of the good lines of a file.
+
+    Attributes:
+        bad: Lines whose job alone cannot be enqueued, and why.
+        left: Lines that are still to be sent, once ``error`` is mended.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    deduplicated: int = 0
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
+    error: EnqueueError | None = None
+
+
+def _send(
+    client: Client, good: Sequence[tuple[int, EnqueueRequest]], advance: Callable[[int], object]
+) -> _Sent:
+    """Send the lines in order, and stop where Redis or a queue refuses."""
+    sent = _Sent()
+    for start in range(0, len(good), _CHUNK):
+        chunk = good[start : start + _CHUNK]
+        try:
+            jobs = client.enqueue([request for _, request in chunk])
+        except PayloadTooLargeError as error:  # nothing of the chunk was sent
+            if len(chunk) == 1:
+                sent.bad.append((chunk[0][0], str(error)))
+            else:
+                for line in chunk:
+                    one = _send(client, [line], lambda _count: None)
+                    sent.ids += one.ids
+                    sent.deduplicated += one.deduplicated
+                    sent.bad += one.bad
+                    sent.left += one.left
+                    sent.error = sent.error or one.error
+        except EnqueueError as error:
+            ids = error.acknowledged or (None,) * len(chunk)
+            sent.ids += [job_id for job_id in ids if job_id is not None]
+            sent.left += [number for (number, _), job_id in zip(chunk, ids, strict=True) if job_id is None]
+            sent.error = error
+        else:
+            sent.ids += [job.id for job in jobs]
+            sent.deduplicated += sum(job.deduplicated for job in jobs)
+        advance(len(chunk))
+        if sent.error is not None:
+            sent.left += [number for number, _ in good[start + len(chunk) :]]
+            break
+    return sent
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """``3, 7-9``: runs of numbers; of many the first ones."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in spans[:_SPANS]]
+    return ", ".join(shown) + (f" and {len(spans) - _SPANS} more" if len(spans) > _SPANS else "")
+
+
 def _from_file(
     state: State,
     file: TextIO,
@@ -224,26 +290,31 @@ def _from_file(
     if not good and not bad:
         out.say(f"{label}: no jobs")
         return Exit.DONE
-    jobs: list[Job] = []
-    if not dry_run:
-        with out.progress("enqueueing", len(good)) as bar:
-            for start in range(0, len(good), _CHUNK):
-                chunk = good[start : start + _CHUNK]
-                try:
-                    jobs += client.enqueue([request for _, request in chunk])
-                except EnqueueError as error:
-                    bad += [(number, str(error)) for number, _ in chunk]
-                bar.advance(len(chunk))
     for number, words in bad:
         out.error(f"{label} line {number}: {words}")
+    sent = _Sent()
+    if not dry_run:
+        with out.progress("enqueueing", len(good)) as bar:
+            sent = _send(client, good, bar.advance)
+        for number, words in sent.bad:
+            out.error(f"{label} line {number}: {words}")
+        if sent.error is not None:
+            if not sent.ids and not bad and not sent.bad:
+                raise sent.error
+            out.error(f"{label}: {sent.error}")
+            out.error(
+                f"{len(sent.ids):,} of {len(good):,} jobs were enqueued, not those of lines {_spans(sent.left)}"
+            )
+    bad += sent.bad
     failures = [{"line": number, "error": words} for number, words in bad]
+    failures += [{"line": number, "error": str(sent.error)} for number in sent.left]
     summary = {
-        "enqueued": len(jobs),
-        "deduplicated": sum(job.deduplicated for job in jobs),
-        "failed": len(bad),
+        "enqueued": len(sent.ids),
+        "deduplicated": sent.deduplicated,
+        "failed": len(failures),
     } | ({"would_enqueue": len(good)} if dry_run else {})
-    if wait and jobs and not bad:
-        return wait_for(state, [job.id for job in jobs], timeout)
-    document = summary | {"failures": failures, "ids": [job.id for job in jobs], "dry_run": dry_run}
+    if wait and sent.ids and not failures:
+        return wait_for(state, sent.ids, timeout)
+    document = summary | {"failures": failures, "ids": sent.ids, "dry_run": dry_run}
     out.record(summary, document=document)
-    return Exit.PARTIAL if bad else Exit.DONE
+    return Exit.PARTIAL if failures else Exit.DONE

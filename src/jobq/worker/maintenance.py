@@ -455,7 +455,9 @@ class Keeper:
         if not cut_off:
             return list(settlement.outcomes)
         keys, now = self._fleet.keys, datetime.now(UTC)
-        read: Batch[Iterable[Any]] = Batch(tuple(("HGET", keys.job(job_id), "attempts") for job_id in cut_off))
+        read: Batch[Iterable[Any]] = Batch(
+            tuple(("HGET", keys.job(job_id), "attempts") for job_id in cut_off)
+        )
         spent = dict(zip(cut_off, self._store.run(read), strict=True))
 
         def told(outcome: Outcome) -> Outcome:
