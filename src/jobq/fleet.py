@@ -25,6 +25,7 @@ class Worker:
         tasks: Names of the tasks that it knows; empty for a plain rq worker.
         state: ``idle``, ``busy``, ``draining``, ``quiet`` …
         worker: The worker that it belongs to, whose name orders take; None for a plain rq worker.
+        signs: It has a key, and so rejects jobs that are not signed.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Worker:
     version: str | None = None
     started_at: datetime | None = None
     last_heartbeat: datetime | None = None
+    signs: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +117,7 @@ def worker_of(name: str, ours: Any, theirs: Any) -> Worker | None:
             version=live.get("version"),
             started_at=parse_iso(birth),
             last_heartbeat=parse_iso(beat),
+            signs=live.get("signs") == "1",
         )
     if queues is None and state is None:
         return None

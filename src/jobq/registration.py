@@ -30,12 +30,14 @@ def register_worker(
     succeeded: int = 0,
     failed: int = 0,
     working_s: float = 0.0,
+    signs: bool = False,
 ) -> Call[bool]:
     """Show a worker as alive for 60 s, in rq's lists and ours.
 
     Args:
         state: ``idle``, ``busy``, ``draining`` or ``quiet``; rq's readers see the last two as busy and suspended.
         worker: Name of the worker that this executor belongs to; orders go to that.
+        signs: It has a key, and so rejects jobs that are not signed.
         birth_ms: When it started, and ``now_ms``, now: ms since 1970.
     """
     theirs = worker_fields(
@@ -59,6 +61,7 @@ def register_worker(
         "state": state,
         "version": version,
         "worker": worker or name,
+        "signs": "1" if signs else "",
     }
     args: list[Arg] = [*script_head(keys, now_ms), WORKER_TTL_S, len(queues), *queues, 2 * len(theirs)]
     for item in (*theirs.items(), *ours.items()):

@@ -427,6 +427,42 @@ def test_without_its_key_a_schedule_is_left_to_others(
     assert len(heard(owner.tick(), "schedule.fired")) == 1
 
 
+def alive_with_a_key(redis_client: redis.Redis) -> None:
+    redis_client.sadd("rq:workers", "rq:worker:w")
+    redis_client.hset("jobq:worker:w", mapping={"tasks": "shop.report", "slots": "1", "signs": "1"})
+
+
+def test_without_a_key_nothing_is_fired_that_workers_with_one_would_reject(
+    client: jobq.Client, firing: Firing, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.schedules.add("s", "shop.report", every="1h")
+    firing.let_pass("s", HOUR)
+    alive_with_a_key(redis_client)
+    assert firing.tick() == []
+    redis_client.zadd("jobq:due", {"s": 1})
+    assert firing.tick() == []
+    assert caplog.text.count("set JOBQ_SECRET_KEY here") == 1
+    assert not redis_client.exists("rq:queue:medium")
+    redis_client.delete("jobq:worker:w")
+    redis_client.zadd("jobq:due", {"s": 1})
+    assert len(heard(firing.tick(), "schedule.fired")) == 1
+
+
+def test_without_a_key_nothing_is_declared_that_workers_with_one_could_not_read(
+    keyed: Callable[..., jobq.Client], firing: Firing, tasks: Registry, redis_client: redis.Redis
+) -> None:
+    owner = Firing(keyed("k" * 32), redis_client)
+    signed = owner.records(declare(tasks, a="@hourly"))
+    owner.declare(DeclareSchedules("shop", lambda: signed, signs=True))
+    alive_with_a_key(redis_client)
+    before = redis_client.hgetall("jobq:schedule:a")
+    deploy(firing, declare(tasks, a="@hourly"))
+    assert redis_client.hgetall("jobq:schedule:a") == before
+    redis_client.delete("jobq:worker:w")
+    deploy(firing, declare(tasks, a="@hourly"))
+    assert redis_client.hgetall("jobq:schedule:a") != before, "nobody is left who could not read it"
+
+
 # --- broken ones ---------------------------------------------------------------
 
 # Written by a producer whose limit is higher.

@@ -123,7 +123,10 @@ class Keepers:
 
     def _schedule_duties(self, url: str | None) -> list[Duty]:
         """What code declares belongs in the Redis of the settings alone; any may hold schedules that fall due."""
-        duties: list[Duty] = [FireSchedules(self._settings.codec())]
+        codec = self._settings.codec()
+        duties: list[Duty] = [FireSchedules(codec)]
         if url is None and self._settings.app:
-            duties.append(DeclareSchedules(",".join(self._settings.app), lambda: self.declared))
+            duties.append(
+                DeclareSchedules(",".join(self._settings.app), lambda: self.declared, signs=codec.signs)
+            )
         return duties

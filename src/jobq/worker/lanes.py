@@ -20,10 +20,12 @@ class Lanes:
 
     Args:
         tasks: Names of the tasks that the worker knows; they may change when the application is loaded again.
+        signs: The worker has a key.
     """
 
-    def __init__(self, tasks: Collection[str]) -> None:
+    def __init__(self, tasks: Collection[str], signs: bool) -> None:
         self._tasks = tasks
+        self._signs = signs
         self._birth_ms = time.time_ns() // 1_000_000
         self._lanes: dict[str, Lane] = {}
         self._lock = threading.Lock()
@@ -118,6 +120,7 @@ class Lanes:
             "birth_ms": self._birth_ms,
             "now_ms": now_ms,
             "version": __version__,
+            "signs": self._signs,
         }
 
     def _state(self, busy: int) -> str:

@@ -42,8 +42,21 @@ class Served(Protocol):
     def policies(self) -> Collection[str]: ...
 
 
+_NO_KEY = (
+    "schedules are left to other workers: those have a key and would reject what this one enqueues; "
+    "set JOBQ_SECRET_KEY here, too"
+)
+
+
+def _others_sign(store: Store, fleet: Served) -> bool:
+    """Whether a live worker has a key, so that an unsigned job would be rejected."""
+    return any(worker.signs for worker in store.run(workers_plan(fleet.keys)))
+
+
 class FireSchedules:
     """Enqueues the jobs of due slots: one call a pass while nothing is due.
+
+    Without a key nothing is fired while a live worker has one.
 
     Args:
         codec: Reads what is stored, and signs for the jobs.
@@ -67,6 +80,10 @@ class FireSchedules:
         while True:
             taken = self._take(store, fleet)
             if taken is None:
+                return
+            if taken.due and not self._codec.signs and _others_sign(store, fleet):
+                self._warn_once("", _NO_KEY)
+                self._not_before = begun + DECLARE_S  # else it would take them again before who can fire them
                 return
             for due in taken.due:
                 self._fire(store, fleet, due, taken.now_ms)
@@ -149,18 +166,22 @@ class DeclareSchedules:
     """Writes what this worker's code declares, as long as no newer version of it runs.
 
     While two versions run, the set that was first seen last counts; the older one again when no worker has declared
-    the newer for a minute.
+    the newer for a minute. Without a key nothing is written while a live worker has one, which could not read it.
 
     Args:
         source: Names the application: its modules.
         records: What its code declares; None as long as it is not loaded.
+        signs: The records are signed.
     """
 
     period_s = LOOK_S
 
-    def __init__(self, source: str, records: Callable[[], Sequence[Record] | None]) -> None:
+    def __init__(
+        self, source: str, records: Callable[[], Sequence[Record] | None], *, signs: bool = False
+    ) -> None:
         self._source = source
         self._records = records
+        self._signs = signs
         self._written = ""
         self._seen: tuple[Sequence[Record] | None, float] = (None, 0.0)
 
@@ -170,6 +191,9 @@ class DeclareSchedules:
         if records is None or (records is self._seen[0] and now < self._seen[1]):
             return
         self._seen = records, now + DECLARE_S
+        if not self._signs and _others_sign(store, fleet):
+            self._written = ""
+            return
         fingerprint = fingerprint_of(records)
         if not store.run(schedule_calls.declare(fleet.keys, self._source, fingerprint)):
             self._written = ""

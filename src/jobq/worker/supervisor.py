@@ -68,7 +68,7 @@ class Supervisor:
         self._specs = self._served(settings, worker)
         self._lease_ms = int(settings.lease.total_seconds() * 1000)
         self._policies: dict[str, RetryPolicy] = {}
-        self._lanes = Lanes(self._policies)
+        self._lanes = Lanes(self._policies, signs=bool(settings.secret_keys()))
         self._numbers = 0
         self._left = dict.fromkeys(self._specs, worker.max_jobs or 0)
         self._recycling = Recycling.of(settings)
