@@ -7,6 +7,7 @@ import json
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import CodeType, TracebackType
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -15,6 +16,8 @@ from jobq.tasks import Task
 
 _SHOWN_FRAMES = 20
 _FINGERPRINT_FRAMES = 5
+_KNOWN_PLACES = 200
+_MOST_STEPS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,39 @@ def describe_error(error: BaseException, secrets: Iterable[str]) -> ErrorDetails
     """
     kind = type(error)
     name = f"{kind.__module__}.{kind.__qualname__}" if kind.__module__ != "builtins" else kind.__qualname__
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [f"{frame.filename.rpartition('/')[2]}:{frame.name}" for frame in frames[-_FINGERPRINT_FRAMES:]]
+    steps = _steps(error.__traceback__)
+    places = [
+        f"{code.co_filename.rpartition('/')[2]}:{code.co_name}" for code, _ in steps[-_FINGERPRINT_FRAMES:]
+    ]
     fingerprint = hashlib.sha256("|".join([name, *places]).encode()).hexdigest()[:12]
-    text = "".join(traceback.format_exception(kind, error, error.__traceback__, limit=-_SHOWN_FRAMES))
-    return ErrorDetails(name, redact(_text_of(error), secrets), redact(text, secrets), fingerprint)
+    text = redact(_traceback(error, steps), secrets)
+    return ErrorDetails(name, redact(_text_of(error), secrets), text, fingerprint)
+
+
+def _steps(trace: TracebackType | None) -> tuple[tuple[CodeType, int], ...]:
+    """Where each call of a traceback stood: its code, and the instruction."""
+    steps = []
+    while trace is not None:
+        steps.append((trace.tb_frame.f_code, trace.tb_lasti))
+        trace = trace.tb_next
+    return tuple(steps)
+
+
+_calls: dict[tuple[tuple[CodeType, int], ...], str] = {}
+
+
+def _traceback(error: BaseException, steps: tuple[tuple[CodeType, int], ...]) -> str:
+    """As Python prints it. Jobs that fail, fail in the same places: the calls are formatted once for each of them."""
+    linked = error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__)
+    if linked or isinstance(error, BaseExceptionGroup) or not 0 < len(steps) <= _MOST_STEPS:
+        return "".join(traceback.format_exception(error, limit=-_SHOWN_FRAMES))
+    calls = _calls.get(steps)
+    if calls is None:
+        if len(_calls) >= _KNOWN_PLACES:
+            _calls.clear()
+        calls = _calls[steps] = "".join(traceback.format_tb(error.__traceback__, limit=-_SHOWN_FRAMES))
+    last = "".join(traceback.format_exception_only(error))
+    return f"Traceback (most recent call last):\n{calls}{last}"
 
 
 def process_ended(status: int, *, crash: bool) -> ErrorDetails:
