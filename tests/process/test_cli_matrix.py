@@ -111,8 +111,12 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 def contents(server: redis.Redis) -> dict[bytes, tuple[bytes, bool]]:
-    """All that a database holds: each key's value, and whether it expires. That somebody waits is no content."""
-    keys = sorted(key for key in server.scan_iter() if not key.startswith(b"jobq:wait:"))
+    """All that a database holds: each key's value, and whether it expires.
+
+    That somebody waits is no content, nor is a lock that runs out meanwhile.
+    """
+    fleeting = (b"jobq:wait:", b"rq:scheduler-lock:")
+    keys = sorted(key for key in server.scan_iter() if not key.startswith(fleeting))
     pipe = server.pipeline(transaction=False)
     for key in keys:
         pipe.dump(key).pttl(key)
