@@ -347,10 +347,17 @@ def prune(
 # --------------------------------------------------------------------------- what operators ask for
 
 
-def cancel(keys: Keys, job_id: str, *, keep_s: int = 86_400, now_ms: int | None = None) -> Call[str]:
-    """End a waiting job, or ask a running one to stop: ``cancelled requested finished gone``."""
+def cancel(
+    keys: Keys, job_id: str, *, only: str = "", keep_s: int = 86_400, now_ms: int | None = None
+) -> Call[str]:
+    """End a waiting job, or ask a running one to stop: ``cancelled requested finished gone``.
+
+    Args:
+        only: rq's words of the states that are meant, each with a comma after it; a job in another stays as it is, and
+            its state is the answer. Empty: any.
+    """
     names = (keys.job(job_id), keys.cancels, keys.after, keys.quarantine)
-    return Call("cancel", names, (*script_head(keys, now_ms), job_id, iso(now_ms), keep_s), exact_text)
+    return Call("cancel", names, (*script_head(keys, now_ms), job_id, iso(now_ms), keep_s, only), exact_text)
 
 
 def withdraw(keys: Keys, job_id: str, *, keep_s: int = 86_400, now_ms: int | None = None) -> Call[str]:

@@ -472,7 +472,8 @@ class Client(ClientBase):
 
         Args:
             verb: ``cancel``, ``delete``, ``promote`` or ``retry``.
-            states: For ``delete``: only what is in these states by then. None: any but running.
+            states: For ``cancel`` and ``delete``: only what is in these states by then. None: any, but to delete none
+                that runs.
             rate: Jobs a second; None: as fast as Redis goes.
             progress: Called with the number of further jobs dealt with.
         Raises:

@@ -89,11 +89,21 @@ def delete_many(keys: Keys, job_ids: Sequence[str], states: Sequence[JobState] =
         job_ids: Each may be ``<id>:<ended_at>``: then it is ``changed``, and stays, if it has ended again since.
         states: The states to remove; none: any but running.
     """
+    args = (*script_head(keys, None), _words(states), *job_ids)
+    return Call("delete", (keys.quarantine, keys.after), args, exact_texts)
+
+
+def _words(states: Sequence[JobState]) -> str:
+    """These states in the words of rq, each with a comma after it."""
     words = dict.fromkeys(STATUS_OF[state] for state in states)
     if JobState.DEAD in states:
         words["stopped"] = None  # what a tool of rq's has stopped
-    args = (*script_head(keys, None), "".join(f"{word}," for word in words), *job_ids)
-    return Call("delete", (keys.quarantine, keys.after), args, exact_texts)
+    return "".join(f"{word}," for word in words)
+
+
+def _cancel_many(keys: Keys, job_ids: Sequence[str], states: Sequence[JobState]) -> Batch[list[str]]:
+    only = _words(states)
+    return together([calls.cancel(keys, job_id, only=only) for job_id in job_ids])
 
 
 def move_many(keys: Keys, source: str, target: str, job_ids: Sequence[str]) -> Call[list[str]]:
@@ -120,7 +130,7 @@ def together(steps: Sequence[Call[str]]) -> Batch[list[str]]:
 class _Action(NamedTuple):
     """How a verb deals with a chunk, which answers mean done, and what it is for unless somebody says otherwise."""
 
-    step: Callable[[Keys, Sequence[str]], Call[list[str]] | Batch[list[str]]]
+    step: Callable[[Keys, Sequence[str], Sequence[JobState]], Call[list[str]] | Batch[list[str]]]
     fine: tuple[str, ...]
     states: tuple[JobState, ...]
 
@@ -128,13 +138,17 @@ class _Action(NamedTuple):
 _S = JobState
 _ACTIONS: Mapping[Verb, _Action] = {
     "cancel": _Action(
-        lambda keys, ids: together([calls.cancel(keys, job_id) for job_id in ids]),
+        _cancel_many,
         ("cancelled", "requested"),
         (_S.SCHEDULED, _S.RETRYING, _S.QUEUED, _S.RUNNING, _S.DEFERRED, _S.PARKED),
     ),
     "delete": _Action(delete_many, ("deleted",), (_S.SUCCEEDED, _S.DEAD, _S.CANCELLED)),
-    "promote": _Action(hasten, ("queued",), (_S.SCHEDULED, _S.RETRYING)),
-    "retry": _Action(calls.replay, ("queued",), (_S.DEAD, _S.CANCELLED)),
+    "promote": _Action(
+        lambda keys, ids, _states: hasten(keys, ids), ("queued",), (_S.SCHEDULED, _S.RETRYING)
+    ),
+    "retry": _Action(
+        lambda keys, ids, _states: calls.replay(keys, ids), ("queued",), (_S.DEAD, _S.CANCELLED)
+    ),
 }
 
 
@@ -158,7 +172,8 @@ def bulk_plan(
     """Do this to each of these jobs.
 
     Args:
-        states: For ``delete``: only jobs that are in one of these states by then; none: any but running.
+        states: For ``cancel`` and ``delete``: only jobs that are in one of these states by then; none: any, but to
+            delete none that runs.
         rate: Jobs a second; None: as fast as Redis goes.
     Raises:
         ValueError: ``rate`` is not above 0, or no such verb.
@@ -175,7 +190,7 @@ def bulk_plan(
                 part = chunk[start : start + _DELETED_AT_ONCE]
                 report.add(part, (yield delete_many(keys, part, states)), action.fine)
         else:
-            report.add(chunk, (yield action.step(keys, chunk)), action.fine)
+            report.add(chunk, (yield action.step(keys, chunk, states)), action.fine)
         progress(len(chunk))
         if pause:
             yield Pause(pause)
@@ -202,7 +217,7 @@ def drain_plan(
         more = yield from bulk_plan(
             keys, "delete", held, states=(_S.QUEUED, _S.PARKED), rate=rate, progress=progress
         )
-        _merge(report, more)
+        report.merge(more)
     return report
 
 
@@ -217,7 +232,7 @@ def empty_plan(
         report.matched += len(ids)
     elif ids:
         more = yield from bulk_plan(keys, "delete", ids, states=delayed, rate=rate, progress=progress)
-        _merge(report, more)
+        report.merge(more)
     return report
 
 
@@ -337,11 +352,3 @@ def _outcomes(keys: Keys, ids: Sequence[str], wait_s: float) -> Plan[list[tuple[
         waited += _LOOK_S
         yield Pause(_LOOK_S)
     return [(job_id, state.value) for job_id, state in states.items()]
-
-
-def _merge(report: BulkReport, more: BulkReport) -> None:
-    report.matched += more.matched
-    report.done += more.done
-    report.gone += more.gone
-    report.failed_count += more.failed_count
-    report.failed += more.failed[: _DETAILS - len(report.failed)]

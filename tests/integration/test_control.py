@@ -238,6 +238,21 @@ def test_bulk_cancels_waiting_and_running_jobs(do: Both, client: Client, hand: H
     assert client.get(ids[0]).cancel_requested
 
 
+def test_bulk_cancels_nothing_that_has_moved_on_since_it_was_chosen(
+    do: Both, client: Client, hand: Hand
+) -> None:
+    """Who wants those that wait gone did not ask for a payment to be cut off."""
+    ids = many(client, 3)
+    (started,) = hand.claim(n=1)
+    (later,) = many(client, 1, delay=3600)
+    report = do("bulk", "cancel", [*ids, later], states="queued")
+    assert counts(report) == (4, 2, 0, 2)
+    assert sorted(report.failed) == sorted([(started.id, "running"), (later, "scheduled")])
+    assert not client.get(started.id).cancel_requested
+    assert counts(do("bulk", "cancel", ids, states=["running", "queued"])) == (3, 3, 0, 0)
+    assert client.get(started.id).cancel_requested
+
+
 def test_bulk_promotes_what_waits_for_a_time(do: Both, client: Client) -> None:
     ids = many(client, 130, delay=3600)
     assert counts(do("bulk", "promote", ids)) == (130, 130, 0, 0)

@@ -71,7 +71,7 @@ def _by_filter(state: State, verb: Verb, chosen: dict[str, Any], *, dry_run: boo
         f"{verb.capitalize()} {plural(len(ids))}{describe(chosen)}",
         len(ids),
         lambda progress: client.bulk(
-            verb, ids, states=states if verb == "delete" else None, rate=rate, progress=progress
+            verb, ids, states=states if verb in ("cancel", "delete") else None, rate=rate, progress=progress
         ),
         verb=verb,
         dry_run=dry_run,

@@ -5,7 +5,8 @@
 -- KEYS[4]  quarantine         jobq:quarantine
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] job id   ARGV[5] ended_at, ISO
 -- ARGV[6]  seconds to keep the cancelled job
--- Returns  cancelled | requested | finished | gone
+-- ARGV[7]  rq's words of the states that are meant, each with a comma after it; '' = any
+-- Returns  cancelled | requested | finished | gone | the state that was not meant
 -- Keys built inside: of the job's queue: list, scheduled, deferred, canceled, jobq:retrying, jobq:parked, jobq:q;
 --          of the job: results, dependents, jobq:attempts, jobq:dedup, jobq:wait, jobq:done.
 -- Publishes the id on jobq:cancel when it runs.
@@ -64,6 +65,9 @@ local status, queue = row[1], row[2]
 if not status or not queue then return 'gone' end
 if status == 'canceled' then return 'cancelled' end
 if status == 'finished' or status == 'failed' or status == 'stopped' then return 'finished' end
+if ARGV[7] ~= '' and not (',' .. ARGV[7]):find(',' .. status .. ',', 1, true) then
+  return status == 'started' and 'running' or status
+end
 redis.call('ZREM', KEYS[3], '')
 if status == 'started' then
   redis.call('HSET', KEYS[1], 'cx', '1')
