@@ -62,6 +62,7 @@ clean:  ## remove .venv, caches and what was built
 	@echo "clean: done"
 
 # A python3.12 on PATH may be a shim of a version that is not there: only one that runs counts.
+# -c beside -r: a requirement with extras (coverage[toml]) is held to its pin too, however new the release on the index.
 $(READY): constraints.txt pyproject.toml
 	@SECONDS=0; \
 	good='import ensurepip, pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; \
@@ -72,7 +73,7 @@ $(READY): constraints.txt pyproject.toml
 		done; \
 		"$$python" -m venv --clear $(VENV); \
 	fi; \
-	$(BIN)/python -m pip install --quiet --require-hashes -r constraints.txt; \
+	$(BIN)/python -m pip install --quiet --require-hashes -r constraints.txt -c constraints.txt; \
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .; \
 	touch $@; \
 	echo "setup: $(VENV) with $$($(BIN)/python --version), $$(grep -c == constraints.txt) pinned packages and jobq, in $$SECONDS s"
