@@ -95,7 +95,7 @@ WORDS: Mapping[str, Words] = {
     "overdue": Words(
         "it is due, and no worker has promoted it", "start a worker: any of them promotes", blocks=True
     ),
-    "parents": Words("it waits for {parents}", "jobq jobs why {parent}", blocks=True),
+    "parents": Words("it waits for {parents}", "jobq why {parent}", blocks=True),
     "parents_done": Words(
         "all jobs that it waited for are over; the next worker that looks releases it",
         "start a worker if none is live; jobq doctor otherwise",
@@ -104,7 +104,7 @@ WORDS: Mapping[str, Words] = {
     # It is parked.
     "rate": Words("its rate limit {gate} is used up; {position}", blocks=True),
     "concurrency": Words(
-        "its concurrency limit {gate} is held by {holders}; {position}", "jobq jobs why {holder}", blocks=True
+        "its concurrency limit {gate} is held by {holders}; {position}", "jobq why {holder}", blocks=True
     ),
     "unknown_task": Words(
         "no worker that claimed it knows task {task}",
@@ -158,7 +158,7 @@ WORDS: Mapping[str, Words] = {
     # Beside all that.
     "attempt": Words("attempt {number} {outcome}{error}"),
     "holds_key": Words("it holds its dedup key: an equal enqueue is answered with this job"),
-    "key_elsewhere": Words("job {holder} holds its dedup key by now", "jobq jobs why {holder}"),
+    "key_elsewhere": Words("job {holder} holds its dedup key by now", "jobq why {holder}"),
     "replaced": Words("a later enqueue, {by}, replaced its payload"),
 }
 """Every reason: its sentence, its remedy, and whether the job cannot start while it holds."""

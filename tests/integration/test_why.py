@@ -242,7 +242,7 @@ def test_parents(client: Client, redis_client: redis.Redis) -> None:
     redis_client.hset(f"rq:job:{child}", "status", "deferred")
     redis_client.sadd(f"rq:job::{child}:dependencies", parent)
     reason = client.why(child).reasons[0]
-    assert (reason.code, reason.remedy) == ("parents", f"jobq jobs why {parent}")
+    assert (reason.code, reason.remedy) == ("parents", f"jobq why {parent}")
     redis_client.hset(f"rq:job:{parent}", "status", "finished")
     assert codes(client.why(child))[0] == "parents_done"
 
@@ -270,7 +270,7 @@ def test_a_concurrency_limit_names_who_holds_it(client: Client, hand: Hand) -> N
     second = pay.options(client=client).enqueue(a=2).id
     assert [job.id for job in hand.claim()] == [first]
     reason = client.why(second).reasons[0]
-    assert (reason.code, reason.remedy) == ("concurrency", f"jobq jobs why {first}")
+    assert (reason.code, reason.remedy) == ("concurrency", f"jobq why {first}")
     assert reason.text == f"its concurrency limit of task w.pay is held by job {first}; it is the next"
 
 

@@ -89,6 +89,7 @@ ROWS: Mapping[str, Row] = {
         missing={"shop.confrim": "did you mean 'shop.confirm'"},
         absent=dict.fromkeys(("declined", "no terminal"), "enqueueing is what it is called for"),
     ),
+    "why": Row(args="{queued}", bad="", shows="paused", reads=True, missing={"nope-1": _JOB}),
     "jobs list": Row(
         args="", bad="--cursor abc", shows="{queued}", reads=True, missing={"--queue hihg": _QUEUE},
     ),

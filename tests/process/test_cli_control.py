@@ -52,6 +52,13 @@ def orders(client: Client, count: int, **options: Any) -> list[str]:
 # --- why ---------------------------------------------------------------------------------
 
 
+def test_why_is_a_command_of_its_own_and_one_of_jobs(cli: Cli, client: Client) -> None:
+    (job_id,) = orders(client, 1)
+    assert cli("why", job_id).stdout == cli("jobs", "why", job_id).stdout
+    assert cli.json("why", job_id)["job"]["id"] == job_id
+    assert "Why a job has not run" in cli("--help").stdout
+
+
 def test_why_as_json_piped_and_on_a_terminal(cli: Cli, client: Client) -> None:
     (job_id,) = orders(client, 1)
     client.queues.pause("high", reason="bank is down")

@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "stats": ("jobq.cli.stats:stats", "Counts, waits and targets of every queue."),
     "retry-failed": ("jobq.cli.dead:retry_failed", "Put dead jobs back in their queues."),
     "enqueue": ("jobq.cli.enqueue:enqueue", "Enqueue one job, or a file of jobs."),
+    "why": ("jobq.cli.job_why:why", "Why a job has not run, or what happened to it."),
     "jobs": ("jobq.cli.jobs:jobs", "Look at jobs, wait for them, retry, cancel, promote, delete."),
     "queues": ("jobq.cli.queues:queues", "List queues; pause, limit, drain, clean and move them."),
     "dead": ("jobq.cli.dead:dead", "Look at dead letters; replay, edit, purge, export and archive them."),

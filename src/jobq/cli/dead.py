@@ -104,7 +104,7 @@ def _replay(
         out.error(f"and {len(failed) - 20:,} more; --json lists them")
     for job_id, word in report.canary if report and held else ():
         if word != "succeeded":
-            out.error(f"job {job_id} of the canary is {word}; {held:,} stay dead. See jobq jobs why {job_id}")
+            out.error(f"job {job_id} of the canary is {word}; {held:,} stay dead. See jobq why {job_id}")
     if held:
         return Exit.BAD
     return Exit.PARTIAL if failed else Exit.DONE

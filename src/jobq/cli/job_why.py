@@ -1,4 +1,4 @@
-"""``jobq jobs why``: why a job has not run, or what happened to it."""
+"""``jobq why``, also ``jobq jobs why``: why a job has not run, or what happened to it."""
 
 from __future__ import annotations
 
