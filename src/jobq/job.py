@@ -17,12 +17,14 @@ from typing import Any, Literal, Protocol
 class JobState(StrEnum):
     """Where a job stands. Each comment says who moves it on."""
 
-    SCHEDULED = "scheduled"  # promote, when it is due; cancel
-    RETRYING = "retrying"  # promote, when the backoff has passed; cancel
-    QUEUED = "queued"  # claim; cancel
+    SCHEDULED = "scheduled"  # promote, when it is due; hasten; replace; cancel
+    RETRYING = "retrying"  # promote, when the backoff has passed; hasten; replace; cancel
+    QUEUED = (
+        "queued"  # claim, which runs it, or parks it at a limit or as a suspect; replace with a delay; cancel
+    )
     RUNNING = "running"  # settle by its worker; rescue when the lease has expired
     DEFERRED = "deferred"  # release, when all parents are finished; cancel
-    PARKED = "parked"  # claim by a worker that knows the task; unpark; cancel
+    PARKED = "parked"  # claim by a worker that can run it; open, when its limit lets it; unpark; cancel
     SUCCEEDED = "succeeded"  # prune
     DEAD = "dead"  # replay; prune
     CANCELLED = "cancelled"  # replay; prune
@@ -31,8 +33,8 @@ class JobState(StrEnum):
 _S = JobState
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     _S.SCHEDULED: frozenset({_S.QUEUED, _S.CANCELLED}),
-    _S.RETRYING: frozenset({_S.QUEUED, _S.CANCELLED}),
-    _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELLED}),
+    _S.RETRYING: frozenset({_S.QUEUED, _S.SCHEDULED, _S.CANCELLED}),
+    _S.QUEUED: frozenset({_S.RUNNING, _S.PARKED, _S.SCHEDULED, _S.CANCELLED}),
     _S.RUNNING: frozenset(
         {_S.SUCCEEDED, _S.DEAD, _S.RETRYING, _S.SCHEDULED, _S.CANCELLED, _S.PARKED, _S.QUEUED}
     ),
@@ -42,10 +44,9 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     _S.DEAD: frozenset({_S.QUEUED}),
     _S.CANCELLED: frozenset({_S.QUEUED}),
 }
-"""The legal moves; every Lua script stays within them."""
+"""The legal moves: no script makes another, and tests/model holds them to it. What rq's own tools do is theirs."""
 
 TERMINAL = frozenset({_S.SUCCEEDED, _S.DEAD, _S.CANCELLED})
-WAITING = frozenset({_S.SCHEDULED, _S.RETRYING, _S.QUEUED, _S.DEFERRED, _S.PARKED})
 
 DEAD_REASONS = ("exhausted", "poison", "unreadable", "no_handler", "expired", "rejected", "stopped")
 """Why a job is dead. ``stopped`` is rq's word for a job its own tools stopped."""

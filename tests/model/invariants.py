@@ -13,6 +13,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobq import lua
+from jobq.job import TRANSITIONS, JobState
+from jobq.rq_bridge import state_of
 from tests.model.snapshot import LIVE, REGISTRIES, TERMINAL, Snapshot
 
 COUNTER = "n"
@@ -273,6 +276,19 @@ def poison_by_rule(step: Step, history: History) -> None:
         )
 
 
+def moves_are_legal(step: Step, history: History) -> None:
+    """No script moves a job in a way that the table of ``jobq.job`` does not name."""
+    if step.name in lua.names():
+        for job_id in step.before.hashes.keys() & step.after.hashes.keys():
+            was, now = _state(step.before, job_id), _state(step.after, job_id)
+            assert was is now or now in TRANSITIONS[was], f"{step.name} moved {job_id} from {was} to {now}"
+
+
+def _state(state: Snapshot, job_id: str) -> JobState:
+    found = state.hashes[job_id]
+    return state_of(found["status"], attempts=state.number(job_id, "attempts"), parked="park" in found)
+
+
 def nothing_left(state: Snapshot, history: History) -> None:
     """15. After drain and retention no ``jobq:`` key is left but ``q``, ``pulse``, ``n``."""
     records = (f"jobq:attempts:{job_id}" for job_id in history.swept_by_rq)
@@ -302,8 +318,9 @@ INVARIANTS: tuple[Callable[[Step, History], None], ...] = (
     counted_once,
     child_leaves_once,
     poison_by_rule,
+    moves_are_legal,
 )
-"""All but the fifteenth, which is about the end."""
+"""All but the fifteenth, which is about the end; the last is of ``jobq.job``, not of the protocol."""
 
 
 def check(step: Step, history: History) -> None:
