@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,7 +59,7 @@ __all__ = [
 ]
 
 Role = Literal["command", "enqueue", "worker", "blocking", "pubsub"]
-Durability = Literal["none", "snapshot", "aof-everysec", "aof-always"]
+Durability = Literal["none", "snapshot", "aof-everysec", "aof-always", "unknown"]
 
 _COMMAND_TIMEOUT_S = 5.0
 _WORKER_CONNECT_S = 2.0
@@ -274,7 +275,7 @@ class ServerInfo:
         flavour: ``redis``, ``valkey``, or ``unknown`` when it does not say.
         version: Its version, ``7.0.15``; empty when it does not say.
         durability: What a crash of the server costs: ``none`` everything, ``snapshot`` minutes,
-            ``aof-everysec`` up to 2 s, ``aof-always`` nothing.
+            ``aof-everysec`` up to 2 s, ``aof-always`` nothing; ``unknown``: it does not tell.
         maxmemory: Bytes; 0: no limit.
         maxmemory_policy: What it does when memory is full.
         role: ``primary`` or ``replica``.
@@ -297,20 +298,31 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
+def durability_of(info: Mapping[str, Any], config: Mapping[str, str]) -> Durability:
+    """What a crash of the server costs.
+
+    Args:
+        info: The fields of ``INFO``; empty: the server refuses it.
+        config: ``appendfsync`` and ``save``, as far as ``CONFIG GET`` tells: managed servers refuse it.
+    """
+    if not info:
+        return "unknown"
+    if str(info.get("aof_enabled", 0)) == "1":
+        if config.get("appendfsync") == "no":
+            return "snapshot"  # the kernel writes when it likes, some 30 s
+        # everysec is the default, and so the best guess where CONFIG is closed.
+        return "aof-always" if config.get("appendfsync") == "always" else "aof-everysec"
+    if "save" in config:
+        return "snapshot" if config["save"] else "none"
+    return "snapshot" if str(info.get("rdb_saves", 0)) != "0" else "unknown"
+
+
 def _server_info(info: dict[str, Any], config: dict[str, str]) -> ServerInfo:
     valkey = "valkey_version" in info
-    durability: Durability = "none"
-    if int(info.get("aof_enabled", 0)):
-        # everysec is the default; where CONFIG is closed, as managed servers have it, that is the best guess.
-        durability = "aof-always" if config.get("appendfsync") == "always" else "aof-everysec"
-        if config.get("appendfsync") == "no":
-            durability = "snapshot"  # the kernel writes when it likes, some 30 s
-    elif config.get("save") or ("save" not in config and int(info.get("rdb_saves", 0))):
-        durability = "snapshot"
     return ServerInfo(
         flavour="valkey" if valkey else "redis" if "redis_version" in info else "unknown",
         version=_text(info.get("valkey_version") or info.get("redis_version") or ""),
-        durability=durability,
+        durability=durability_of(info, config),
         maxmemory=int(info.get("maxmemory", 0)),
         maxmemory_policy=_text(info.get("maxmemory_policy", "noeviction")),
         role="replica" if info.get("role") in ("slave", "replica") else "primary",

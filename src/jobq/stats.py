@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jobq.calls import Batch, Plan
+from jobq.connection import durability_of
 from jobq.fleet import Worker, queue_info, queue_names, worker_commands, worker_names, worker_of
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
@@ -265,7 +266,7 @@ def redis_stats(info: Any, fsync: Any, save: Any) -> RedisStats:
     return RedisStats(
         used_memory=as_int(fields.get("used_memory")),
         maxmemory=as_int(fields.get("maxmemory")),
-        durability=_durability(fields, as_map(fsync).get("appendfsync"), as_map(save).get("save")),
+        durability=durability_of(fields, as_map(fsync) | as_map(save)),
     )
 
 
@@ -276,11 +277,3 @@ def _info_fields(info: Any) -> dict[str, str]:
         return {}
     lines = (line.partition(":") for line in as_text(info).splitlines())
     return {name: value.strip() for name, separator, value in lines if separator}
-
-
-def _durability(fields: Mapping[str, str], fsync: str | None, save: str | None) -> str:
-    if not fields:
-        return "unknown"
-    if fields.get("aof_enabled") == "1":
-        return "aof-always" if fsync == "always" else "aof-everysec"
-    return "none" if save == "" else "snapshot"

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 import pytest
 import redis
 from redis import asyncio as aio
+from redis.exceptions import ResponseError
 
 import jobq
 from jobq.config import Settings
@@ -21,12 +22,14 @@ from jobq.connection import (
     connect,
     connect_async,
     detached,
+    durability_of,
     inspect_server,
     inspect_server_async,
     require_usable,
 )
 from jobq.errors import ConfigError, StoreUnavailableError
 from jobq.private_server import find_server, free_port
+from jobq.stats import redis_stats
 from jobq.worker.waiter import Waiter
 from tests.process import ledger_app
 from tests.support.proxy import Proxy
@@ -378,6 +381,29 @@ def test_the_durability_class_is_found(server_factory, config, durability):
 
     assert found.durability == durability
     assert asyncio.run(asked()) == found
+
+
+@pytest.mark.parametrize(
+    ("info", "config", "durability"),
+    [
+        ({}, {}, "unknown"),  # INFO is refused
+        ({"aof_enabled": 1}, {}, "aof-everysec"),
+        ({"aof_enabled": 1}, {"appendfsync": "everysec", "save": ""}, "aof-everysec"),
+        ({"aof_enabled": 1}, {"appendfsync": "always"}, "aof-always"),
+        ({"aof_enabled": 1}, {"appendfsync": "no"}, "snapshot"),
+        ({"aof_enabled": 0}, {"appendfsync": "always", "save": ""}, "none"),
+        ({"aof_enabled": 0}, {"save": "3600 1"}, "snapshot"),
+        ({"aof_enabled": 0, "rdb_saves": 3}, {"save": ""}, "none"),
+        ({"aof_enabled": 0, "rdb_saves": 3}, {}, "snapshot"),  # CONFIG is refused
+        ({"aof_enabled": 0, "rdb_saves": 0}, {}, "unknown"),
+    ],
+)
+def test_stats_and_start_up_agree_on_what_a_crash_costs(info, config, durability):
+    lines = "".join(f"{name}:{value}\r\n" for name, value in info.items())
+    fsync = ["appendfsync", config["appendfsync"]] if "appendfsync" in config else ResponseError("closed")
+    save = ["save", config["save"]] if "save" in config else ResponseError("closed")
+    assert durability_of(info, config) == durability
+    assert redis_stats(lines.encode(), fsync, save).durability == durability
 
 
 def test_a_user_who_may_ask_nothing_is_not_refused_for_that(redis_client, redis_url):

@@ -542,7 +542,10 @@ def test_a_worker_shows_up_is_healthy_and_drains(cli: Cli, client: jobq.Client) 
             assert cli.json("workers", "list")["workers"][0]["queues"] == ["high"]
             assert cli.json("health", "worker")["status"] == "ok"
             assert cli.json("health", "worker", "--name", "w1")["status"] == "ok"
+            assert cli.json("health", "worker", "--name", "w1-high")["status"] == "ok"
             cli("health", "worker", "--name", "w2", code=Exit.BAD)
+            # Other workers' names may begin alike.
+            cli("health", "worker", "--name", "w", code=Exit.BAD)
         finally:
             worker.terminate()
             _, errors = worker.communicate(timeout=20)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 import jobq
 from jobq.cli.common import Exit
@@ -77,7 +78,16 @@ def test_the_command_line_covers_both_or_asks_which(
     assert {f"{url}: redis" for url in (redis_url, other.url)} <= names
     assert cli("jobs", "cancel", *ids.values(), "--yes").returncode == Exit.DONE
     assert {split.get(job_id).state for job_id in ids.values()} == {JobState.CANCELLED}
+    ready = cli.json("health", "ready")
+    assert len(ready["server"].split(", ")) == 2
+    assert ready["durability"].endswith(", aof-always")
+    with redis.Redis.from_url(other.url) as server:
+        server.config_set("maxmemory-policy", "allkeys-lru")
+        evicts = cli("health", "ready", code=Exit.BAD)
+        assert f"{other.url}: maxmemory-policy is allkeys-lru" in evicts.stderr
+        server.config_set("maxmemory-policy", "noeviction")
     other.kill()
+    assert cli("health", "ready", code=Exit.UNAVAILABLE).stderr
     down = cli("doctor", "--no-data", code=Exit.UNAVAILABLE)
     assert f"{other.url}: redis" in down.stderr
     assert f"{redis_url}: redis" not in down.stderr

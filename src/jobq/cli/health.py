@@ -50,19 +50,29 @@ def live(state: State) -> int:
 @health.command("ready")
 @pass_state
 def ready(state: State) -> int:
-    """Redis answers, and is one that jobs can be entrusted to."""
+    """Every Redis of the settings answers, and is one that jobs can be entrusted to."""
     # Late: redis.
     from jobq.connection import connect, inspect_server, require_usable
     from jobq.errors import ConfigError
+    from jobq.parsing import redact_url
 
-    settings = state.settings()
-    with connect(settings) as redis:
-        info = inspect_server(redis)
-    try:
-        require_usable(info)
-    except ConfigError as error:
-        return _verdict(state, [str(error)])
-    return _verdict(state, [], server=f"{info.flavour} {info.version}", durability=info.durability)
+    clients = state.client().each()
+    infos, issues = [], []
+    for client in clients:
+        with connect(client.settings) as redis:
+            info = inspect_server(redis)
+        infos.append(info)
+        try:
+            require_usable(info)
+        except ConfigError as error:
+            where = f"{redact_url(client.settings.redis_url)}: " if len(clients) > 1 else ""
+            issues.append(f"{where}{error}")
+    return _verdict(
+        state,
+        issues,
+        server=", ".join(f"{info.flavour} {info.version}" for info in infos),
+        durability=", ".join(info.durability for info in infos),
+    )
 
 
 @health.command("worker")
@@ -75,17 +85,16 @@ def worker(state: State, name: str | None) -> int:
         each
         for each in state.client().workers.list()
         if each.kind == "jobq"
-        and (_is_named(each.name, name) if name else (each.host or "").split(".")[0] == here.split(".")[0])
+        and (
+            name in (each.name, each.worker)
+            if name
+            else (each.host or "").split(".")[0] == here.split(".")[0]
+        )
     ]
     issues = [] if found else [f"no live worker {name!r}" if name else f"no live worker on host {here}"]
     if state.out.structured:
         return _verdict(state, issues, workers=[worker_fields(each) for each in found])
     return _verdict(state, issues, workers=len(found))
-
-
-def _is_named(executor: str, name: str) -> bool:
-    """A worker has one executor per queue, called after it: ``<worker>.<queue>...``."""
-    return executor == name or executor.startswith((f"{name}.", f"{name}:", f"{name}-"))
 
 
 def _ping() -> Any:
