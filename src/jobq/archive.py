@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jobq import tags
-from jobq.calls import Batch, Call, Plan
 from jobq.control import BulkReport, Progress, delete_many, nobody, together
 from jobq.dead_letters import chunks
 from jobq.errors import ConflictError
@@ -28,7 +27,7 @@ from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.replies import clean_text
 from jobq.rq_bridge import JOB_FIELDS, job_from_fields
-from jobq.steps import Arg, Pause, script_head
+from jobq.steps import Arg, Batch, Call, Pause, Plan, script_head
 
 _VERSION = 1
 _AT_ONCE = 25
@@ -296,7 +295,7 @@ def _restore(keys: Keys, specs: Mapping[str, QueueSpec], line: Line) -> Call[str
         keys.log(line.id),
         keys.queues,
     )
-    args: list[Arg] = [*script_head(keys, None), line.id, line.queue, int(spec.keep_dead.age.total_seconds())]
+    args: list[Arg] = [*script_head(keys, None), line.id, line.queue, spec.keep_dead.age_s]
     fields = [part for pair in line.job.items() for part in pair]
     for parts in (fields, line.attempts, line.result, line.log):
         args += (len(parts), *parts)

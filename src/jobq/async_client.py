@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from redis.exceptions import RedisError
 
-from jobq.calls import Batch, Call, Plan
 from jobq.client_base import Apart, ClientBase, exists_step
 from jobq.client_parts import AsyncQueues, AsyncWorkers, Since
 from jobq.config import Settings
@@ -26,6 +25,7 @@ from jobq.memory import MemoryReport, memory_plan
 from jobq.parsing import redact_url
 from jobq.schedule_parts import AsyncSchedules
 from jobq.stats import Stats, stats_plan, united
+from jobq.steps import Batch, Call, Plan
 from jobq.store import AsyncStore
 from jobq.tasks import EnqueueRequest, Registry
 from jobq.views import attempts_plan, outcome_plan

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobq.keys import Keys
-from jobq.registration import WORKER_TTL_S, register_worker, unregister_worker
+from jobq.queues import KEEP_DEAD, KEEP_SUCCEEDED
 from jobq.replies import bounded_int, clean_text, exact_text, exact_texts
 from jobq.rq_bridge import iso
 from jobq.steps import (
+    MOST_JOBS,
     Arg,
     Batch,
     Beat,
@@ -18,29 +19,14 @@ from jobq.steps import (
     Claim,
     Claimed,
     EnqueueAnswer,
-    EnqueueStatus,
     NewJob,
     Outcome,
-    OutcomeKind,
     Plan,
     Promoted,
     Rescued,
-    Step,
     Suspects,
     script_head,
 )
-
-__all__ = [
-    "MOST_JOBS", "WORKER_TTL_S", "Batch", "Beat", "Call", "Claim", "Claimed", "EnqueueAnswer", "EnqueueStatus",
-    "NewJob", "Outcome", "OutcomeKind", "Plan", "Promoted", "Rescued", "Step", "cancel", "claim",
-    "declare_limits", "delete", "enqueue", "free_rq_slots", "heartbeat", "last_claim", "limit", "open_gates",
-    "pause", "progress", "promote", "prune", "queues_with_suspects", "register_worker", "release", "replay", "rescue",
-    "resume", "settle", "unpark", "unregister_worker", "withdraw",
-]  # fmt: skip
-
-MOST_JOBS = 100
-"""Jobs that one script call takes: it bounds how long Redis serves nobody else."""
-
 
 # --------------------------------------------------------------------------- the path of a job
 
@@ -269,7 +255,7 @@ def rescue(
     lease_ms: int,
     limit: int = MOST_JOBS,
     *,
-    keep_s: int = 604_800,
+    keep_s: int = KEEP_DEAD.age_s,
     record: bytes = b"",
     now_ms: int | None = None,
 ) -> Call[Rescued]:
@@ -327,7 +313,7 @@ def prune(
     *,
     keep_succeeded: int = 1_000,
     keep_dead: int = 5_000,
-    keep_cancelled_s: int = 86_400,
+    keep_cancelled_s: int = KEEP_SUCCEEDED.age_s,
     limit: int = MOST_JOBS,
     now_ms: int | None = None,
 ) -> Call[int]:
@@ -348,7 +334,7 @@ def prune(
 
 
 def cancel(
-    keys: Keys, job_id: str, *, only: str = "", keep_s: int = 86_400, now_ms: int | None = None
+    keys: Keys, job_id: str, *, only: str = "", keep_s: int = KEEP_SUCCEEDED.age_s, now_ms: int | None = None
 ) -> Call[str]:
     """End a waiting job, or ask a running one to stop: ``cancelled requested finished gone``.
 
@@ -360,7 +346,9 @@ def cancel(
     return Call("cancel", names, (*script_head(keys, now_ms), job_id, iso(now_ms), keep_s, only), exact_text)
 
 
-def withdraw(keys: Keys, job_id: str, *, keep_s: int = 86_400, now_ms: int | None = None) -> Call[str]:
+def withdraw(
+    keys: Keys, job_id: str, *, keep_s: int = KEEP_SUCCEEDED.age_s, now_ms: int | None = None
+) -> Call[str]:
     """See that a job will not run: ``withdrawn``, ``gone`` (never came); too late: ``started finished``."""
     args = (*script_head(keys, now_ms), job_id, iso(now_ms), keep_s)
     return Call("withdraw", (keys.job(job_id), keys.leases, keys.after), args, exact_text)

@@ -21,7 +21,6 @@ from redis.exceptions import RedisError
 from jobq import codec as codec_module
 from jobq import tasks
 from jobq.async_client import AsyncClient
-from jobq.calls import Batch, Call, Plan
 from jobq.client_base import Apart, ClientBase, exists_step
 from jobq.client_parts import Queues, Since, Workers
 from jobq.codec import Codec
@@ -39,6 +38,7 @@ from jobq.memory import MemoryReport, memory_plan
 from jobq.parsing import redact_url
 from jobq.schedule_parts import Schedules
 from jobq.stats import Stats, stats_plan, united
+from jobq.steps import Batch, Call, Plan
 from jobq.store import Store
 from jobq.tasks import EnqueueRequest, Registry
 from jobq.views import attempts_plan, outcome_plan

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jobq import events, tasks
-from jobq.calls import Batch
 from jobq.codec import Codec
 from jobq.config import Settings
 from jobq.editing import Editor
@@ -18,6 +17,7 @@ from jobq.keys import Keys
 from jobq.plans import Plans
 from jobq.rq_bridge import bind_prefix
 from jobq.schedules import SchedulePlans
+from jobq.steps import Batch
 from jobq.tasks import EnqueueRequest, Registry
 
 

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias, TypeVar
 
-from jobq.calls import Plan
 from jobq.control import BulkReport, Progress, nobody
 from jobq.errors import ConfigError, ConflictError
 from jobq.fleet import QueueInfo, Worker, workers_plan
@@ -16,6 +15,7 @@ from jobq.job import JobState
 from jobq.limits import Keep, Rate
 from jobq.orders import Word, named, order_plan
 from jobq.plans import Plans
+from jobq.steps import Plan
 
 T = TypeVar("T")
 Since: TypeAlias = datetime | timedelta | None

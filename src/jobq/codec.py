@@ -115,11 +115,6 @@ class Codec:
         """Whether payloads are signed, and secrets encrypted."""
         return self._first is not None
 
-    @property
-    def can_decrypt(self) -> bool:
-        """Whether encrypted payloads can be read at all; one written with an unknown key still cannot."""
-        return self._first is not None
-
     def encode(
         self,
         *,

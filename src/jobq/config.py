@@ -21,8 +21,8 @@ from jobq import setting_kinds as kinds
 from jobq.errors import ConfigError
 from jobq.limits import Concurrency, Rate
 from jobq.parsing import format_duration, parse_duration, redact_url
-from jobq.queues import LANES, PROFILES, Priority, QueueSpec, Retention, ShedAt
-from jobq.retry import Backoff, Fixed, RetryPolicy, Steps
+from jobq.queues import ISOLATIONS, LANES, PROFILES, Isolation, Priority, QueueSpec, Retention, ShedAt
+from jobq.retry import MOST_ATTEMPTS, Backoff, Fixed, RetryPolicy, Steps
 from jobq.sources import Found, Sources
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ class QueueOptions(BaseModel):
     target: Annotated[timedelta | None, kinds.TARGET] = None
     rate: Annotated[Rate | None, kinds.RATE] = None
     concurrency: Annotated[Concurrency | None, kinds.CONCURRENCY] = None
-    max_attempts: Annotated[int | None, kinds.whole(1, 1_000_000)] = None
+    max_attempts: Annotated[int | None, kinds.whole(1, MOST_ATTEMPTS)] = None
     backoff: Annotated[Backoff | Fixed | Steps | None, kinds.BACKOFF] = None
     timeout: Annotated[timedelta | None, kinds.span("1s", "30d")] = None
-    isolation: Annotated[Literal["thread", "process"] | None, kinds.one_of("thread", "process")] = None
+    isolation: Annotated[Isolation | None, kinds.one_of(*ISOLATIONS)] = None
     retention: Annotated[Retention | None, kinds.RETENTION] = None
     keep_succeeded: Annotated[Retention | None, kinds.RETENTION] = None
     keep_dead: Annotated[Retention | None, kinds.RETENTION] = None
@@ -125,7 +125,7 @@ class Settings(BaseModel):
     key_prefix: Annotated[str, kinds.matching(_PREFIX, "letters, digits and _ . : - { }, such as rq")] = "rq"
     queues: dict[str, QueueOptions] = {}
     profile: Annotated[Literal["low", "medium", "high"] | None, kinds.one_of("low", "medium", "high")] = None
-    max_attempts: Annotated[int, kinds.whole(1, 1_000_000)] = 3
+    max_attempts: Annotated[int, kinds.whole(1, MOST_ATTEMPTS)] = 3
     retry_delay: Annotated[timedelta, kinds.span("1ms", "1d"), _shown] = timedelta(seconds=2)
     timeout: Annotated[timedelta, kinds.span("1s", "30d"), _shown] = timedelta(seconds=180)
     lease: Annotated[timedelta, kinds.span("300ms", "1h"), _shown] = timedelta(seconds=12)

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from jobq import calls, lua
-from jobq.calls import Batch, Call, Plan
 from jobq.dead_letters import ReplayReport, chunks
 from jobq.job import JobState
 from jobq.keys import Keys
 from jobq.listing import JobFilter, ids_plan
 from jobq.replies import as_int, exact_text, exact_texts
 from jobq.rq_bridge import STATUS_OF, job_from_fields
-from jobq.steps import Pause, script_head
+from jobq.steps import Batch, Call, Pause, Plan, script_head
 from jobq.views import hash_command
 
 Verb = Literal["cancel", "delete", "promote", "retry"]

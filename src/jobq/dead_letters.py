@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from jobq.calls import Batch, Call, Plan
 from jobq.errors import ConflictError
 from jobq.job import Attempt, Job, JobOwner, JobState
 from jobq.keys import Keys
@@ -18,11 +17,8 @@ from jobq.listing import JobFilter, Page, jobs_plan
 from jobq.records import decode_attempt
 from jobq.replies import clean_text, exact_text
 from jobq.rq_bridge import StreamResult, iso, job_from_fields, parse_iso
-from jobq.steps import script_head
+from jobq.steps import MOST_JOBS, Batch, Call, Plan, script_head
 from jobq.views import hash_command, job_plan, newest_result
-
-REPLAY_CHUNK = 100
-"""Jobs that one replay script takes."""
 
 _STRETCH = 1_000
 """Dead letters that one script call counts: about 2 ms in which Redis serves nobody else."""
@@ -153,7 +149,7 @@ def chunks(ids: Sequence[str], rate: float | None) -> Iterator[tuple[Sequence[st
     if rate is not None and rate <= 0:
         raise ValueError(f"rate must be above 0 jobs a second, got {rate}")
     # Four chunks a second spread the load of a slow rate; below that, one job at a time.
-    size = REPLAY_CHUNK if rate is None else max(1, min(REPLAY_CHUNK, int(rate / 4)))
+    size = MOST_JOBS if rate is None else max(1, min(MOST_JOBS, int(rate / 4)))
     for start in range(0, len(ids), size):
         chunk = ids[start : start + size]
         last = start + size >= len(ids)

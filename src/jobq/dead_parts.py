@@ -8,7 +8,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from jobq.calls import Plan
 from jobq.client_parts import AsyncRun, Run, Since
 from jobq.control import BulkReport, Progress, nobody, replay_plan
 from jobq.dead_letters import DeadGroup, DeadLetter, ReplayReport, get_plan
@@ -16,6 +15,7 @@ from jobq.editing import Draft, Editor
 from jobq.job import Job, JobState
 from jobq.listing import JobFilter, Page
 from jobq.plans import Plans, in_seconds
+from jobq.steps import Plan
 
 T = TypeVar("T")
 Parts: TypeAlias = Sequence[tuple[T, Sequence[str]]]

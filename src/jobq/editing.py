@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobq import calls, dedup, limits
-from jobq.calls import Batch, Plan
 from jobq.codec import Codec
 from jobq.dead_letters import get_plan, replay_conflict
 from jobq.errors import ConflictError, PayloadError, PayloadUnreadableError
 from jobq.job import Job, JobOwner
 from jobq.keys import Keys
+from jobq.steps import Batch, Plan
 from jobq.tasks import Registry, Task
 from jobq.views import job_plan, not_found
 

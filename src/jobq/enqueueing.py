@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 from jobq import brake, calls, dedup, events, limits, tags
-from jobq.calls import Batch, Call, EnqueueAnswer, NewJob, Plan
 from jobq.codec import Codec
 from jobq.config import Settings, warn_secret_unprotected
 from jobq.errors import (
@@ -28,12 +27,9 @@ from jobq.options import NO_OVERRIDES
 from jobq.parsing import format_duration
 from jobq.records import encode_extra, encode_overrides
 from jobq.rq_bridge import iso, job_from_fields
-from jobq.steps import Stream
+from jobq.steps import MOST_JOBS, Batch, Call, EnqueueAnswer, NewJob, Plan, Stream
 from jobq.tasks import EnqueueRequest, Task
 from jobq.views import hash_command
-
-CHUNK = 100
-"""Jobs that one enqueue script takes."""
 
 _REGISTER_EVERY_S = 60.0
 _MS = timedelta(milliseconds=1)
@@ -66,9 +62,9 @@ class _Bulk:
         for place, each in enumerate(prepared):
             by_queue.setdefault(each.queue, []).append(place)
         self.chunks = [
-            places[start : start + CHUNK]
+            places[start : start + MOST_JOBS]
             for places in by_queue.values()
-            for start in range(0, len(places), CHUNK)
+            for start in range(0, len(places), MOST_JOBS)
         ]
         self.unfinished: list[tuple[list[int], list[EnqueueAnswer]]] = []
         self.stopped = False

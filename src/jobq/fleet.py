@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from jobq.calls import Batch, Plan
 from jobq.keys import Keys
 from jobq.limits import QueueLimits
 from jobq.queues import QueueSpec
 from jobq.replies import as_int, as_map, as_text
 from jobq.rq_bridge import parse_iso
+from jobq.steps import Batch, Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,16 +56,3 @@ def quantile(counts: Mapping[int, int], q: float) -> float | None:
             return (low + (EDGES_MS[index] - low) * max(rank - seen, 0.0) / count) / 1000
         seen += max(count, 0)
     return EDGES_MS[-1] / 1000
-
-
-def share_within(counts: Mapping[int, int], limit_ms: float) -> float | None:
-    """The share, 0 to 1, of counted durations up to ``limit_ms``; exact when that is one of the edges.
-
-    Returns:
-        None when nothing was counted.
-    """
-    total = sum(counts.values())
-    if total <= 0:
-        return None
-    last = bucket(limit_ms)
-    return sum(count for index, count in counts.items() if index <= last) / total

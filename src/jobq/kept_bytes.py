@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from jobq.calls import Batch, Plan
 from jobq.keys import Keys
 from jobq.replies import exact_texts
+from jobq.steps import Batch, Plan
 
 _SAMPLE = 20
 _ENTRY = 100

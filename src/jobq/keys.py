@@ -101,14 +101,6 @@ class Keys:
         """Hash: a worker as ``rq info`` reads it."""
         return f"{self.prefix}:worker:{name}"
 
-    def queue_workers(self, queue: str) -> str:
-        """Set: keys of the workers of a queue."""
-        return f"{self.prefix}:workers:{queue}"
-
-    def scheduler_lock(self, queue: str) -> str:
-        """String: keeps rq's own scheduler off the queue."""
-        return f"{self.prefix}:scheduler-lock:{queue}"
-
     # ------------------------------------------------------------------ our keys
 
     @property

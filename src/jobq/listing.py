@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
-from jobq.calls import Batch, Plan
 from jobq.job import Job, JobOwner, JobState
 from jobq.keys import Keys
 from jobq.replies import as_text
 from jobq.rq_bridge import job_from_fields
+from jobq.steps import Batch, Plan
 from jobq.tags import names
 from jobq.views import hash_command, moment_of
 

@@ -12,22 +12,20 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 from jobq.dedup import DedupSpec, fields
 from jobq.errors import ConfigError
 from jobq.limits import Concurrency, Quota, Rate
-from jobq.queues import Priority, QueueSpec
-from jobq.retry import Backoff, Delays, RetryPolicy
+from jobq.queues import ISOLATIONS, QUEUE_NAME, Isolation, Priority, QueueSpec
+from jobq.retry import MOST_ATTEMPTS, Delays, RetryPolicy
 
 Duration: TypeAlias = float | timedelta
 Until: TypeAlias = Literal["finished", "started"] | float | timedelta
 OnDuplicate: TypeAlias = Literal["skip", "replace"]
-Isolation: TypeAlias = Literal["thread", "process"]
 PriorityName: TypeAlias = Priority | Literal["critical", "high", "medium", "low", "batch"]
 Upcast: TypeAlias = Callable[[dict[str, Any], int], dict[str, Any]]
 
 NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
-_QUEUE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # as jobq.queues has it
 _MAX_NAME: Final = 200
 _LONGEST_CORRELATION_ID = 200
-_MAX_ATTEMPTS: Final = 1_000
 _LONGEST: Final = timedelta(days=3_650)
+_DEFAULT: Final = RetryPolicy()
 _T = TypeVar("_T")
 
 
@@ -68,7 +66,7 @@ class TaskOptions:
         *,
         max_attempts: int | None = None,
         backoff: Delays | None = None,
-        default_attempts: int = 3,
+        default: RetryPolicy = _DEFAULT,
     ) -> RetryPolicy:
         """The retry policy of one job: the call's wishes before the task's, the queue's, and the default.
 
@@ -76,13 +74,13 @@ class TaskOptions:
             spec: The job's queue.
             max_attempts: What the call asked for.
             backoff: What the call asked for.
-            default_attempts: ``JOBQ_MAX_ATTEMPTS``.
+            default: As the settings say it.
         """
         if self.retry is None:
             of_queue = (spec.max_attempts, spec.backoff) if spec else (None, None)
             base = RetryPolicy(
-                max_attempts=self.max_attempts or of_queue[0] or default_attempts,
-                delays=self.backoff or of_queue[1] or Backoff(),
+                max_attempts=self.max_attempts or of_queue[0] or default.max_attempts,
+                delays=self.backoff or of_queue[1] or default.delays,
             )
         else:
             base = self.retry
@@ -184,14 +182,14 @@ def task_options(
         _check_template(task, option, template, frozenset(names), frozenset(secrets))
     return TaskOptions(
         queue=_queue(task, priority, queue) or Priority.MEDIUM.value,
-        max_attempts=_count(task, "max_attempts", max_attempts, _MAX_ATTEMPTS),
+        max_attempts=_count(task, "max_attempts", max_attempts, MOST_ATTEMPTS),
         backoff=_backoff(task, backoff),
         retry=retry,
         timeout=_duration(task, "timeout", timeout, positive=True),
         dedup=spec if isinstance(spec, DedupSpec) else None,
         rate=rate,
         concurrency=concurrency,
-        isolation=_one_of(task, "isolation", isolation, ("thread", "process")),
+        isolation=_one_of(task, "isolation", isolation, ISOLATIONS),
         version=_count(task, "version", version, 1_000_000) or 1,
         upcast=upcast,
         keep_result=bool(keep_result),
@@ -250,7 +248,7 @@ def call_overrides(
         dedup_key=dedup_key,
         dedup_until=None if dedup_until is None else _until(task, dedup_until),
         on_duplicate=_one_of(task, "on_duplicate", on_duplicate, ("skip", "replace")),
-        max_attempts=_count(task, "max_attempts", max_attempts, _MAX_ATTEMPTS),
+        max_attempts=_count(task, "max_attempts", max_attempts, MOST_ATTEMPTS),
         backoff=_backoff(task, backoff),
         timeout=_duration(task, "timeout", timeout, positive=True),
         tags=labels,
@@ -305,7 +303,7 @@ def _queue(task: str, priority: PriorityName | None, queue: str | None) -> str |
         except ValueError:
             lanes = ", ".join(repr(lane.value) for lane in Priority)
             raise _wrong(task, f"priority={priority!r}: expected one of {lanes}") from None
-    if queue is not None and not (isinstance(queue, str) and _QUEUE.fullmatch(queue)):
+    if queue is not None and not (isinstance(queue, str) and QUEUE_NAME.fullmatch(queue)):
         raise _wrong(task, f"queue={queue!r}: use letters, digits, '_', '.' and '-', such as 'email'")
     return queue
 

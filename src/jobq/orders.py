@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobq import events
-from jobq.calls import Batch, Call, Plan
 from jobq.errors import ConflictError, JobNotFoundError
 from jobq.fleet import Worker, workers_plan
 from jobq.keys import Keys
 from jobq.replies import as_text
-from jobq.steps import script_head
+from jobq.steps import Batch, Call, Plan, script_head
 
 Word = Literal["quiet", "resume", "stop"]
 
@@ -44,15 +43,6 @@ def named(workers: Sequence[Worker], name: str) -> list[Worker]:
         there = ", ".join(sorted({each.worker or each.name for each in workers})) or "none"
         raise JobNotFoundError(f"no live worker {name!r}; there are: {there}")
     return found
-
-
-def worker_plan(keys: Keys, name: str) -> Plan[list[Worker]]:
-    """The live executors of a worker, or one of them.
-
-    Raises:
-        JobNotFoundError: Nobody goes by this name.
-    """
-    return named((yield from workers_plan(keys)), name)
 
 
 def order_plan(keys: Keys, word: Word, names: Sequence[str] | None, dry_run: bool = False) -> Plan[list[str]]:

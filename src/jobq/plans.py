@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal, cast
 
 from jobq import archive, calls, control, dead_letters, events
-from jobq.calls import Plan
 from jobq.control import BulkReport, Progress, Verb
 from jobq.dead_letters import DeadLetter, replay_conflict
 from jobq.errors import ConflictError, JobNotFoundError
@@ -20,6 +19,7 @@ from jobq.keys import Keys
 from jobq.limits import Keep, QueueLimits, Rate
 from jobq.listing import JobFilter, Page, ids_plan, jobs_plan, since_moment, states_of
 from jobq.queues import QueueSpec
+from jobq.steps import Plan
 from jobq.views import job_plan, not_found, valid_id
 
 CancelAnswer = Literal["cancelled", "requested"]

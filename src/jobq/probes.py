@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, ClassVar, Self
 
-from jobq.calls import MOST_JOBS
 from jobq.keys import Keys
 from jobq.replies import as_text
-from jobq.steps import Arg, Batch, Call, Plan
+from jobq.steps import MOST_JOBS, Arg, Batch, Call, Plan
 
 _SEARCHED = 500_000
 """List entries that one script call may go through: some 10 ms."""

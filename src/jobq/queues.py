@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 from jobq.errors import ConfigError
 from jobq.limits import Concurrency, QueueLimits, Rate
-from jobq.retry import Delays, is_duration, is_number, is_whole
+from jobq.retry import MOST_ATTEMPTS, Delays, is_duration, is_number, is_whole
 
 Isolation = Literal["thread", "process"]
+ISOLATIONS: tuple[Isolation, ...] = get_args(Isolation)
 
 # No colon: Redis keys put the queue's name between colons. Also what an environment variable can spell.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _LONGEST = timedelta(days=3650)
 
 
@@ -60,6 +61,15 @@ class Retention:
         if self.size is not None and not is_whole(self.size, 0, 2**50):
             raise ConfigError(f"the size of a retention must be a whole number of bytes, got {self.size!r}")
 
+    @property
+    def age_s(self) -> int:
+        """The age in whole seconds, as Redis counts it."""
+        return int(self.age.total_seconds())
+
+
+KEEP_SUCCEEDED = Retention(timedelta(hours=24), 1_000)
+KEEP_DEAD = Retention(timedelta(days=7), 5_000)
+
 
 @dataclass(frozen=True, slots=True)
 class QueueSpec:
@@ -99,21 +109,21 @@ class QueueSpec:
     retention: Retention | timedelta | None = None
     concurrency: Concurrency | None = None
     isolation: Isolation | None = None
-    keep_succeeded: Retention = Retention(timedelta(hours=24), 1_000)
-    keep_dead: Retention = Retention(timedelta(days=7), 5_000)
+    keep_succeeded: Retention = KEEP_SUCCEEDED
+    keep_dead: Retention = KEEP_DEAD
     redis_url: str | None = None
     nice: int = 0
     priority: Priority | None = None
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not QUEUE_NAME.fullmatch(self.name):
             raise ConfigError(
                 f"a queue's name is made of letters, digits, '_', '-' and '.', at most 64, got {self.name!r}"
             )
         self._whole("slots", self.slots, 1, 10_000)
         self._whole("nice", self.nice, 0, 19)
         if self.max_attempts is not None:
-            self._whole("max_attempts", self.max_attempts, 1, 1_000_000)
+            self._whole("max_attempts", self.max_attempts, 1, MOST_ATTEMPTS)
         self._in_seconds()
         self._positive("target", self.target)
         self._positive("timeout", self.timeout)
@@ -123,7 +133,7 @@ class QueueSpec:
             raise self._wrong("concurrency", "without a key: its jobs are of many tasks", self.concurrency)
         if self.rate is not None and self.rate.key is not None:
             raise self._wrong("rate", "without a key: its jobs are of many tasks", self.rate)
-        if self.isolation not in (None, "thread", "process"):
+        if self.isolation not in (None, *ISOLATIONS):
             raise self._wrong("isolation", '"thread" or "process"', self.isolation)
         if self.priority is not None:
             if self.priority not in tuple(Priority):

@@ -19,6 +19,8 @@ from jobq.errors import ConfigError
 Jitter = float | Literal["full"]
 
 _LONGEST = timedelta(days=365)
+MOST_ATTEMPTS = 1_000_000
+"""Runs that a task, a call, a queue or the settings may allow a job."""
 
 
 def is_whole(value: object, low: int, high: int) -> bool:
@@ -271,8 +273,10 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         attempts = self.max_attempts
-        if not is_whole(attempts, 1, 1_000_000):
-            raise ConfigError(f"max_attempts must be a whole number from 1 to 1,000,000, got {attempts!r}")
+        if not is_whole(attempts, 1, MOST_ATTEMPTS):
+            raise ConfigError(
+                f"max_attempts must be a whole number from 1 to {MOST_ATTEMPTS:,}, got {attempts!r}"
+            )
         if not isinstance(self.delays, (Backoff, Fixed, Steps)):
             raise ConfigError(f"backoff must be a jobq.Backoff, Fixed or Steps, got {self.delays!r}")
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jobq.keys import Keys
+from jobq.queues import KEEP_DEAD
 from jobq.replies import exact_text, exact_texts
 from jobq.schedule_spec import StoredSchedule
 from jobq.steps import Arg, Call, script_head
@@ -217,8 +218,6 @@ def reschedule(keys: Keys, job_id: str, queue: str, due_ms: int, *, now_ms: int 
 RQ_SCHEDULED = "rq:scheduler:scheduled_jobs"
 """rq-scheduler's sorted set: job ids, scored with the second they are due; it knows no other prefix."""
 
-_KEEP_S = 7 * 86_400
-
 
 def adopt_schedule(
     keys: Keys, rq_id: str, score: float, stored: StoredSchedule, data: bytes, digest: str, slot: int
@@ -226,7 +225,7 @@ def adopt_schedule(
     """A periodic job of rq-scheduler becomes a schedule: ``adopted changed exists``."""
     args = (
         *script_head(keys, None), rq_id, score, stored.name, digest, stored.times(), stored.encode(), data, slot,
-        stored.timing.fires_at(slot), _KEEP_S,
+        stored.timing.fires_at(slot), KEEP_DEAD.age_s,
     )  # fmt: skip
     names = (RQ_SCHEDULED, keys.schedule(stored.name), keys.due, keys.schedules, keys.job(rq_id))
     return Call("schedule_adopt", names, args, exact_text)

@@ -13,6 +13,7 @@ from typing import Any
 
 from jobq.errors import ConfigError
 from jobq.parsing import build_redis_url, parse_switch
+from jobq.queues import QUEUE_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,6 @@ class Raw:
 Found = dict[tuple[str, ...], Raw]
 """By path: ``("lease",)`` or ``("queues", "email", "slots")``."""
 
-_QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # Kubernetes describes a service called jobq (or jobq-…) in variables of these forms.
 _ORCHESTRATOR = re.compile(r".*_?SERVICE_(HOST|PORT)(_\w+)?|(.*_)?PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?")
 _SERVICE_ADDRESS = re.compile(r"(?:tcp|udp)://(\[.+\]|[^:/]+):(\d+)")
@@ -116,7 +116,7 @@ class Sources:
         given = {name: value for name, value in flags.items() if value is not None}
         found |= self._from_table(given, "argument", "")
         for path, raw in found.items():
-            if path[0] == "queues" and not _QUEUE_NAME.fullmatch(path[1]):
+            if path[0] == "queues" and not QUEUE_NAME.fullmatch(path[1]):
                 raise ConfigError(
                     f"{raw.label}: a queue's name has letters, digits, _ . and -, at most 64, not {path[1]!r}"
                 )

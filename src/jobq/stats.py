@@ -7,13 +7,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jobq.calls import Batch, Plan
 from jobq.connection import durability_of
 from jobq.fleet import Worker, queue_info, queue_names, worker_commands, worker_names, worker_of
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.replies import as_int, as_map, as_text
 from jobq.snapshot import WINDOW, Counters, QueueStats, RedisStats, Stats
+from jobq.steps import Batch, Plan
 
 __all__ = ["WINDOW", "Counters", "QueueStats", "RedisStats", "Stats", "redis_stats", "stats_plan", "united"]
 

@@ -13,9 +13,13 @@ from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 from jobq import lua
 from jobq.errors import JobqError
 from jobq.keys import Keys
+from jobq.queues import KEEP_SUCCEEDED
 
 T = TypeVar("T")
 Arg: TypeAlias = str | bytes | int | float
+
+MOST_JOBS = 100
+"""Jobs that one script call takes: it bounds how long Redis serves nobody else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +233,7 @@ class Outcome:
     result: bytes = b""
     exc: bytes = b""
     worker: str = ""
-    keep_s: int = 86_400
-    keep_max: int = 0
+    keep_s: int = KEEP_SUCCEEDED.age_s
     crash: bool = False
     alone: bool = False
     counters: tuple[str, ...] = ()

@@ -30,43 +30,15 @@ from jobq.connection import Deadline, detached
 from jobq.errors import JobqError, QueueFullError, StoreError, StorePermissionError, StoreUnavailableError
 from jobq.steps import (
     Batch,
-    Beat,
     Call,
-    Claim,
-    Claimed,
-    EnqueueAnswer,
-    NewJob,
-    Outcome,
     Pause,
     Plan,
-    Promoted,
-    Rescued,
     Step,
     Stream,
 )
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
-
-__all__ = [
-    "AsyncStore",
-    "Batch",
-    "Beat",
-    "Call",
-    "Claim",
-    "Claimed",
-    "EnqueueAnswer",
-    "Link",
-    "NewJob",
-    "Outcome",
-    "Plan",
-    "Promoted",
-    "Rescued",
-    "Step",
-    "Store",
-    "is_demoted",
-    "translate",
-]
 
 T = TypeVar("T")
 

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from jobq.calls import MOST_JOBS
 from jobq.keys import Keys
 from jobq.probes import (
     DedupProbe,
@@ -24,7 +23,7 @@ from jobq.probes import (
 )
 from jobq.queues import QueueSpec
 from jobq.replies import as_text
-from jobq.steps import Batch, Plan
+from jobq.steps import MOST_JOBS, Batch, Plan
 from jobq.tags import KEEP
 
 _PAGE = 1_000

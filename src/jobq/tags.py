@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
-from jobq.calls import Batch
 from jobq.keys import Keys
+from jobq.steps import Batch
 
 MOST_JOBS = 100_000
 """Jobs that one tag or correlation id finds; the oldest go first."""

@@ -20,7 +20,6 @@ from jobq.limits import Concurrency, Quota, Rate
 from jobq.options import (
     NO_OVERRIDES,
     Duration,
-    Isolation,
     OnDuplicate,
     Overrides,
     PriorityName,
@@ -32,6 +31,7 @@ from jobq.options import (
     task_options,
 )
 from jobq.params import ParamSet, Secret
+from jobq.queues import Isolation
 from jobq.registry import Registry, load_app, registry
 from jobq.retry import Delays, RetryPolicy
 

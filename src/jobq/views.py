@@ -9,12 +9,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from jobq.calls import Batch, Plan
 from jobq.errors import JobNotFoundError, PayloadUnreadableError
 from jobq.job import ID_PATTERN, Attempt, Job, JobOwner, JobState
 from jobq.keys import Keys
 from jobq.records import decode_attempt
 from jobq.rq_bridge import JOB_FIELDS, StreamResult, job_from_fields, read_result
+from jobq.steps import Batch, Plan
 
 
 def moment_of(job: Job) -> datetime | None:

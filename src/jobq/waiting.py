@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from jobq.calls import Batch, Plan
 from jobq.dead_letters import last_line
 from jobq.errors import JobFailedError
 from jobq.job import Job, JobOwner, JobState
 from jobq.keys import Keys
 from jobq.records import decode_attempt
+from jobq.steps import Batch, Plan
 from jobq.views import hash_command, job_of, newest_result, valid_id
 
 FLAG_S = 60

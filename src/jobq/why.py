@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jobq.calls import Batch, Plan
 from jobq.fleet import QueueInfo, Worker, queue_info, workers_plan
 from jobq.job import Attempt, Job, JobOwner, JobState
 from jobq.keys import Keys
@@ -17,6 +16,7 @@ from jobq.reasons import STATE_CODES, Reason, park_code, reason
 from jobq.records import decode_attempt
 from jobq.replies import as_int, as_map, as_text
 from jobq.snapshot import Counters
+from jobq.steps import Batch, Plan
 from jobq.views import job_plan
 
 FARTHEST = 100_000

@@ -22,6 +22,7 @@ from jobq.job import Job
 from jobq.keys import Keys
 from jobq.private_server import PrivateServer
 from jobq.rq_bridge import iso
+from jobq.steps import Outcome
 from jobq.store import Link
 from tests.interop import app
 from tests.support.processes import jobq_worker, until
@@ -256,7 +257,7 @@ def test_a_lost_claim_yields_the_same_jobs(
     assert server.zcard("jobq:leases") == server.zcard("rq:wip:high") == 3
 
     outcomes = [
-        calls.Outcome(job_id=job.id, token=job.token, kind="succeeded", spends=True, counters=("s:i.add",))
+        Outcome(job_id=job.id, token=job.token, kind="succeeded", spends=True, counters=("s:i.add",))
         for job in claim.jobs
     ]
     settle = calls.settle(Keys(), "high", outcomes, iso())

@@ -9,9 +9,9 @@ import redis
 
 import jobq
 from jobq import calls
-from jobq.calls import NewJob
 from jobq.errors import StoreError
 from jobq.memory import NOT_OURS, MemoryReport, memory_plan
+from jobq.steps import NewJob
 from tests.support.hand import Hand
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import redis
 
-from jobq import calls, histogram
+from jobq import histogram
 from jobq.client import Client
 from jobq.health import Thresholds, judge
+from jobq.registration import register_worker
 from jobq.stats import Counters, QueueStats, RedisStats, Stats
 from jobq.tasks import Registry, task
 from tests.support.hand import Hand
@@ -41,7 +42,7 @@ def _register(client: Client, name: str = "w1", **more: object) -> None:
         "queues": ["medium"], "slots": 5, "busy": 2, "tasks": ["s.add"], "host": "h", "pid": 7, "state": "busy",
         "birth_ms": 0, "now_ms": 1_000, **more,
     }  # fmt: skip
-    client.run(calls.register_worker(client.keys, name=name, **fields))  # type: ignore[arg-type]
+    client.run(register_worker(client.keys, name=name, **fields))  # type: ignore[arg-type]
 
 
 def test_the_document_is_the_contracts(client: Client) -> None:

@@ -17,11 +17,12 @@ import redis
 
 import jobq
 from jobq import calls, lua
-from jobq.calls import Claim
 from jobq.client import Client
 from jobq.errors import JobNotFoundError
 from jobq.job import DEAD_REASONS, JobState
 from jobq.reasons import CLAIM_CODES, STATE_CODES, WORDS, park_code
+from jobq.registration import register_worker
+from jobq.steps import Claim
 from jobq.tasks import Registry, task
 from jobq.why import Why
 from tests.support.hand import Hand
@@ -59,7 +60,7 @@ def serve(client: Client, *, state: str = "idle", busy: int = 0, tasks: tuple[st
     """A worker of the medium lane, as far as Redis can tell."""
     now = time.time_ns() // 1_000_000
     client.run(
-        calls.register_worker(
+        register_worker(
             client.keys, name="w1-medium", queues=("medium",), slots=2, busy=busy, tasks=tasks, host="h", pid=1,
             state=state, birth_ms=now, now_ms=now,
         )

@@ -32,6 +32,7 @@ import jobq
 from jobq import calls
 from jobq.codec import Serializer
 from jobq.private_server import free_port
+from jobq.registration import register_worker
 from tests.interop import app
 from tests.support.hand import Hand
 from tests.support.processes import BIN, environment, jobq_worker, program, until
@@ -244,7 +245,7 @@ def test_rq_reads_along_while_a_worker_dies_and_its_jobs_are_rescued(
 def test_worker_all_reads_an_executor(default_client: jobq.Client, redis_client: redis.Redis) -> None:
     now_ms = time.time_ns() // 1_000_000
     default_client.run(
-        calls.register_worker(
+        register_worker(
             default_client.keys, name="host-1-high", queues=("high",), slots=10, busy=2, tasks=("i.add",),
             host="host", pid=4711, state="busy", birth_ms=now_ms - 5000, now_ms=now_ms, version="0",
         )

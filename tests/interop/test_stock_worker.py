@@ -11,8 +11,8 @@ import redis
 from rq.job import Job as RqJob
 
 import jobq
-from jobq import calls
 from jobq.codec import Serializer
+from jobq.registration import register_worker
 from tests.interop import app
 from tests.support.hand import Hand
 from tests.support.processes import jobq_worker, rq_worker
@@ -135,7 +135,7 @@ def test_its_scheduler_leaves_our_due_jobs_alone(
     default_client: jobq.Client, redis_url: str, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
     default_client.run(
-        calls.register_worker(
+        register_worker(
             default_client.keys, name="w", queues=("high",), slots=1, busy=0, tasks=(), host="h", pid=1,
             state="idle", birth_ms=1, now_ms=1,
         )

@@ -10,10 +10,9 @@ import fakeredis
 import pytest
 
 from jobq import calls
-from jobq.calls import Claim, Claimed, NewJob, Outcome
 from jobq.keys import Keys
-from jobq.steps import Suspects
-from jobq.store import Call, Store
+from jobq.steps import Call, Claim, Claimed, NewJob, Outcome, Suspects
+from jobq.store import Store
 from tests.support.server import Servers
 
 T0 = 1_800_000_000_000

@@ -14,6 +14,7 @@ import jobq
 from jobq import calls
 from jobq.audit import KINDS, Finding, audit, confirm, repair
 from jobq.queues import LANES
+from jobq.steps import Outcome
 from tests.lua.conftest import Bench
 
 NO_GRACE = timedelta(0)
@@ -249,7 +250,7 @@ def test_a_run_without_lease_is_rescued_when_its_new_one_ends(bench: Bench) -> N
 def test_whoever_has_the_job_may_still_settle_under_its_own_token(bench: Bench) -> None:
     bench.redis.zrem("jobq:leases", HELD)
     repair(runner(bench), look(bench))
-    outcome = calls.Outcome(job_id="held", token="ex.6", kind="succeeded")
+    outcome = Outcome(job_id="held", token="ex.6", kind="succeeded")
     assert bench.run(calls.settle(bench.keys, "q", [outcome], "2027-01-15T08:00:02.000000Z")) == ["ok"]
     assert look(bench) == []
 
@@ -263,7 +264,7 @@ def test_what_was_settled_after_the_look_is_left_alone(bench: Bench) -> None:
     repair(runner(bench), found)
     jobs = bench.claim(1).jobs
     assert bench.settle(*jobs, kind="succeeded") == ["ok"]
-    outcome = calls.Outcome(job_id="held", token="ex.6", kind="succeeded")
+    outcome = Outcome(job_id="held", token="ex.6", kind="succeeded")
     assert bench.run(calls.settle(bench.keys, "q", [outcome], "2027-01-15T08:00:02.000000Z")) == ["ok"]
     before = bench.snapshot()
     assert repair(runner(bench), found) == []
@@ -275,7 +276,7 @@ def test_a_later_run_of_the_same_job_is_another_matter(bench: Bench) -> None:
     found = look(bench)
     assert told(found) == [("no_lease", "held")]
     repair(runner(bench), found)
-    outcome = calls.Outcome(job_id="held", token="ex.6", kind="hand_back")
+    outcome = Outcome(job_id="held", token="ex.6", kind="hand_back")
     assert bench.run(calls.settle(bench.keys, "q", [outcome], "2027-01-15T08:00:02.000000Z")) == ["ok"]
     again = calls.claim(
         bench.keys, "q", exec_id="other", number=1, n=1, lease_ms=12_000, worker_name="w2",

@@ -8,6 +8,7 @@ import pytest
 
 from jobq import calls
 from jobq.limits import Concurrency, QueueLimits, Quota, Rate
+from jobq.steps import Claim, Claimed
 from tests.lua.conftest import T0, Bench
 
 MINUTE = 60_000
@@ -24,7 +25,7 @@ def gated(bench: Bench, *ids: str, lm: str, queue: str = "q") -> None:
     bench.enqueue(*ids, queue=queue, fields={"lm": lm})
 
 
-def ids(claim: calls.Claim) -> list[str]:
+def ids(claim: Claim) -> list[str]:
     return [job.id for job in claim.jobs]
 
 
@@ -207,7 +208,7 @@ def test_a_rescue_gives_the_place_back(bench: Bench) -> None:
     assert ids(bench.claim(1)) == []
 
 
-def lost_hash(bench: Bench) -> calls.Claimed:
+def lost_hash(bench: Bench) -> Claimed:
     """A job that an rq tool deleted while it runs, and one that waits for its place."""
     gated(bench, "a", "b", lm=C1)
     (a,) = bench.claim(10).jobs

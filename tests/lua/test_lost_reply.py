@@ -13,9 +13,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from jobq import calls
-from jobq.calls import Outcome
 from jobq.errors import StoreUnavailableError
 from jobq.keys import Keys
+from jobq.steps import Outcome
 from jobq.store import Link, Store
 from tests.lua.conftest import Bench
 

@@ -9,6 +9,7 @@ import pytest
 
 from jobq import calls
 from jobq.errors import QueueFullError
+from jobq.registration import register_worker
 from tests.lua.conftest import Bench
 
 
@@ -78,4 +79,4 @@ def test_all_else_passes(real: Bench, full: Callable[[], None]) -> None:
 def test_a_worker_registers(real: Bench, full: Callable[[], None]) -> None:
     full()
     worker: dict[str, Any] = {"slots": 1, "busy": 0, "tasks": (), "host": "h", "pid": 7, "state": "idle"}
-    assert real.run(calls.register_worker(real.keys, name="w", queues=("q",), birth_ms=1, now_ms=1, **worker))
+    assert real.run(register_worker(real.keys, name="w", queues=("q",), birth_ms=1, now_ms=1, **worker))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from jobq import calls
+from jobq.registration import register_worker, unregister_worker
 from jobq.rq_bridge import iso
 from tests.lua.conftest import T0, Bench
 
@@ -371,9 +372,7 @@ def test_prune_sweeps_the_retrying(bench: Bench) -> None:
 def test_workers_come_and_go(bench: Bench) -> None:
     now = time.time_ns() // 1_000_000
     worker = {"slots": 10, "busy": 1, "tasks": ("t.x",), "host": "h", "pid": 7, "state": "draining"}
-    call = calls.register_worker(
-        bench.keys, name="w1", queues=("q", "q2"), birth_ms=now, now_ms=now, **worker
-    )  # type: ignore[arg-type]
+    call = register_worker(bench.keys, name="w1", queues=("q", "q2"), birth_ms=now, now_ms=now, **worker)  # type: ignore[arg-type]
     bench.run(call, repeats=2)
     assert bench.redis.smembers("rq:workers") == {b"rq:worker:w1"}
     assert bench.redis.hget("rq:worker:w1", "queues") == b"q,q2"
@@ -382,7 +381,7 @@ def test_workers_come_and_go(bench: Bench) -> None:
     assert 0 < bench.redis.ttl("rq:worker:w1") <= 60
     assert bench.redis.get("rq:scheduler-lock:q2") == b"jobq"
     assert bench.redis.smembers("rq:queues") == {b"rq:queue:q", b"rq:queue:q2"}
-    bench.run(calls.unregister_worker(bench.keys, "w1", ("q", "q2")), repeats=2)
+    bench.run(unregister_worker(bench.keys, "w1", ("q", "q2")), repeats=2)
     assert not bench.redis.exists("rq:workers", "rq:workers:q", "rq:worker:w1", "jobq:worker:w1")
 
 

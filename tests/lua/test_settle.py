@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from jobq import calls
-from jobq.calls import Outcome
+from jobq.steps import Outcome
 from tests.lua.conftest import T0, Bench
 
 S0 = T0 // 1000

@@ -15,7 +15,8 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from jobq import calls, lua
 from jobq.errors import QueueFullError, StoreError, StorePermissionError, StoreUnavailableError
 from jobq.keys import Keys
-from jobq.store import AsyncStore, Batch, Call, Link, Plan, Store, translate
+from jobq.steps import Batch, Call, Plan
+from jobq.store import AsyncStore, Link, Store, translate
 from tests.lua.conftest import Bench
 from tests.support.server import ServerFactory
 

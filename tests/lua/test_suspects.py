@@ -6,6 +6,7 @@ import pytest
 
 from jobq import calls
 from jobq.keys import SUSPECTS
+from jobq.steps import Claim
 from tests.lua.conftest import Bench
 
 
@@ -15,7 +16,7 @@ def suspect(bench: Bench, job_id: str = "s", **fields: str) -> None:
     bench.redis.hset(f"rq:job:{job_id}", mapping=fields or {"crashes": "1"})
 
 
-def ids(claim: calls.Claim) -> list[str]:
+def ids(claim: Claim) -> list[str]:
     return [job.id for job in claim.jobs]
 
 

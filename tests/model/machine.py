@@ -11,10 +11,9 @@ from typing import Any
 from unittest import mock
 
 from jobq import calls, lua
-from jobq.calls import NewJob, Outcome
 from jobq.keys import Keys
 from jobq.rq_bridge import iso
-from jobq.steps import Call
+from jobq.steps import Call, Claim, EnqueueAnswer, NewJob, Outcome
 from tests.model.invariants import COUNTER, History, Step, check
 from tests.model.reference import LEASE_MS, End, Job, New, Reference, Suspects
 from tests.model.snapshot import Snapshot, run
@@ -160,7 +159,7 @@ class Pair:
         replaced = Counter(job_id for word, job_id in expected if word == "replaced")
         still = before - {job_id for job_id, times in replaced.items() if times > 1}
 
-        def read(answers: list[calls.EnqueueAnswer]) -> list[tuple[str, str]]:
+        def read(answers: list[EnqueueAnswer]) -> list[tuple[str, str]]:
             if any(one.dedup for one in new):
                 self._adopt_order(still)
             return [tuple(answer) for answer in answers]
@@ -201,7 +200,7 @@ class Pair:
             now_ms=now,
         )
 
-        def read(claim: calls.Claim) -> Any:
+        def read(claim: Claim) -> Any:
             return claim.status, [(j.id, payload(j.data), j.attempts, j.lost, j.crashes) for j in claim.jobs]
 
         answer = self.call(call, expected, read, queue=queue, exec_id=exec_id, number=number)

@@ -18,9 +18,8 @@ from typing import Any, Literal
 import pytest
 
 from jobq import calls
-from jobq.calls import NewJob, Outcome
 from jobq.rq_bridge import iso
-from jobq.steps import Call
+from jobq.steps import Call, Claim, NewJob, Outcome
 from tests.model.invariants import COUNTER, INVARIANTS, History, Step
 from tests.model.machine import KEYS, T0, load_scripts
 from tests.model.reference import LEASE_MS, End
@@ -269,7 +268,7 @@ def _fields() -> dict[str, str]:
     }
 
 
-def _claim_call(exec_id: str, number: int, n: int, now_ms: int) -> Call[calls.Claim]:
+def _claim_call(exec_id: str, number: int, n: int, now_ms: int) -> Call[Claim]:
     return calls.claim(
         KEYS, "q", exec_id=exec_id, number=number, n=n, lease_ms=LEASE_MS, worker_name=exec_id,
         started_at_iso=iso(now_ms), now_ms=now_ms,

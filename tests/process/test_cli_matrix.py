@@ -18,10 +18,11 @@ import pytest
 import redis
 
 import jobq
-from jobq import calls, joblog
+from jobq import joblog
 from jobq.cli import root
 from jobq.cli.common import Exit, State
 from jobq.private_server import PrivateServer, free_port
+from jobq.registration import register_worker
 from tests.process import cli_tasks
 from tests.process.cli_rows import COLUMNS, ROWS, Row
 from tests.process.test_cli import HERE, JOBQ, Cli, one_line
@@ -77,7 +78,7 @@ def fill(client: jobq.Client, server: redis.Redis) -> dict[str, str]:
     client.schedules.add("nightly", confirm, {"order_id": "n"}, cron="0 2 * * *")
     now = time.time_ns() // 1_000_000
     client.run(
-        calls.register_worker(
+        register_worker(
             client.keys, name="w1", queues=("high",), slots=2, busy=0, tasks=("shop.confirm",), host="h", pid=1,
             state="idle", birth_ms=now, now_ms=now, version="1",
         )

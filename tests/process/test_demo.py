@@ -15,8 +15,8 @@ import pytest
 
 from jobq import demo
 from jobq.demo.peers import ROWS, Gateway, make_ledger
-from jobq.enqueueing import CHUNK
 from jobq.job import Job, JobState
+from jobq.steps import MOST_JOBS
 from jobq.tasks import EnqueueRequest
 from tests.support.processes import until
 from tests.support.workers import alive
@@ -145,7 +145,7 @@ def test_each_pair_of_equal_payments_is_enqueued_in_one_atomic_step() -> None:
     recorder: Any = _Recorder()
     demo._enqueue(recorder)
     ids = [request.params["payment_id"] for request in recorder.sent["jobq.process_payment"]]
-    first_step = Counter(ids[:CHUNK])
+    first_step = Counter(ids[:MOST_JOBS])
     assert len(ids) == demo.PAYMENTS + demo.TWICE
     assert sum(count == 2 for count in first_step.values()) == demo.TWICE
 

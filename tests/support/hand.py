@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from jobq import calls, histogram
-from jobq.calls import Claimed
 from jobq.client import Client
 from jobq.job import Attempt
 from jobq.records import encode_attempt
 from jobq.rq_bridge import encode_exc, encode_result, iso
+from jobq.steps import Claimed, Outcome
 
 _TRACE = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\nValueError: no funds'
 
@@ -33,7 +33,7 @@ class Hand:
 
     def settle(self, job: Claimed, kind: str = "succeeded", *, queue: str = "medium", **more: Any) -> str:
         """End one attempt; returns the script's word."""
-        outcome = calls.Outcome(job_id=job.id, token=job.token, kind=kind, worker=self._name, **more)  # type: ignore[arg-type]
+        outcome = Outcome(job_id=job.id, token=job.token, kind=kind, worker=self._name, **more)  # type: ignore[arg-type]
         return self._client.run(calls.settle(self._client.keys, queue, [outcome], iso()))[0]
 
     def succeed(self, queue: str = "medium", value: Any = None, *, wait_ms: float = 1.0) -> Claimed:

@@ -44,13 +44,7 @@ def test_a_quantile_is_within_a_bucket_of_the_true_one(q: float) -> None:
 def test_nothing_counted_has_no_quantile() -> None:
     assert histogram.quantile({}, 0.5) is None
     assert histogram.quantile({3: 0}, 0.5) is None
-    assert histogram.share_within({}, 1000) is None
 
 
 def test_beyond_the_last_edge_reads_as_one_hour() -> None:
     assert histogram.quantile({histogram.OVERFLOW: 5}, 0.99) == 3600
-
-
-def test_the_share_within_a_target_is_exact_at_an_edge() -> None:
-    counts = {histogram.bucket(1000): 3, histogram.bucket(1000.1): 1}
-    assert histogram.share_within(counts, 1000) == 0.75

@@ -13,17 +13,20 @@ from typing import Annotated, Any
 import pytest
 
 import jobq
-from jobq.calls import Claimed
 from jobq.codec import Codec
+from jobq.config import Settings
 from jobq.failures import describe_error
 from jobq.queues import LANES
 from jobq.records import encode_extra
+from jobq.retry import Backoff, RetryPolicy
 from jobq.rq_bridge import encode_result
+from jobq.steps import Claimed
 from jobq.tasks import Registry, Task, task
 from jobq.worker.attempt import Assignment
 from jobq.worker.children import decode_report, decode_work, encode_report, encode_work
 from jobq.worker.opening import PARK_UNSUPPORTED, no_key_bucket
 from jobq.worker.runner import Runner
+from jobq.worker.spawner import describe
 
 KEY = "k" * 32
 
@@ -57,6 +60,11 @@ def none() -> None: ...
 @_declare("r.correlated")
 def correlated() -> str:
     return jobq.current_job().correlation_id
+
+
+@_declare("r.fails")
+def fails() -> None:
+    raise RuntimeError("no luck")
 
 
 @_declare("r.raises", max_attempts=2, backoff=jobq.Fixed(7))
@@ -112,13 +120,14 @@ def runner(sink: Sink) -> Runner:
     return make_runner(sink)
 
 
-def make_runner(sink: Sink, codec: Codec | None = None) -> Runner:
+def make_runner(sink: Sink, codec: Codec | None = None, default: RetryPolicy | None = None) -> Runner:
     return Runner(
         codec=codec or Codec(),
         registry=tasks,
         spec=LANES["high"],
         worker="w-1",
         sink=sink,
+        default=default,
         rand=random.Random(1),
     )
 
@@ -129,6 +138,17 @@ def test_a_success_carries_its_result_and_its_counters(runner: Runner) -> None:
     assert report.outcome.result
     assert report.outcome.counters[0] == "s:r.ok"
     assert report.outcome.counters[-1] == "m"  # 10 ms is within the target of 5 s
+
+
+def test_the_settings_say_how_a_task_without_a_policy_is_retried(sink: Sink) -> None:
+    policy = Settings(max_attempts=2, retry_delay="9s", redis_url="redis://h").retry_policy()
+    runner = make_runner(sink, default=policy)
+    first = runner.run(work(fails)).outcome
+    assert (first.kind, 9_000 <= first.delay_ms <= 11_250) == ("retry", True)
+    assert runner.run(work(fails, attempts=1)).outcome.kind == "dead"
+    assert describe(tasks, Settings(retry_delay="9s", redis_url="redis://h"))["r.fails"] == (
+        RetryPolicy(3, Backoff(base=9)).to_dict()
+    )
 
 
 def test_a_task_reads_its_correlation_id(runner: Runner) -> None:

@@ -346,9 +346,11 @@ def test_options_are_kept() -> None:
 
 @pytest.mark.covers("O-09", "B-06")
 def test_the_retry_policy_prefers_call_then_task_then_queue() -> None:
-    lane = LANES["high"]
-    assert make(add).spec.policy(lane, default_attempts=4).max_attempts == 4
-    assert make(add, max_attempts=7).spec.policy(lane, default_attempts=4).max_attempts == 7
+    lane, settings = LANES["high"], RetryPolicy(max_attempts=4, delays=Fixed(5))
+    assert make(add).spec.policy(lane, default=settings).max_attempts == 4
+    assert make(add).spec.policy(lane, default=settings).delays == Fixed(5)
+    assert make(add, backoff=Fixed(1)).spec.policy(lane, default=settings).delays == Fixed(1)
+    assert make(add, max_attempts=7).spec.policy(lane, default=settings).max_attempts == 7
     own = RetryPolicy(max_attempts=9, delays=Fixed(1))
     assert make(add, retry=own).spec.policy(lane) is own
     asked = make(add, retry=own).spec.policy(lane, max_attempts=1, backoff=Backoff(base=9))
@@ -620,7 +622,7 @@ def test_handler_before_default() -> None:
     assert h.is_async
     assert asyncio.run(h.fn(name="c")) == "hello c"
     h.clear_handler()
-    assert not h.has_handler
+    assert not h.is_async
 
 
 # -- the current job -------------------------------------------------------------------------- ---

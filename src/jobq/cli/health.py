@@ -98,6 +98,6 @@ def worker(state: State, name: str | None) -> int:
 
 
 def _ping() -> Any:
-    from jobq.store import Batch  # late: redis
+    from jobq.steps import Batch  # late: redis
 
     return Batch((("PING",),))

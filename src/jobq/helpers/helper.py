@@ -64,11 +64,6 @@ class Helper(Task[P, R], Generic[P, R, H]):
         self._handler = None
 
     @property
-    def has_handler(self) -> bool:
-        """Whether the application registered a handler."""
-        return self._handler is not None
-
-    @property
     def is_async(self) -> bool:
         """Whether the handler is a coroutine function; the defaults are not."""
         return self._handler is not None and is_async(self._handler)

@@ -103,7 +103,7 @@ def child_entry(settings: Settings, body: dict[str, Any], fds: list[int]) -> int
         spec=settings.queue_specs()[body["queue"]],
         worker=body["worker"],
         sink=line,
-        default_attempts=settings.max_attempts,
+        default=settings.retry_policy(),
         result_limit=settings.result_limit,
     )
     alarm = _Alarm()

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from jobq import calls
 from jobq.keys import SUSPECTS, Keys
 from jobq.rq_bridge import iso
-from jobq.steps import Call, Claim
+from jobq.steps import MOST_JOBS, Call, Claim
 from jobq.worker.spec import LaneSpec
-
-BATCH = 100
-"""Jobs per script call at most."""
 
 _RECHECK_S = 1.0
 
@@ -68,7 +65,7 @@ class Claims:
                 self._lane.queue,
                 exec_id=self._lane.exec_id,
                 number=self._number,
-                n=min(room, BATCH),
+                n=min(room, MOST_JOBS),
                 lease_ms=self._lane.lease_ms,
                 worker_name=self._lane.worker,
                 started_at_iso=iso(),

@@ -21,13 +21,13 @@ from jobq.joblog import RUNNING_S, add_lines
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
 from jobq.rq_bridge import iso
-from jobq.steps import Call, Claim, Claimed
+from jobq.steps import MOST_JOBS, Call, Claim, Claimed
 from jobq.store import Link
 from jobq.tasks import Registry, registry
 from jobq.worker.attempt import Assignment, Report
 from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.children import ChildExecutor
-from jobq.worker.claims import BATCH, Claims
+from jobq.worker.claims import Claims
 from jobq.worker.executors import PREFETCH_RUN_S, Executors
 from jobq.worker.inbox import Inbox
 from jobq.worker.listening import Listener
@@ -81,7 +81,7 @@ class LaneExecutor:
             spec=spec,
             worker=lane.worker,
             sink=self._inbox,
-            default_attempts=settings.max_attempts,
+            default=settings.retry_policy(),
             result_limit=settings.result_limit,
         )
         self._executors = Executors(lane, spec, settings, tasks, runner, self._inbox, spawner)
@@ -108,7 +108,7 @@ class LaneExecutor:
             self._table.beat(now)
             if now - self._last_listened > _LISTEN_EVERY_S:
                 self._listen(0.0, queue=False)  # no turn of a busy loop sleeps, yet others have their say
-            reports = self._inbox.take(BATCH)
+            reports = self._inbox.take(MOST_JOBS)
             plan = self._plan(reports)
             if plan:
                 self._exchange(plan, reports)

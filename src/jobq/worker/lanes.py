@@ -94,7 +94,7 @@ class Lanes:
                     lane.send("wake")
 
     def registrations(self, queues: Collection[str]) -> list[dict[str, Any]]:
-        """What Redis is to show of each executor, as arguments of ``calls.register_worker``."""
+        """What Redis is to show of each executor, as arguments of ``register_worker``."""
         now_ms = time.time_ns() // 1_000_000
         with self._lock:
             # One without a process id has not been forked yet; of two for one queue the successor waits for its turn.

@@ -23,11 +23,12 @@ from jobq.job import Attempt
 from jobq.kept_bytes import fitting_plan
 from jobq.keys import Keys
 from jobq.probes import free_dedup
-from jobq.queues import QueueSpec, Retention
+from jobq.queues import KEEP_DEAD, QueueSpec, Retention
 from jobq.records import encode_attempt
+from jobq.registration import register_worker, unregister_worker
 from jobq.replies import as_int, as_text
 from jobq.retry import Dead, RetryPolicy
-from jobq.steps import Batch, Outcome
+from jobq.steps import MOST_JOBS, Batch, Outcome
 from jobq.store import Store
 from jobq.worker.opening import override_policy
 
@@ -49,7 +50,6 @@ REGISTER_S = 10.0
 LOOK_S = 0.25
 _OUTAGE = 2
 """Failures in a row that are an outage: after one, the connection may just have been closed."""
-_KEEP_DEAD_S = 7 * 86_400
 _MOST_ROUNDS = 20
 """Full batches in a row before the other duties have their turn."""
 
@@ -83,7 +83,7 @@ class Fleet:
         name: The worker's.
         members: ``<id>:<token>`` of every job in the executors' hands that may still be extended.
         tell: Passes the members whose lease is lost, or that were asked to stop, on to the executors.
-        workers: The registration of each executor, as arguments of ``calls.register_worker``.
+        workers: The registration of each executor, as arguments of ``register_worker``.
         found_suspects: Takes the name of a queue where jobs wait to run apart.
         thresholds: Of the memory brake, for each queue of the settings.
     """
@@ -143,7 +143,7 @@ class Promote:
             promoted = store.run(calls.promote(fleet.keys, queues))
             if promoted.gate:
                 store.run(calls.open_gates(fleet.keys))
-            if promoted.count < 100:
+            if promoted.count < MOST_JOBS:
                 return
 
 
@@ -163,7 +163,7 @@ class Rescue:
                     queue=queue,
                     outcome=word,
                 )
-            if len(rescued.moved) < 100:
+            if len(rescued.moved) < MOST_JOBS:
                 return
 
 
@@ -208,10 +208,10 @@ class Prune:
                         name,
                         keep_succeeded=succeeded,
                         keep_dead=dead,
-                        keep_cancelled_s=int(spec.keep_succeeded.age.total_seconds()),
+                        keep_cancelled_s=spec.keep_succeeded.age_s,
                     )
                 )
-                if deleted < calls.MOST_JOBS:
+                if deleted < MOST_JOBS:
                     break
             else:
                 behind = True
@@ -235,7 +235,7 @@ class Sweep:
     def tick(self, store: Store, fleet: Fleet) -> None:
         page = store.run(
             Batch(
-                (("SCAN", self._cursor, "MATCH", f"{fleet.keys.dedup('')}*", "COUNT", calls.MOST_JOBS),),
+                (("SCAN", self._cursor, "MATCH", f"{fleet.keys.dedup('')}*", "COUNT", MOST_JOBS),),
                 lambda replies: replies[0],
             )
         )
@@ -265,7 +265,7 @@ class FreeRqSlots:
 
     def tick(self, store: Store, fleet: Fleet) -> None:
         for _ in range(_MOST_ROUNDS):
-            if store.run(calls.free_rq_slots(fleet.keys)) < 100:
+            if store.run(calls.free_rq_slots(fleet.keys)) < MOST_JOBS:
                 return
 
 
@@ -305,7 +305,7 @@ class Register:
         if seen == self._shown and now < self._again:
             return
         for worker in workers:
-            store.run(calls.register_worker(fleet.keys, **worker))
+            store.run(register_worker(fleet.keys, **worker))
         self._shown, self._again = seen, now + REGISTER_S
 
 
@@ -427,7 +427,7 @@ class Keeper:
     def _settle(self, settlement: Settlement) -> None:
         keys, queue = self._fleet.keys, settlement.queue
         spec = self._fleet.specs.get(queue)
-        keep_dead_s = int(spec.keep_dead.age.total_seconds()) if spec else _KEEP_DEAD_S
+        keep_dead_s = (spec.keep_dead if spec else KEEP_DEAD).age_s
         # What was interrupted once too often is dead, and kept as long as the queue's other dead letters.
         outcomes = [replace(outcome, keep_s=keep_dead_s) for outcome in self._with_history(settlement)]
         outcomes += [self._timed_out(job_id, token, keep_dead_s) for job_id, token in settlement.timed_out]
@@ -436,8 +436,8 @@ class Keeper:
             for job_id, token in self._store.run(calls.last_claim(keys, settlement.exec_id)):
                 if job_id not in known:
                     outcomes.append(Outcome(job_id=job_id, token=token, kind="hand_back"))
-        for start in range(0, len(outcomes), 100):
-            batch = outcomes[start : start + 100]
+        for start in range(0, len(outcomes), MOST_JOBS):
+            batch = outcomes[start : start + MOST_JOBS]
             words = self._store.run(calls.settle(keys, queue, batch, rq_bridge.iso()))
             for outcome, word in zip(batch, words, strict=True):
                 if word == "ok" and outcome.kind != "hand_back":
@@ -521,4 +521,4 @@ class Keeper:
     def _sign_off(self) -> None:
         for queue in self._fleet.specs:
             name = executor_name(self._fleet.name, queue)
-            self._store.run(calls.unregister_worker(self._fleet.keys, name, (queue,)))
+            self._store.run(unregister_worker(self._fleet.keys, name, (queue,)))

@@ -44,7 +44,7 @@ class Opener:
     Args:
         spec: The queue, whose defaults apply where a task does not say.
         sink: Where the running task's progress goes, and where a request to stop is known.
-        default_attempts: For tasks and queues that do not say.
+        default: The policy for tasks and queues that do not say.
         reporter: Reports those that must not run.
     """
 
@@ -55,14 +55,14 @@ class Opener:
         registry: Registry,
         spec: QueueSpec,
         sink: ContextSink,
-        default_attempts: int,
+        default: RetryPolicy,
         reporter: Reporter,
     ) -> None:
         self._codec = codec
         self._registry = registry
         self._spec = spec
         self._sink = sink
-        self._default_attempts = default_attempts
+        self._default = default
         self._reporter = reporter
         # Merging a task's options with its queue's costs a quarter of a small job's run, and never changes.
         self._policies: dict[str, tuple[TaskOptions | None, RetryPolicy]] = {}
@@ -116,7 +116,7 @@ class Opener:
     def _policy(self, task: Task[..., Any], overrides: bytes, foreign: ForeignOptions) -> RetryPolicy:
         spec, policy = self._policies.get(task.name, _NO_POLICY)
         if spec is not task.spec:  # the first of this task, or another task goes by its name now
-            policy = task.spec.policy(self._spec, default_attempts=self._default_attempts)
+            policy = task.spec.policy(self._spec, default=self._default)
             self._policies[task.name] = task.spec, policy
         if overrides:
             policy = override_policy(policy, overrides)

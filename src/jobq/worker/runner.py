@@ -11,6 +11,7 @@ from jobq.codec import Codec
 from jobq.context import ContextSink, running_job
 from jobq.errors import Cancel, SoftTimeout
 from jobq.queues import QueueSpec
+from jobq.retry import RetryPolicy
 from jobq.tasks import Registry
 from jobq.worker.attempt import Assignment, Ready, Report
 from jobq.worker.opening import Opener
@@ -24,7 +25,7 @@ class Runner:
         spec: The queue: its retention, target and defaults.
         worker: Name of the worker, for the history.
         sink: Where progress and log lines go.
-        default_attempts: For tasks and queues that do not say.
+        default: The policy for tasks and queues that do not say.
         result_limit: Bytes of an encoded result; a larger one is not kept.
         rand: Source of jitter; a test passes a seeded one.
     Attributes:
@@ -39,7 +40,7 @@ class Runner:
         spec: QueueSpec,
         worker: str,
         sink: ContextSink,
-        default_attempts: int = 3,
+        default: RetryPolicy | None = None,
         result_limit: int = 262_144,
         rand: random.Random | None = None,
     ) -> None:
@@ -51,7 +52,7 @@ class Runner:
             registry=registry,
             spec=spec,
             sink=sink,
-            default_attempts=default_attempts,
+            default=default or RetryPolicy(),
             reporter=self.reporter,
         )
 

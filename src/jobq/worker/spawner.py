@@ -106,7 +106,7 @@ def describe(tasks: Registry, settings: Settings) -> dict[str, Any]:
     for name in tasks.names():
         task = tasks.resolve(name)
         spec = specs.get(task.spec.queue)
-        policies[name] = task.spec.policy(spec, default_attempts=settings.max_attempts).to_dict()
+        policies[name] = task.spec.policy(spec, default=settings.retry_policy()).to_dict()
     return policies
 
 
