@@ -15,7 +15,7 @@ from tests.chaos import app
 from tests.chaos.field import THREADS, Field
 from tests.chaos.frame import Report, Setup, experiment
 from tests.chaos.hostile import fuzzed, mutate
-from tests.support.processes import ROOT, environment, until
+from tests.support.processes import ROOT, environment, search_path, until
 from tests.support.proxy import Proxy
 
 _BATCH = 500
@@ -301,7 +301,7 @@ def skewed_clocks(setup: Setup) -> Report:
     (folder / "sitecustomize.py").write_text(_SKEW)
     with Field(setup, queues=(THREADS,), slots=10) as field:
         for skew in skews:
-            path = f"{folder}:{ROOT}"
+            path = search_path(folder, ROOT)
             field.spawn(PYTHONPATH=path, CHAOS_SKEW=str(skew))
         for worker in field.workers:
             worker.ready()

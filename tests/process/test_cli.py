@@ -23,6 +23,7 @@ import jobq
 from jobq.cli import COMMANDS, root
 from jobq.cli.common import Exit
 from jobq.private_server import free_port
+from tests.support.processes import search_path
 
 pytestmark = pytest.mark.process
 
@@ -108,7 +109,10 @@ def cli(redis_url: str, tmp_path: Path) -> Cli:
     env = {
         name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "TERM")
     }
-    return Cli(env | {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": HERE}, tmp_path)
+    return Cli(
+        env | {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": search_path(HERE)},
+        tmp_path,
+    )
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from jobq.private_server import free_port
 from jobq.tasks import Registry, task
 from tests.process.test_cli import HERE, Cli, one_line
 from tests.support.hand import Hand
+from tests.support.processes import search_path
 
 pytestmark = pytest.mark.process
 
@@ -36,7 +37,10 @@ def cli(redis_url: str, tmp_path: Path) -> Cli:
     env = {
         name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "TERM")
     }
-    return Cli(env | {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": HERE}, tmp_path)
+    return Cli(
+        env | {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": search_path(HERE)},
+        tmp_path,
+    )
 
 
 @pytest.fixture

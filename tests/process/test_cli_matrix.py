@@ -27,6 +27,7 @@ from tests.process import cli_tasks
 from tests.process.cli_rows import COLUMNS, ROWS, Row
 from tests.process.test_cli import HERE, JOBQ, Cli, one_line
 from tests.support.hand import Hand
+from tests.support.processes import search_path
 
 pytestmark = pytest.mark.process
 
@@ -335,7 +336,7 @@ def test_each_column(name: str, scene: Scene, tmp_path: Path) -> None:
     columns = [column for column in COLUMNS if column not in row.without]
     env = {
         key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "TERM")
-    } | {"JOBQ_APP": "cli_tasks", "PYTHONPATH": HERE}
+    } | {"JOBQ_APP": "cli_tasks", "PYTHONPATH": search_path(HERE)}
 
     def check(database: int, column: str) -> str:
         folder = tmp_path / column.replace(" ", "-")

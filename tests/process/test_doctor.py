@@ -19,7 +19,7 @@ from tests.process import ledger_app as app
 from tests.process.conftest import WorkerFactory
 from tests.process.test_cli import HERE, Cli
 from tests.support.hand import Hand
-from tests.support.processes import until
+from tests.support.processes import search_path, until
 from tests.support.workers import Ledger
 
 pytestmark = pytest.mark.process
@@ -104,7 +104,10 @@ def test_repairs_beside_a_worker_lose_nothing_and_repeat_nothing_that_settled(
 @pytest.fixture
 def cli(redis_url: str, tmp_path: Path) -> Cli:
     env = {n: value for n, value in os.environ.items() if n not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
-    return Cli(env | {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": HERE}, tmp_path)
+    return Cli(
+        env | {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": search_path(HERE)},
+        tmp_path,
+    )
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import jobq
 from jobq.job import JobState
 from tests.process import ledger_app as app
 from tests.process.conftest import WorkerFactory
-from tests.support.processes import ROOT, until
+from tests.support.processes import ROOT, search_path, until
 from tests.support.workers import Ledger, Worker
 
 pytestmark = pytest.mark.process
@@ -128,7 +128,7 @@ def test_what_an_application_prints_while_it_is_imported_is_printed_once(
 ) -> None:
     (tmp_path / "talkative.py").write_text("print('hello from the import')")
     running = worker(
-        queues=("high", "batch"), app="talkative", PYTHONPATH=f"{tmp_path}:{ROOT}", PYTHONUNBUFFERED=""
+        queues=("high", "batch"), app="talkative", PYTHONPATH=search_path(tmp_path, ROOT), PYTHONUNBUFFERED=""
     )
     until(lambda: len(running.executors()) == 2)
     running.send(signal.SIGTERM)
@@ -140,7 +140,7 @@ def test_a_worker_ends_where_children_are_not_waited_for(worker: WorkerFactory, 
     (tmp_path / "sitecustomize.py").write_text(
         "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)"  # as some process managers leave it
     )
-    running = worker(PYTHONPATH=f"{tmp_path}:{ROOT}")
+    running = worker(PYTHONPATH=search_path(tmp_path, ROOT))
     until(running.executors)
     running.send(signal.SIGTERM)
     assert running.wait() == 0
@@ -152,7 +152,7 @@ def test_a_supervisor_with_threads_is_not_forked(
     (tmp_path / "sitecustomize.py").write_text(
         "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()"
     )
-    running = worker(PYTHONPATH=f"{tmp_path}:{ROOT}")
+    running = worker(PYTHONPATH=search_path(tmp_path, ROOT))
     assert is_fresh(spawner(running))
     assert app.note.options(client=client).enqueue(key="a").result(timeout=20) == "noted a"
 

@@ -16,7 +16,7 @@ from jobq.private_server import PrivateServer
 from tests.process import ledger_app as app
 from tests.process.conftest import WorkerFactory
 from tests.process.test_cli import HERE, Cli
-from tests.support.processes import until
+from tests.support.processes import search_path, until
 from tests.support.workers import Ledger
 
 pytestmark = pytest.mark.process
@@ -40,7 +40,7 @@ def split(redis_url: str, other: PrivateServer) -> Iterator[jobq.Client]:
 def cli(redis_url: str, other: PrivateServer, tmp_path: Path) -> Cli:
     env = {n: value for n, value in os.environ.items() if n not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
     known = {"JOBQ_REDIS_URL": redis_url, "JOBQ_QUEUES__CRITICAL__REDIS_URL": other.url}
-    return Cli(env | known | {"JOBQ_APP": "cli_tasks", "PYTHONPATH": HERE}, tmp_path)
+    return Cli(env | known | {"JOBQ_APP": "cli_tasks", "PYTHONPATH": search_path(HERE)}, tmp_path)
 
 
 def test_one_worker_serves_both_and_outlives_the_loss_of_one(

@@ -12,7 +12,7 @@ import jobq
 from jobq.tasks import Registry
 from jobq.worker.reload import stamps, watched
 from tests.process.conftest import WorkerFactory
-from tests.support.processes import ROOT, until
+from tests.support.processes import ROOT, search_path, until
 from tests.support.workers import Ledger, Worker
 
 CODE = """
@@ -51,7 +51,7 @@ class Start(Protocol):
 
 @pytest.fixture
 def start(worker: WorkerFactory, source: Path, tmp_path: Path) -> Start:
-    search = f"{ROOT}:{source.parent}"
+    search = search_path(ROOT, source.parent)
     here = tmp_path / "here"
 
     def run(*args: str) -> Worker:

@@ -16,7 +16,7 @@ import jobq
 from jobq.cli.common import Exit
 from tests.process.conftest import WorkerFactory
 from tests.process.test_cli import HERE, Cli, one_line
-from tests.support.processes import until
+from tests.support.processes import search_path, until
 from tests.support.workers import Ledger, Worker
 
 pytestmark = pytest.mark.process
@@ -27,7 +27,7 @@ APP = "tests.process.schedule_app"
 @pytest.fixture
 def shell(redis_url: str, tmp_path: Path) -> Cli:
     """The console script, with the tasks of ``cli_tasks``."""
-    known = {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": HERE}
+    known = {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": search_path(HERE)}
     return Cli(dict(os.environ) | known, tmp_path)
 
 

@@ -65,10 +65,15 @@ class Program:
         return self.process.wait()
 
 
+def search_path(*first: Path | str) -> str:
+    """``PYTHONPATH`` of a program under test: these folders, then ours, so that it runs the code that we test."""
+    return os.pathsep.join([*map(str, first), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def environment(url: str, app: str, **more: str) -> dict[str, str]:
     """Ours, without settings of whoever runs the tests."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JOBQ_", "REDIS_", "RQ_"))}
-    kept |= {"JOBQ_REDIS_URL": url, "JOBQ_APP": app, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    kept |= {"JOBQ_REDIS_URL": url, "JOBQ_APP": app, "PYTHONPATH": search_path(ROOT), "NO_COLOR": "1"}
     return kept | more
 
 
