@@ -23,7 +23,11 @@
 -- Keys built inside: P:job:<id>, jobq:dedup:<name>, jobq:parked:<q>:<bucket>; of a job settled before also
 --          P:job:<id>:dependents; for jobs and queues with limits:
 --          jobq:rate:<gate>, jobq:held:<gate>, jobq:closed:<gate>, jobq:gate:<gate>, jobq:gates, jobq:blocked:<q>;
---          where jobs asked for an order or for turns: jobq:order:<q>, jobq:turns:<q>.
+--          where jobs asked for an order or for turns: jobq:order:<q>, jobq:turns:<q>; of an id that belongs to
+--          another queue: P:queue:<its q>.
+-- What is popped is not lost, whatever its hash and the keys beside it hold: a number that is none counts as absent, a
+-- gate that makes no sense limits nothing, a key of the wrong type counts as empty, and what would go there is left
+-- out (see doctor). Without leases nothing is taken.
 -- Idempotent: the same number yields the same jobs again, as far as their leases stand; a lower one yields none.
 -- Full memory: the first write is LPOP or ZREM, which free; after it Redis lets the rest of a script pass.
 local P, N = ARGV[2], ARGV[3]
@@ -41,17 +45,26 @@ local out = { 'ok', now, lease_end, 0, 0 }
 local RQ = { 'retries_left', 'result_ttl', 'failure_ttl', 'ttl', 'success_callback_name', 'failure_callback_name',
   'stopped_callback_name', 'webhooks', 'repeats_left', 'rate_limit_key', 'enqueued_at' }
 
+-- An id whose job belongs to another queue: a move has left a copy behind, or a foreign hand put it here.
+local function redirect(id, origin)
+  local list = P .. 'queue:' .. origin
+  redis.call('ZREM', KEYS[8], '')
+  if not redis.pcall('LPOS', list, id, 'RANK', -1, 'MAXLEN', 10000) then redis.pcall('RPUSH', list, id) end
+end
+
 -- Reads a job: the row to return with the id in the place of the status, and status, st, ttl, dk, lm, park.
 local function read(id)
   local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'data', 'q', 'attempts', 'crashes', 'lost', 'o',
-    'timeout', 'description', 'jk', 'st', 'ttl', 'dk', 'lm', 'park')
+    'timeout', 'description', 'jk', 'st', 'ttl', 'dk', 'lm', 'park', 'origin')
   if row.err then return nil, 'broken' end
-  local status, settled, ttl, dk, lm, park = row[1], row[11], row[12], row[13], row[14], row[15]
+  local status, settled, ttl, dk, lm, park, origin = row[1], row[11], row[12], row[13], row[14], row[15], row[16]
   if not status and not row[2] then return nil, 'gone' end
   -- An id goes into members and records whose parts are told apart by colons, and through the worker as text.
   if not status or not row[2] or #id > 180 or id:find('[^ -9;-~]') then return nil, 'broken' end
+  if status == 'queued' and origin and origin ~= ARGV[10] then return redirect(id, origin) end
+  if row[3] and (#row[3] > 15 or not row[3]:find('^%d+$')) then row[3] = string.format('%.0f', now) end
   row[1] = id
-  for i = 15, 11, -1 do row[i] = nil end
+  for i = 16, 11, -1 do row[i] = nil end
   -- Only jobs that plain rq made lack q.
   if lm then
     row[11] = lm
@@ -84,7 +97,7 @@ if flags[1] then
 end
 local state = redis.call('HMGET', KEYS[5], 'paused', 'until', 'parked', 'limit', 'limit_set', 'closed', 'order')
 if state[1] == '1' then
-  local ends = tonumber(state[2] or '0')
+  local ends = tonumber(state[2] or '') or 0
   if ends == 0 or ends > now then
     return { 'paused', now, ends, 0, 0 }
   end
@@ -92,14 +105,26 @@ end
 
 if want < 1 then return out end
 
+-- From here on a key of the wrong type is as good as empty, and nothing is written to it.
+local raw, EMPTY = redis, { GET = false, LPOP = false, LLEN = 0, ZCARD = 0, SCARD = 0 }
+local redis = { pcall = raw.pcall, call = function(...)
+  local reply = raw.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  local empty = EMPTY[(...)]
+  if empty == nil then return {} end
+  return empty
+end }
+
 local GATE = '(%a),(%d+),(%d+),(%d+),([^;]+)'
 local gates, of_queue = {}, {}
 
--- A gate as it stands: room is how many may start now. Each is looked at once a call.
+-- A gate as it stands, nil if it makes no sense: room is how many may start now. Each is looked at once a call.
 local function look(kind, limit, window, burst, name)
   local gate = gates[name]
   if gate then return gate end
+  if #limit > 12 or #window > 12 or #burst > 12 then return nil end
   limit, window, burst = tonumber(limit), tonumber(window), tonumber(burst)
+  if limit < 1 or (kind ~= 'c' and window < 1) or (kind == 'b' and (burst < 1 or burst >= limit)) then return nil end
   -- A start follows its claim: so much longer, that no window holds more of them by the handlers' clocks either.
   local span = window + math.min(500, window / 20)
   gate = { kind = kind, name = name, room = 0, passed = {}, span = span, step = span / (limit - burst), burst = burst }
@@ -119,14 +144,14 @@ local function look(kind, limit, window, burst, name)
     gate.room = limit - held
     return gate
   end
-  gate.closed = tonumber(redis.call('GET', N .. 'closed:' .. name) or '0')
+  gate.closed = tonumber(redis.call('GET', N .. 'closed:' .. name) or '') or 0
   if kind == 'r' then
     redis.call('ZREMRANGEBYSCORE', N .. 'rate:' .. name, '-inf', now - gate.span)
     gate.used = redis.call('ZCARD', N .. 'rate:' .. name)
     gate.rank = math.max(0, gate.used - limit)
     gate.room = limit - gate.used
   else
-    gate.full_at = math.max(now, tonumber(redis.call('GET', N .. 'rate:' .. name) or '0'))
+    gate.full_at = math.max(now, tonumber(redis.call('GET', N .. 'rate:' .. name) or '') or 0)
     gate.room = math.floor(burst - (gate.full_at - now) / gate.step + 1e-6)
   end
   if gate.closed > now then gate.room = 0 end
@@ -153,7 +178,7 @@ local function stopped_by(id, lm)
   local open = {}
   for kind, limit, window, burst, name in lm:gmatch(GATE) do
     local gate = look(kind, limit, window, burst, name)
-    if gate.room < 1 then return gate end
+    if gate and gate.room < 1 then return gate end
     open[#open + 1] = gate
   end
   for _, gate in ipairs(open) do
@@ -167,16 +192,17 @@ if state[4] or state[5] or state[6] then
   out[4] = 2
   local ends, text = (state[5] or ''):match('^(%d+)|(.*)$')
   if not ends or (ends ~= '0' and tonumber(ends) <= now) then text = state[4] or '' end
-  local open_at = tonumber(state[6] or '0')
+  local open_at = tonumber(state[6] or '') or 0
   if open_at > now then want = 0 end
   for kind, limit, window, burst, name in text:gmatch(GATE) do
-    local room, at
-    if kind == 'c' then
+    local room, at = want, nil
+    if kind == 'c' and tonumber(limit) > 0 then
       -- What stock workers run counts, too. Nobody tells when one of another worker's ends.
       room, at = tonumber(limit) - redis.call('ZCARD', KEYS[2]), now + 250
     else
       local gate = look(kind, limit, window, burst, name)
-      room, of_queue[#of_queue + 1] = gate.room, gate
+      of_queue[#of_queue + 1] = gate
+      if gate then room = gate.room end
       if room < 1 then at = opens(gate) end
     end
     if room < 1 then open_at = math.max(open_at, at) end
@@ -202,7 +228,7 @@ local function block(id, row, gate)
   local key, score = N .. 'gate:' .. gate.name, tonumber(row[3] or now)
   if not gate.last then
     local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
-    gate.last = tonumber(last[2] or '0')
+    gate.last = tonumber(last[2] or '') or 0
     redis.call('ZADD', N .. 'gates', 'LT', opens(gate), gate.name)
   end
   -- Of one millisecond there are many.
@@ -304,7 +330,7 @@ local function take_in_order(fair)
   local zset, turns = N .. 'order:' .. ARGV[10], N .. 'turns:' .. ARGV[10]
   local short = redis.call('LLEN', KEYS[1]) <= 10000
   local at = fair and redis.call('HMGET', turns, 'now', 'rest') or {}
-  local turn, rest = tonumber(at[1] or '0'), tonumber(at[2] or '0')
+  local turn, rest = tonumber(at[1] or '') or 0, tonumber(at[2] or '') or 0
   for _ = 1, 10 do
     local room = want - #taken
     local first = redis.call('ZRANGE', zset, 0, room - 1, 'WITHSCORES')
@@ -371,12 +397,15 @@ end
 if suspects == 'only' then
   out[5] = redis.call('EXISTS', apart)
 elseif state[7] then
-  take_in_order(state[7] == 'f')
+  -- What went wrong there must not cost those it had taken by then.
+  if not pcall(take_in_order, state[7] == 'f') then out[5] = 0 end
 end
+local fault = nil
 for _ = 1, (out[5] == 1 or suspects == 'only') and 0 or 10 do
   local room = want - #taken
   if room < 1 then break end
-  local ids = redis.call('LPOP', KEYS[1], room) or {}
+  local ids = redis.pcall('LPOP', KEYS[1], room) or {}
+  if ids.err then fault, ids = ids, {} end
   for _, id in ipairs(ids) do
     local row, status, settled, ttl, dk, lm = read(id)
     if row and status == 'queued' then
@@ -389,7 +418,16 @@ for _ = 1, (out[5] == 1 or suspects == 'only') and 0 or 10 do
   if #taken > 0 or #ids < room then break end
 end
 if #taken > 0 then
-  redis.call('ZADD', KEYS[3], unpack(leases))
+  local leased = raw.pcall('ZADD', KEYS[3], unpack(leases))
+  if type(leased) == 'table' then
+    -- Of the wrong type: nobody could ever settle these.
+    for i = #taken, 1, -1 do
+      redis.call('HSET', P .. 'job:' .. taken[i], 'status', 'queued')
+      redis.call('HDEL', P .. 'job:' .. taken[i], 'started_at', 'worker_name')
+      redis.call('LPUSH', KEYS[1], taken[i])
+    end
+    return leased
+  end
   redis.call('ZADD', KEYS[2], unpack(wip))
 end
 if #deferred > 0 then redis.call('ZADD', KEYS[9], unpack(deferred)) end
@@ -420,4 +458,4 @@ end
 -- An empty claim is recorded too: the command of a client that timed out may run later, and must find itself stale.
 redis.call('SET', KEYS[4], ARGV[5] .. ':' .. string.format('%.0f', lease_end) .. ':' .. table.concat(taken, ':'),
   'PX', 600000)
-return out
+return #taken == 0 and fault or out
