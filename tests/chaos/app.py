@@ -60,3 +60,11 @@ def large(token: str, blob: str) -> None:
 @jobq.task("chaos.idle", priority="medium", max_attempts=1, timeout=60)
 def idle(number: int) -> None:
     """Nothing, many times."""
+
+
+@jobq.task("chaos.mixed", priority="medium", max_attempts=2, backoff=jobq.Fixed(0), timeout=60)
+def mixed(number: int) -> dict[str, int] | None:
+    """One of fifty fails at first, one of ten has a result."""
+    if number % 50 == 0 and jobq.current_job().attempt == 1:
+        raise ValueError("not yet")
+    return {"number": number} if number % 10 == 1 else None

@@ -243,7 +243,8 @@ def massacre(setup: Setup) -> Report:
         with producing(field, 3):
             for _ in range(setup.times(60, short=4)):
                 cut = time.time()
-                field.raw.client_kill_filter(_type="normal", skipme=True)
+                for kind in ("normal", "pubsub"):
+                    field.raw.client_kill_filter(_type=kind, skipme=True)
                 waits.append(consuming_again(field, cut, bound))
                 time.sleep(max(0.0, cut + 1.0 - time.time()))
         report.expect("drained", field.drain(stop=False))

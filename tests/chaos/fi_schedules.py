@@ -105,7 +105,7 @@ def clock_back(setup: Setup) -> Report:
         for name in names:
             add(field.client, name, now, every=60 * rand.randint(1, 9))
         jumps = 0
-        for _ in range(setup.times(300, short=40)):
+        for _ in range(setup.times(1_000, short=40)):
             now += rand.randint(1_000, 10 * MINUTE)
             if rand.random() < 0.05:  # rare enough for time to pass all in all
                 now, jumps = now - HOUR, jumps + 1

@@ -79,6 +79,7 @@ class Field:
         self.kills: list[Kill] = []
         self.program = program
         self._url = url
+        self._producers = 0
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -175,18 +176,23 @@ class Field:
         client: jobq.Client | None = None,
         stop: threading.Event | None = None,
     ) -> threading.Thread:
-        """Enqueue in a thread of its own, one at a time, alternating between the queues; the thread, started."""
+        """Enqueue in a thread of its own, one at a time, alternating between the queues; the thread, started.
+
+        Tokens are ``<prefix><producer>-<number>``: no two producers of a field ever use the same one.
+        """
+        self._producers += 1
+        name = f"{prefix}{self._producers}"
 
         def work() -> None:
-            rand = self.setup.rand(prefix)
+            rand = self.setup.rand(name)
             for number in range(jobs):
                 if stop is not None and stop.is_set():
                     return
-                self.offer(f"{prefix}{number}", rand.uniform(*seconds), number, client)
+                self.offer(f"{name}-{number}", rand.uniform(*seconds), number, client)
                 if pause_s:
                     time.sleep(rand.uniform(0, 2 * pause_s))
 
-        thread = threading.Thread(target=work, name=f"producer-{prefix}", daemon=True)
+        thread = threading.Thread(target=work, name=f"producer-{name}", daemon=True)
         thread.start()
         return thread
 

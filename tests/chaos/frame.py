@@ -24,6 +24,7 @@ MODULES = (
     "fi_schedules",
     "fi_limits",
     "fi_control",
+    "fi_producers",
 )
 """Modules of this package that hold experiments."""
 

@@ -33,7 +33,7 @@ def row(experiment: Experiment, setup: Setup, report: Report, took_s: float) -> 
         experiment.criterion,
         f"{figures} {remarks}".strip(),
         verdict,
-        f"{date}, jobq {__version__}, {form}, seed {setup.seed}, {took_s:.0f} s",
+        f"{date}, {revision()}, {form}, seed {setup.seed}, {took_s:.0f} s",
     )
     return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |"
 
@@ -42,6 +42,15 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def revision() -> str:
+    """The version, and the state of the code it was made of where git knows it."""
+    asked = subprocess.run(
+        ["git", "rev-parse", "--short=7", "HEAD"], cwd=PAGE.parent, capture_output=True, text=True
+    )
+    commit = asked.stdout.strip()
+    return f"jobq {__version__}, commit {commit}" if commit else f"jobq {__version__}"
 
 
 def machine() -> str:
