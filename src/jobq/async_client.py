@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from jobq.client_base import Apart, ClientBase, exists_step
 from jobq.client_parts import AsyncQueues, AsyncWorkers, Since
 from jobq.config import Settings
-from jobq.connection import check_client, connect_async
+from jobq.connection import COMMAND_TIMEOUT_S, check_client, connect_async, connection_limit
 from jobq.control import BulkReport, Progress, Verb, nobody
 from jobq.dead_parts import AsyncDeadLetters
 from jobq.errors import JobqError, StoreUnavailableError
@@ -29,7 +29,7 @@ from jobq.steps import Batch, Call, Plan
 from jobq.store import AsyncStore
 from jobq.tasks import EnqueueRequest, Registry
 from jobq.views import attempts_plan, outcome_plan
-from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan
+from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan, pause_after
 from jobq.why import Why, why_plan
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class AsyncClient(ClientBase):
         self._sync = sync
         self._redis: dict[str, AsyncRedis] = {}
         self._stores: dict[str, AsyncStore] = {}
+        self._turns: asyncio.Semaphore | None = None
         self._others: dict[str, AsyncClient] = {}
         self.queues = AsyncQueues(
             self.plans,
@@ -90,11 +91,18 @@ class AsyncClient(ClientBase):
     def _store(self, role: Role) -> AsyncStore:
         store = self._stores.get(role)
         if store is None:
-            # Only connections of our own know the deadline, and whether a command reached the server.
-            bounded = role == "enqueue" and self._given is None
-            limit = self.settings.enqueue_timeout if bounded else None
-            store = self._stores[role] = AsyncStore(self._client(role), deadline=limit)
+            store = self._stores[role] = self._make_store(role)
         return store
+
+    def _make_store(self, role: Role) -> AsyncStore:
+        most = connection_limit()
+        if self._given is not None or (role == "command" and most is None):
+            # Only connections of our own know the deadline, and whether a command reached the server.
+            return AsyncStore(self._client(role))
+        if most is not None and self._turns is None:
+            self._turns = asyncio.Semaphore(most)
+        limit = COMMAND_TIMEOUT_S if role == "command" else self.settings.enqueue_timeout
+        return AsyncStore(self._client("enqueue"), deadline=limit, turns=self._turns)
 
     @property
     def _blocking(self) -> Any:
@@ -109,8 +117,9 @@ class AsyncClient(ClientBase):
         return client
 
     def _connect(self, role: Role) -> AsyncRedis:
+        most = connection_limit() if role == "blocking" else None
         if self._given is None:
-            return connect_async(self.settings, role, block_s=BLOCK_S)
+            return connect_async(self.settings, role, block_s=BLOCK_S, most=most)
         # A blocking read outlasts the timeouts of the given client: same server, connections of its own.
         pool = self._given.connection_pool
         options = {**pool.connection_kwargs, "socket_timeout": BLOCK_S + 5}
@@ -123,7 +132,7 @@ class AsyncClient(ClientBase):
         if self.elsewhere:
             return await self._enqueue_apart(requests)
         try:
-            return await self._drive(self.enqueuer.plan(requests))
+            return await self._store("enqueue").run(self.enqueuer.plan(requests))
         except StoreUnavailableError as error:
             if not self._may_run_inline(error):
                 raise
@@ -138,21 +147,6 @@ class AsyncClient(ClientBase):
                 apart.failed(url, error)
                 raise
         return apart.result()
-
-    async def _drive(self, plan: Plan[list[Job]]) -> list[Job]:
-        """Run an enqueue plan, each step under a deadline of its own: a bulk may take longer than one job."""
-        store = self._store("enqueue")
-        try:
-            step = next(plan)
-            while True:
-                try:
-                    answer = await store.run(step)
-                except JobqError as error:
-                    step = plan.throw(error)
-                else:
-                    step = plan.send(answer)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
 
     def sync_actions(self) -> JobActions:
         """The synchronous client, if there is one."""
@@ -277,10 +271,9 @@ class AsyncClient(ClientBase):
             try:
                 command = block_command(self.keys, job_id, block)
                 woken = await self._blocking.execute_command(*command) is not None
-            except RedisError:
-                # Connection lost, or memory full (a move is refused then): the next look says what is wrong.
+            except RedisError as error:
                 woken = False
-                await asyncio.sleep(min(block, 1.0))
+                await asyncio.sleep(min(block, pause_after(error)))
 
     async def result(self, job_id: str, timeout: float | timedelta | None = None) -> Any:
         """As :meth:`jobq.client.Client.result`."""

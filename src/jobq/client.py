@@ -25,7 +25,7 @@ from jobq.client_base import Apart, ClientBase, exists_step
 from jobq.client_parts import Queues, Since, Workers
 from jobq.codec import Codec
 from jobq.config import Settings
-from jobq.connection import check_client, connect
+from jobq.connection import COMMAND_TIMEOUT_S, check_client, connect, connection_limit, limit_connections
 from jobq.control import BulkReport, Progress, Verb, nobody
 from jobq.dead_parts import DeadLetters
 from jobq.errors import ConfigError, JobqError, StoreUnavailableError, UnknownTaskError
@@ -42,8 +42,9 @@ from jobq.steps import Batch, Call, Plan
 from jobq.store import Store
 from jobq.tasks import EnqueueRequest, Registry
 from jobq.views import attempts_plan, outcome_plan
-from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan
+from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan, pause_after
 from jobq.why import Why, why_plan
+from jobq.wires import Wires
 
 T = TypeVar("T")
 
@@ -76,6 +77,7 @@ class Client(ClientBase):
         self._given = redis
         self._redis: dict[str, Any] = {}
         self._stores: dict[str, Store] = {}
+        self._kept: Wires | None = None
         self._twins: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncClient]
         self._twins = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -109,11 +111,19 @@ class Client(ClientBase):
         return store
 
     def _make_store(self, role: Literal["command", "enqueue"]) -> Store:
-        client = self._client(role)
-        if role == "enqueue" and self._given is None:
-            return KeptStore(client, deadline=self.settings.enqueue_timeout)
-        # Connections of a given client do not know the deadline, nor whether a command reached the server.
-        return Store(client)
+        shared = connection_limit() is not None
+        if self._given is not None or (role == "command" and not shared):
+            # Connections of a given client do not know the deadline, nor whether a command reached the server.
+            return Store(self._client(role))
+        limit = COMMAND_TIMEOUT_S if role == "command" else self.settings.enqueue_timeout
+        return KeptStore(self._wires(), deadline=limit)
+
+    def _wires(self) -> Wires:
+        """What enqueues go over, and where connections are limited commands, too."""
+        client = self._client("enqueue")
+        with self._lock:
+            self._kept = self._kept or Wires(client, connection_limit())
+            return self._kept
 
     @property
     def _blocking(self) -> Any:
@@ -129,8 +139,9 @@ class Client(ClientBase):
         return made
 
     def _connect(self, role: Literal["command", "enqueue", "blocking"]) -> redis.Redis:
+        most = connection_limit() if role == "blocking" else None
         if self._given is None:
-            return connect(self.settings, role, block_s=BLOCK_S)
+            return connect(self.settings, role, block_s=BLOCK_S, most=most)
         # A blocking read outlasts the timeouts of the given client: same server, connections of its own.
         pool = self._given.connection_pool
         options = {**pool.connection_kwargs, "socket_timeout": BLOCK_S + 5}
@@ -151,7 +162,7 @@ class Client(ClientBase):
         if self.elsewhere:
             return self._enqueue_apart(requests)
         try:
-            return self._drive(self.enqueuer.plan(requests))
+            return self._store("enqueue").run(self.enqueuer.plan(requests))
         except StoreUnavailableError as error:
             if not self._may_run_inline(error):
                 raise
@@ -166,21 +177,6 @@ class Client(ClientBase):
                 apart.failed(url, error)
                 raise
         return apart.result()
-
-    def _drive(self, plan: Plan[list[Job]]) -> list[Job]:
-        """Run an enqueue plan, each step under a deadline of its own: a bulk may take longer than one job."""
-        store = self._store("enqueue")
-        try:
-            step = next(plan)
-            while True:
-                try:
-                    answer = store.run(step)
-                except JobqError as error:
-                    step = plan.throw(error)
-                else:
-                    step = plan.send(answer)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
 
     async def enqueue_async(self, requests: list[EnqueueRequest]) -> list[Job]:
         """Awaitable :meth:`enqueue`, over a connection of the running event loop."""
@@ -374,10 +370,9 @@ class Client(ClientBase):
             try:
                 command = block_command(self.keys, job_id, block)
                 woken = self._blocking.execute_command(*command) is not None
-            except RedisError:
-                # Connection lost, or memory full (a move is refused then): the next look says what is wrong.
+            except RedisError as error:
                 woken = False
-                time.sleep(min(block, 1.0))
+                time.sleep(min(block, pause_after(error)))
 
     def result(self, job_id: str, timeout: float | timedelta | None = None) -> Any:
         """What the task returned, as plain JSON values, waiting for it if need be.
@@ -520,13 +515,12 @@ class Client(ClientBase):
     def close(self) -> None:
         """Give the connections back; a client that was passed in stays open."""
         with self._lock:
-            made, stores, others = self._redis, self._stores, self._others
-            self._redis, self._stores, self._others = {}, {}, {}
+            made, kept, others = self._redis, self._kept, self._others
+            self._redis, self._stores, self._kept, self._others = {}, {}, None, {}
         for other in others.values():
             other.close()
-        for store in stores.values():
-            if isinstance(store, KeptStore):
-                store.close()
+        if kept is not None:
+            kept.drop_idle()
         for client in made.values():
             client.close()
 
@@ -569,6 +563,16 @@ def get_client() -> Client:
                 _default = Client(Settings.load(**_flags))
             client = _default
     return client
+
+
+def share_connections(most: int) -> None:
+    """Have all that clients do in this process share so many connections, a client each; for a fresh fork.
+
+    The default client may have been used before the fork, while the application was imported: it begins anew.
+    """
+    limit_connections(most)
+    if _default is not None:
+        _default.close()
 
 
 def get_async_client() -> AsyncClient:

@@ -51,22 +51,30 @@ __all__ = [
     "check_client",
     "connect",
     "connect_async",
+    "connection_limit",
     "detached",
     "inspect_server",
     "inspect_server_async",
+    "limit_connections",
     "redact_url",
     "require_usable",
+    "task_connections",
 ]
 
 Role = Literal["command", "enqueue", "worker", "blocking", "pubsub"]
 Durability = Literal["none", "snapshot", "aof-everysec", "aof-always", "unknown"]
 
-_COMMAND_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 5.0
 _WORKER_CONNECT_S = 2.0
 """Less than rescue's hold-off after a gap, a third of a lease: a worker that begins to connect when Redis returns, on
 a network that drops packets, must be back before its leases are taken for lost."""
 _MARGIN_S = 5.0
 _SENTINEL_TIMEOUT_S = 0.5
+
+TASK_CONNECTIONS = 6
+"""Most connections that the tasks of one executor process share; it has two of its own."""
+
+_most: int | None = None
 
 
 def _client_name(role: str) -> str:
@@ -87,11 +95,11 @@ def _policy(settings: Settings, role: Role, block_s: float) -> dict[str, Any]:
     if role == "enqueue":
         timeout_s = connect_s = settings.enqueue_timeout.total_seconds()
     elif role == "command":
-        timeout_s = connect_s = _COMMAND_TIMEOUT_S
+        timeout_s = connect_s = COMMAND_TIMEOUT_S
     elif role == "worker":
-        timeout_s, connect_s = _COMMAND_TIMEOUT_S, _WORKER_CONNECT_S
+        timeout_s, connect_s = COMMAND_TIMEOUT_S, _WORKER_CONNECT_S
     else:
-        timeout_s, connect_s = block_s + _MARGIN_S, _COMMAND_TIMEOUT_S
+        timeout_s, connect_s = block_s + _MARGIN_S, COMMAND_TIMEOUT_S
     return {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": connect_s,
@@ -144,7 +152,12 @@ def _sentinel_policy(target: RedisUrl, connect_s: float) -> dict[str, Any]:
 
 
 def connect(
-    settings: Settings, role: Role = "command", *, url: str | None = None, block_s: float = 5.0
+    settings: Settings,
+    role: Role = "command",
+    *,
+    url: str | None = None,
+    block_s: float = 5.0,
+    most: int | None = None,
 ) -> redis.Redis:
     """A client with the timeouts and retries of its role; nothing is sent yet.
 
@@ -153,12 +166,13 @@ def connect(
         role: What it is for, see the table at the top of the module.
         url: Instead of the URL of the settings, for a queue with a Redis of its own.
         block_s: Longest blocking read, for the roles ``blocking`` and ``pubsub``.
+        most: Connections at a time; one more is a ``MaxConnectionsError``. None: no bound.
 
     Raises:
         ConfigError: The URL cannot be understood.
     """
     target = _parsed(settings, url)
-    policy = {**_policy(settings, role, block_s), "retry": _retry(Retry, role)}
+    policy = {**_policy(settings, role, block_s), "retry": _retry(Retry, role), "max_connections": most}
     try:
         pool = (
             _sentinel_pool(target, policy)
@@ -186,14 +200,23 @@ def _sentinel_pool(target: RedisUrl, policy: dict[str, Any]) -> redis.Connection
 
 
 def connect_async(
-    settings: Settings, role: Role = "command", *, url: str | None = None, block_s: float = 5.0
+    settings: Settings,
+    role: Role = "command",
+    *,
+    url: str | None = None,
+    block_s: float = 5.0,
+    most: int | None = None,
 ) -> AsyncRedis:
     """The asyncio twin of :func:`connect`; a client belongs to the event loop that first uses it."""
     from redis import asyncio as aio  # late by name only: redis-py itself imports it
     from redis.asyncio.retry import Retry as AsyncRetry
 
     target = _parsed(settings, url)
-    policy = {**_policy(settings, role, block_s), "retry": _retry(AsyncRetry, role)}
+    policy = {
+        **_policy(settings, role, block_s),
+        "retry": _retry(AsyncRetry, role),
+        "max_connections": most,
+    }
     try:
         if target.service:
             pool = _async_sentinel_pool(target, policy)
@@ -204,6 +227,26 @@ def connect_async(
     if role != "blocking":
         pool.connection_class = mixed(Noting, pool.connection_class)
     return aio.Redis.from_pool(pool)
+
+
+def task_connections(slots: int) -> int:
+    """How many connections so many slots of one process share for their tasks' own use."""
+    return min(slots, TASK_CONNECTIONS)
+
+
+def limit_connections(most: int | None) -> None:
+    """Bound what each client that is first used from now on opens in this process: it waits for a free connection.
+
+    Args:
+        most: Connections that enqueues and commands share, and as many again for blocking reads. None: no bound.
+    """
+    global _most
+    _most = most
+
+
+def connection_limit() -> int | None:
+    """What :func:`limit_connections` was told."""
+    return _most
 
 
 def detached(client: redis.Redis) -> redis.connection.AbstractConnection:

@@ -5,29 +5,21 @@ redis-py's pool costs 45 us for each command (events, metrics, a health check), 
 
 from __future__ import annotations
 
-import os
-import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, cast
 
-import redis
 from hiredis import pack_command
 from redis.exceptions import NoScriptError
 
-from jobq.connection import detached
 from jobq.deadline import LOST, Deadline, current
 from jobq.steps import Batch, Call, Step, Stream
-from jobq.store import Store
+from jobq.store import Store, checked
 from jobq.wire import Wire
+from jobq.wires import Wires
 
 _AHEAD = 2
 """Calls of a stream that Redis has while the next one is made."""
-_FRESH_S = 1.0
-_MOST_IDLE = 10
-"""Connections kept after a burst of threads; the others are closed."""
 
 
 def _packed(command: tuple[Any, ...]) -> bytes:
@@ -35,33 +27,31 @@ def _packed(command: tuple[Any, ...]) -> bytes:
 
 
 class KeptStore(Store):
-    """A :class:`Store` whose scripts go over connections of its own, one per thread that sends at a time.
-
-    Safe between threads, since taking from and giving to a deque is atomic; a child process leaves its
-    parent's connections alone.
+    """A :class:`Store` that sends over wires kept ready. Safe between threads and across forks.
 
     Args:
-        client: A client of the role ``enqueue``; its pool makes the connections.
-        deadline: Seconds or a timedelta, for connecting, sending and repeating together.
+        wires: Where it takes them from; another store may share them.
+        deadline: Seconds or a timedelta for each step, waiting for a wire, connecting, sending and repeating together.
     """
 
-    def __init__(self, client: redis.Redis, *, deadline: float | timedelta) -> None:
-        super().__init__(client, deadline=deadline)
-        self._idle: deque[tuple[int, float, Wire]] = deque()
+    def __init__(self, wires: Wires, *, deadline: float | timedelta) -> None:
+        super().__init__(wires.client, deadline=deadline)
+        self._wires = wires
 
     def close(self) -> None:
         """Close all idle connections."""
-        self._drop_idle()
+        self._wires.drop_idle()
 
     def _leave(self) -> None:
-        super()._leave()
-        self._drop_idle()
+        self._wires.drop_idle()
 
     def _send(self, step: Step) -> Any:
-        if isinstance(step, Batch):
-            return super()._send(step)
         deadline = current()
-        with self._lent() as wire:
+        if isinstance(step, Batch):
+            with self._wires.lent(deadline) as wire:
+                wire.send(b"".join(map(_packed, step.commands)), deadline)
+                return checked([wire.receive_for(self.client, command[0]) for command in step.commands])
+        with self._wires.lent(deadline) as wire:
             wire.send(_packed(step.command()), deadline)
             reply = wire.receive(deadline)
             if isinstance(reply, NoScriptError):
@@ -78,7 +68,7 @@ class KeptStore(Store):
             stream.took(self._tried(call, self._deadline()))  # by itself: it connects, and loads the script
             break
         try:
-            with self._lent() as wire:
+            with self._wires.lent(self._deadline()) as wire:
                 for call in calls:
                     flying.append((call, self._deadline()))
                     wire.send(_packed(call.command()), flying[-1][1])
@@ -100,41 +90,3 @@ class KeptStore(Store):
         # What was refused is asked again by itself: it loads the script, or finds out what is wrong.
         refused = isinstance(reply, Exception)
         stream.took(self._tried(call, deadline) if refused else call.decode(reply))
-
-    @contextmanager
-    def _lent(self) -> Iterator[Wire]:
-        pid = os.getpid()
-        wire = self._take(pid)
-        try:
-            yield wire
-        except BaseException:
-            wire.close()
-            # Whatever broke this one, a restart or a failover, broke the idle ones too.
-            self._drop_idle()
-            raise
-        if len(self._idle) < _MOST_IDLE:
-            self._idle.append((pid, time.monotonic(), wire))
-        else:
-            wire.close()
-
-    def _take(self, pid: int) -> Wire:
-        while True:
-            try:
-                owner, used, wire = self._idle.pop()
-            except IndexError:
-                break
-            if owner != pid:
-                continue  # the parent's: closing the object here would only close our copy of the descriptor
-            if time.monotonic() - used < _FRESH_S or wire.quiet():
-                return wire
-            wire.close()
-        return Wire(detached(self.client))
-
-    def _drop_idle(self) -> None:
-        for _ in range(len(self._idle)):
-            try:
-                owner, _, wire = self._idle.pop()
-            except IndexError:
-                return
-            if owner == os.getpid():
-                wire.close()

@@ -103,8 +103,8 @@ class Store:
 
     Args:
         client: What :func:`jobq.connection.connect` made; its pool is shared between threads.
-        deadline: Seconds or a timedelta for one ``run``, connecting and repeats included. None: the client's
-            own timeouts and retries. Give a client of the role ``enqueue`` with it.
+        deadline: Seconds or a timedelta for each step, connecting and repeats included: what takes many steps may take
+            longer. None: the client's own timeouts and retries. Give a client of the role ``enqueue`` with it.
     """
 
     def __init__(self, client: redis.Redis, *, deadline: float | timedelta | None = None) -> None:
@@ -127,14 +127,13 @@ class Store:
             QueueFullError: Memory is short, so an enqueue was refused; nothing was written.
             StoreError: Redis answered with another error.
         """
-        deadline = self._deadline()
         if isinstance(step, Call | Batch | Stream | Pause):
-            return self._one(step, deadline)
+            return self._one(step, self._deadline())
         try:
             wanted = next(step)
             while True:
                 try:
-                    reply = self._one(wanted, deadline)
+                    reply = self._one(wanted, self._deadline())
                 except Exception as error:
                     wanted = step.throw(error)
                 else:
@@ -185,7 +184,7 @@ class Store:
             with self.client.pipeline(transaction=False) as pipe:
                 for command in step.commands:
                     pipe.execute_command(*command)
-                return _checked(pipe.execute(raise_on_error=False))
+                return checked(pipe.execute(raise_on_error=False))
         return self._script(step)
 
     def _script(self, call: Call[Any]) -> Any:
@@ -200,10 +199,21 @@ class Store:
 
 
 class AsyncStore:
-    """Runs calls and plans over a ``redis.asyncio`` client; see :class:`Store`."""
+    """Runs calls and plans over a ``redis.asyncio`` client; see :class:`Store`.
 
-    def __init__(self, client: AsyncRedis, *, deadline: float | timedelta | None = None) -> None:
+    Args:
+        turns: Each step takes one for as long as it lasts; stores that share them share so many connections.
+    """
+
+    def __init__(
+        self,
+        client: AsyncRedis,
+        *,
+        deadline: float | timedelta | None = None,
+        turns: asyncio.Semaphore | None = None,
+    ) -> None:
         self.client = client
+        self._turns = turns
         self._execute: Callable[..., Any] = client.execute_command
         self._deadline_s = _seconds(deadline)
 
@@ -215,14 +225,13 @@ class AsyncStore:
     async def run(self, step: Call[T] | Batch[T] | Plan[T] | Stream[Any] | Pause) -> T: ...
     async def run(self, step: Any) -> Any:
         """Awaitable :meth:`Store.run`."""
-        deadline = self._deadline()
         if isinstance(step, Call | Batch | Stream | Pause):
-            return await self._one(step, deadline)
+            return await self._one(step, self._deadline())
         try:
             wanted = next(step)
             while True:
                 try:
-                    reply = await self._one(wanted, deadline)
+                    reply = await self._one(wanted, self._deadline())
                 except Exception as error:
                     wanted = step.throw(error)
                 else:
@@ -266,11 +275,17 @@ class AsyncStore:
         await self.client.connection_pool.disconnect(inuse_connections=False)
 
     async def _send(self, step: Step) -> Any:
+        if self._turns is None:
+            return await self._sent(step)
+        async with self._turns:
+            return await self._sent(step)
+
+    async def _sent(self, step: Step) -> Any:
         if isinstance(step, Batch):
             async with self.client.pipeline(transaction=False) as pipe:
                 for command in step.commands:
                     pipe.execute_command(*command)
-                return _checked(await pipe.execute(raise_on_error=False))
+                return checked(await pipe.execute(raise_on_error=False))
         try:
             return await self._execute(*step.command())
         except NoScriptError:
@@ -281,8 +296,8 @@ class AsyncStore:
         await self.client.aclose()
 
 
-def _checked(replies: list[Any]) -> list[Any]:
-    """Single refused commands are the reader's to judge; a server that is away is not."""
+def checked(replies: list[Any]) -> list[Any]:
+    """The replies to a batch. Single refused commands are the reader's to judge; a server that is away is not."""
     for reply in replies:
         if isinstance(reply, Exception) and _is_away(reply):
             raise reply

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from redis.exceptions import MaxConnectionsError, RedisError
+
 from jobq.dead_letters import last_line
 from jobq.errors import JobFailedError
 from jobq.job import Job, JobOwner, JobState
@@ -89,6 +91,14 @@ def block_command(keys: Keys, job_id: str, seconds: float) -> tuple[Any, ...]:
     """The blocking command of a waiter."""
     done = keys.done(job_id)
     return ("BLMOVE", done, done, "LEFT", "LEFT", f"{seconds:.3f}")
+
+
+def pause_after(error: RedisError) -> float:
+    """Seconds to the next look when it could not be blocked: the look itself says what is wrong, if anything is.
+
+    The connection may be lost, memory full (a move is refused then), or this process' share of connections in use.
+    """
+    return 0.25 if isinstance(error, MaxConnectionsError) else 1.0
 
 
 def failure_plan(keys: Keys, job: Job) -> Plan[JobFailedError]:

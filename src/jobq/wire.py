@@ -89,6 +89,18 @@ class Wire:
             raise reply
         return reply
 
+    def receive_for(self, client: redis.Redis, command: str) -> Any:
+        """The next reply, as a client's pipeline gives it, under the current deadline; an error reply is a value.
+
+        Raises:
+            redis.ConnectionError, redis.TimeoutError: It did not come. The wire is of no more use.
+        """
+        self._timeout_s = None  # the connection sets its own
+        try:
+            return client.parse_response(self.connection, command)  # type: ignore[no-untyped-call]
+        except ResponseError as error:
+            return error
+
     def quiet(self) -> bool:
         """Whether a wire that was idle is still open: an open one has nothing to read."""
         try:

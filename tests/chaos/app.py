@@ -26,6 +26,18 @@ def work(token: str, seconds: float) -> None:
     append(path, f"end {token} {context.job_id} {context.attempt} {os.getpid()} {_now():.6f}")
 
 
+@jobq.task("chaos.busy", priority="high", max_attempts=1, timeout=60)
+def busy(token: str, seconds: float) -> None:
+    """Enqueues and looks all the time, as much as a task can ask of Redis."""
+    path, job_id = os.environ[LEDGER], jobq.current_job().job_id
+    append(path, f"start {token} {job_id} 1 {os.getpid()} {_now():.6f}")
+    ends = _now() + seconds
+    while _now() < ends:
+        idle.enqueue(number=0).refresh()
+        time.sleep(0.02)
+    append(path, f"end {token} {job_id} 1 {os.getpid()} {_now():.6f}")
+
+
 @jobq.task("chaos.polite", priority="high", max_attempts=1, timeout=60)
 def polite(token: str, seconds: float) -> None:
     """Looks once, before its effect, whether it was asked to stop: only the effect is written."""

@@ -611,16 +611,16 @@ def test_no_fallback_once_a_part_has_landed(settings: jobq.Settings, redis_clien
     """The first 100 are queued: run here, too, they would run twice."""
     inline = settings.model_copy(update={"fallback": "inline"})
     with Client(inline) as client:
-        store: Any = client._store("enqueue")
-        lent, times = store._lent, []
+        wires: Any = client._wires()
+        lent, times = wires.lent, []
 
-        def once() -> Any:
+        def once(deadline: object) -> Any:
             times.append(1)
             if len(times) > 1:
                 raise redis.ConnectionError("Error 111 connecting to 127.0.0.1:1. Connection refused.")
-            return lent()
+            return lent(deadline)
 
-        store._lent = once
+        wires.lent = once
         with pytest.raises(StoreUnavailableError, match="100 of 150") as caught:
             add.options(client=client).enqueue_many([{"a": number} for number in range(150)])
     waiting = [job_id.decode() for job_id in redis_client.lrange("rq:queue:medium", 0, -1)]

@@ -488,7 +488,7 @@ def until(holds, timeout_s: float = 8.0) -> None:
 
 
 def test_a_frozen_server_is_waited_for_once(server_factory, monkeypatch):
-    monkeypatch.setattr("jobq.connection._COMMAND_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("jobq.connection.COMMAND_TIMEOUT_S", 0.3)
     server = server_factory().start()
 
     async def ping(client):

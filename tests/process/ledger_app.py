@@ -36,6 +36,15 @@ def chain(left: int) -> None:
     trace("ran", str(left))
 
 
+@jobq.task("t.busy", priority="high", timeout=60)
+def busy(key: str, seconds: float) -> None:
+    """Enqueues and looks all the time."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        nothing.options(queue="medium").enqueue().refresh()
+    trace("ran", key)
+
+
 @jobq.task("t.logs", priority="high")
 def logs(key: str) -> None:
     for level in (logging.DEBUG, logging.INFO, logging.ERROR):

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 import jobq
+from jobq.connection import TASK_CONNECTIONS
 from jobq.job import JobState
 from tests.process import ledger_app as app
 from tests.process.conftest import WorkerFactory
@@ -59,6 +60,21 @@ def test_a_worker_is_small_when_idle_and_after_work(
     assert len(workers) <= MOST_CONNECTIONS
     most_idle, most_drained = MOST_PSS_MB[len(queues)]
     assert (idle < most_idle, drained < most_drained) == (True, True), (idle, drained)
+
+
+def test_what_tasks_do_with_redis_shares_six_connections_of_their_executor(
+    worker: WorkerFactory, client: jobq.Client, redis_client: redis.Redis, ledger: Ledger
+) -> None:
+    slots, most = 10, 0
+    for n in range(slots):
+        app.busy.options(client=client).enqueue(key=str(n), seconds=1.5)
+    client.close()
+    worker("--concurrency", str(slots))
+    while ledger.count("ran", "0") == 0:
+        names = [each["name"] for each in redis_client.client_list()]
+        most = max(most, sum(name.startswith(("jobq:enqueue", "jobq:command")) for name in names))
+    ledger.wait("ran", count=slots)
+    assert 1 < most <= TASK_CONNECTIONS
 
 
 def spawner(worker: Worker, *, but: tuple[psutil.Process, ...] = ()) -> psutil.Process:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jobq.client import Client
     from jobq.config import Settings
     from jobq.connection import ServerInfo
+    from jobq.queues import QueueSpec
     from jobq.snapshot import QueueStats, Stats
 
 _SLOW_WARN_S = 0.010
@@ -24,8 +25,6 @@ _SLOW_BAD_S = 0.250
 _CLOCK_WARN_S = 1.0
 _CLOCK_BAD_S = 60.0
 _PROBES = 20
-_TASK_CONNECTIONS = 6
-"""Most connections that the tasks of one executor share; it has two of its own, and a supervisor two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +183,19 @@ def _disk(info: dict[str, Any]) -> Iterator[Check]:
 
 
 def _connections(connected: int, most: int, client: Client) -> Check:
-    queues = client.specs.values()
-    needed = 2 + sum(2 + min(spec.slots, _TASK_CONNECTIONS) for spec in queues)
+    needed = 2 + sum(2 + _of_tasks(spec) for spec in client.specs.values())
     share = connected / most
     status = "bad" if share > 0.9 else "warn" if share > 0.7 or most - connected < needed else "ok"
     remedy = "" if status == "ok" else "raise maxclients and the open-files limit"
     detail = f"{connected:,} of {most:,}; one more worker of all queues takes up to {needed:,}"
     return Check("connections", status, detail, remedy)
+
+
+def _of_tasks(spec: QueueSpec) -> int:
+    """Connections of a queue's tasks: of one process all together, of children each."""
+    from jobq.connection import task_connections  # late: redis
+
+    return spec.slots if spec.isolation == "process" else task_connections(spec.slots)
 
 
 def queue_checks(client: Client) -> Iterator[Check]:

@@ -11,6 +11,7 @@ import time
 from types import FrameType
 from typing import Any
 
+from jobq.client import share_connections
 from jobq.config import Settings
 from jobq.errors import SoftTimeout
 from jobq.joblog import encode_line
@@ -96,6 +97,7 @@ def child_entry(settings: Settings, body: dict[str, Any], fds: list[int]) -> int
     """What a job child runs after the fork."""
     if body["nice"]:
         os.nice(body["nice"])
+    share_connections(1)
     line = _Line(Channel.from_fd(fds[0]))
     runner = Runner(
         codec=settings.codec(),

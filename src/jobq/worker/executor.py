@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from jobq import calls, events
+from jobq.client import share_connections
 from jobq.config import Settings
-from jobq.connection import connect, detached
+from jobq.connection import connect, detached, task_connections
 from jobq.errors import StoreError, StoreUnavailableError
 from jobq.joblog import RUNNING_S, add_lines
 from jobq.keys import Keys
@@ -357,6 +358,7 @@ def executor_entry(settings: Settings, body: dict[str, Any], fds: list[int]) -> 
     table = SlotTable(table_fd, lane.capacity)
     control, spawner = Channel.from_fd(control_fd), Channel.from_fd(spawner_fd)
     spec = settings.queue_specs()[lane.queue]
+    share_connections(task_connections(lane.slots))
     try:
         return LaneExecutor(lane, spec, settings, registry, table, control, spawner).run()
     except ChannelClosed:  # the supervisor or the spawner has gone, and takes its children with it
