@@ -54,8 +54,16 @@ WORDS: Mapping[str, Words] = {
     "shed": Words(
         "queue {queue} refuses new jobs while memory is short; those in it go on", "see jobq memory"
     ),
+    "unreadable_job": Words(
+        "a claim cannot read it, and puts it into quarantine", "jobq doctor --fix", blocks=True
+    ),
+    "backed_off": Words(
+        "job {by} was told to slow down (RateLimited): no job {what} starts before", _RESUME, blocks=True
+    ),
     "queue_rate": Words(
-        "queue {queue} is limited to {limit}", "jobq queues limit {queue} --rate none", blocks=True
+        "queue {queue} is limited to {limit}, which is used up",
+        "jobq queues limit {queue} --rate none",
+        blocks=True,
     ),
     "queue_concurrency": Words(
         "queue {queue} may run {limit} at once, and does",
@@ -92,8 +100,15 @@ WORDS: Mapping[str, Words] = {
         "jobq jobs promote {id} queues it now",
         blocks=True,
     ),
+    "snoozed": Words(
+        "it asked to run later (Snooze), which spends no attempt, and is not due yet",
+        "jobq jobs promote {id} queues it now",
+        blocks=True,
+    ),
     "overdue": Words(
-        "it is due, and no worker has promoted it", "start a worker: any of them promotes", blocks=True
+        "it is due, and no worker of queue {queue} has promoted it",
+        "start one: jobq worker --queue {queue}",
+        blocks=True,
     ),
     "parents": Words("it waits for {parents}", "jobq why {parent}", blocks=True),
     "parents_done": Words(
@@ -105,6 +120,11 @@ WORDS: Mapping[str, Words] = {
     "rate": Words("its rate limit {gate} is used up; {position}", blocks=True),
     "concurrency": Words(
         "its concurrency limit {gate} is held by {holders}; {position}", "jobq why {holder}", blocks=True
+    ),
+    "gate_open": Words(
+        "its limit {gate} has room again, and the next worker that looks lets it in; {position}",
+        "start a worker if none is live",
+        blocks=True,
     ),
     "unknown_task": Words(
         "no worker that claimed it knows task {task}",
@@ -164,13 +184,13 @@ WORDS: Mapping[str, Words] = {
 """Every reason: its sentence, its remedy, and whether the job cannot start while it holds."""
 
 STATE_CODES: Mapping[str, tuple[str, ...]] = {
-    "scheduled": ("scheduled", "overdue"),
-    "retrying": ("retrying", "overdue"),
+    "scheduled": ("scheduled", "snoozed", "overdue"),
+    "retrying": ("retrying", "snoozed", "overdue"),
     "queued": ("next", "behind", "dropped"),
     "running": ("running",),
     "deferred": ("parents", "parents_done"),
-    "parked": ("rate", "concurrency", "suspect", "unknown_task", "no_key", "newer_payload", "unsupported",
-               "rate_limited", "parked"),
+    "parked": ("rate", "concurrency", "gate_open", "backed_off", "suspect", "unknown_task", "no_key", "newer_payload",
+               "unsupported", "rate_limited", "parked"),
     "succeeded": ("succeeded",),
     "dead": ("exhausted", "poison", "unreadable", "no_handler", "expired", "rejected", "stopped", "died"),
     "cancelled": ("cancelled",),
@@ -180,9 +200,23 @@ STATE_CODES: Mapping[str, tuple[str, ...]] = {
 CLAIM_CODES: Mapping[str, tuple[str, ...]] = {
     "paused": ("paused",),
     "suspended": ("suspended",),
-    "limited": ("queue_rate", "queue_concurrency"),
+    "limited": ("backed_off", "queue_rate", "queue_concurrency"),
 }
 """What a claim answers when it takes nothing, and the reasons that say so."""
+
+
+OUTCOME_CODES: Mapping[str, tuple[str, ...]] = {
+    "succeeded": STATE_CODES["succeeded"],
+    "retry": ("retrying",),
+    "dead": STATE_CODES["dead"],
+    "snooze": ("snoozed",),
+    "limited": ("backed_off",),
+    "cancelled": STATE_CODES["cancelled"],
+    "park": STATE_CODES["parked"],
+    "hand_back": ("next", "behind"),
+    "interrupted": ("interrupted",),
+}
+"""How an attempt may end, and the reasons of which one tells of it then."""
 
 
 def reason(

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jobq.fleet import QueueInfo, Worker, queue_info, workers_plan
+from jobq.gates import Standing, gate_words, gates_of, queue_gates, standings_plan
 from jobq.job import Attempt, Job, JobOwner, JobState
 from jobq.keys import Keys
 from jobq.listing import scored
@@ -21,6 +22,9 @@ from jobq.views import job_plan
 
 FARTHEST = 100_000
 """Jobs of the list that are looked through for one: 2 ms of Redis."""
+
+LONGEST_ID = 180
+"""A claim reads no longer one: its id stands in names and records."""
 
 _PACE_MINUTES = 5
 _SHOWN = 20
@@ -48,7 +52,7 @@ class Why:
 class _Facts:
     """What is read for every job, in one pipeline."""
 
-    now: datetime
+    now_ms: int
     job: Job
     fields: dict[str, str]
     attempts: tuple[Attempt, ...]
@@ -56,6 +60,12 @@ class _Facts:
     state: dict[str, str]
     suspended: bool
     holder: str
+    readable: bool
+
+    @property
+    def now(self) -> datetime:
+        """When the facts were read, by Redis' clock."""
+        return _moment(self.now_ms)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -76,20 +86,28 @@ class _Facts:
         return f": {words}" if words else ""
 
 
-_MORE = ("q", "pb", "rp", "park", "why", "lost", "crashes", "cx", "dk")
+_MORE = ("q", "pb", "rp", "park", "why", "lost", "crashes", "cx", "dk", "lm", "st", "sz")
+
+_PASSING = ("busy", "queue_rate", "queue_concurrency", "rate", "concurrency", "backed_off", "gate_open")
+"""What goes by as the others do: it is no reason to expect nothing."""
 
 
-def why_plan(keys: Keys, job_id: str, owner: JobOwner | None, lease: timedelta) -> Plan[Why]:
-    """Everything that keeps this job from running, or that happened to it, in two to four round trips.
+def why_plan(
+    keys: Keys, job_id: str, owner: JobOwner | None, lease: timedelta, *, now_ms: int | None = None
+) -> Plan[Why]:
+    """Everything that keeps this job from running, or that happened to it, in two to seven round trips.
 
+    Args:
+        now_ms: For tests. None: Redis' clock.
     Raises:
         JobNotFoundError: There is no such job.
         PayloadUnreadableError: Its key has the wrong type.
     """
     job = yield from job_plan(keys, job_id, owner)
-    facts = yield from _facts(keys, job)
+    facts = yield from _facts(keys, job, now_ms)
     ahead: int | None = None
     eta: datetime | None = None
+    found: list[Reason] = []
     match job.state:
         case JobState.QUEUED:
             found, ahead, eta = yield from _queued(keys, facts)
@@ -103,22 +121,24 @@ def why_plan(keys: Keys, job_id: str, owner: JobOwner | None, lease: timedelta) 
             found = yield from _running(keys, facts, lease)
         case _:
             found = _ended(facts)
+    if not (job.finished or job.state is JobState.RUNNING):
+        stands = yield from _queue_stands(keys, facts)
+        found = stands + found if job.state is JobState.QUEUED else found + stands
     found += _beside(facts)
     ordered = sorted(found, key=lambda each: not each.blocks)
-    blocked = any(
-        each.blocks and each.code not in ("busy", "queue_rate", "queue_concurrency") for each in found
-    )
+    blocked = any(each.blocks and each.code not in _PASSING for each in found)
     return Why(
         job=job, reasons=tuple(ordered), ahead=ahead, eta=None if blocked else eta, attempts=facts.attempts
     )
 
 
-def _facts(keys: Keys, job: Job) -> Plan[_Facts]:
+def _facts(keys: Keys, job: Job, now_ms: int | None) -> Plan[_Facts]:
     name = (job.dedup_key or "").partition(":")[2]
-    clock, more, attempts, length, state, suspended, holder = yield Batch(
+    clock, more, size, attempts, length, state, suspended, holder = yield Batch(
         (
             ("TIME",),
             ("HMGET", keys.job(job.id), *_MORE),
+            ("HSTRLEN", keys.job(job.id), "data"),
             ("LRANGE", keys.attempts(job.id), 0, -1),
             ("LLEN", keys.queue(job.queue)),
             ("HGETALL", keys.queue_state(job.queue)),
@@ -126,12 +146,12 @@ def _facts(keys: Keys, job: Job) -> Plan[_Facts]:
             ("GET", keys.dedup(name)),
         )
     )
-    now_ms = _clock_ms(clock)
+    now_ms = _clock_ms(clock) if now_ms is None else now_ms
     texts = [as_text(value) if isinstance(value, bytes) else "" for value in more or ()]
     records = [] if isinstance(attempts, Exception) else attempts
     mapped = as_map(state)
     return _Facts(
-        now=_moment(now_ms),
+        now_ms=now_ms,
         job=job,
         fields=dict(zip(_MORE, texts, strict=False)),
         attempts=tuple(decode_attempt(record, number) for number, record in enumerate(records, 1)),
@@ -139,7 +159,74 @@ def _facts(keys: Keys, job: Job) -> Plan[_Facts]:
         state=mapped,
         suspended=suspended == 1,
         holder=as_text(holder).partition(":")[2] if isinstance(holder, bytes) else "",
+        readable=size != 0 and len(job.id) <= LONGEST_ID,
     )
+
+
+# --------------------------------------------------------------------------- what its queue says
+
+
+def _queue_stands(keys: Keys, facts: _Facts) -> Plan[list[Reason]]:
+    """What keeps the jobs of its queue from starting, as far as it concerns one in this state."""
+    found: list[Reason] = []
+    job, info, values = facts.job, facts.info, facts.values
+    if not facts.readable:
+        found.append(reason("unreadable_job", **values))
+    if facts.suspended:
+        found.append(reason("suspended"))
+    due = job.due_at if job.state in (JobState.SCHEDULED, JobState.RETRYING) else None
+    if info.paused and not (info.paused_until and due and info.paused_until <= due):
+        by, why = info.paused_by or "somebody", info.paused_reason or "no reason given"
+        found.append(reason("paused", until=info.paused_until, by=by, reason=why, **values))
+    workers = yield from workers_plan(keys)
+    if job.state not in (JobState.QUEUED, JobState.PARKED):
+        return found + _workers(facts, workers, busy=False)
+    if info.shed:
+        found.append(reason("shed", until=_of_ms(facts.state.get("shed", "")), **values))
+    found += yield from _queue_limits(keys, facts)
+    return found + _workers(facts, workers, busy=job.state is JobState.QUEUED)
+
+
+def _queue_limits(keys: Keys, facts: _Facts) -> Plan[list[Reason]]:
+    job, found = facts.job, []
+    closed_ms = as_int(facts.state.get("closed"))
+    if closed_ms > facts.now_ms:
+        by, what = facts.state.get("closed_by") or "of it", f"of queue {job.queue}"
+        found.append(reason("backed_off", until=_moment(closed_ms), by=by, what=what, **facts.values))
+    asked = [(gate, 0) for gate in queue_gates(facts.state, facts.now_ms)]
+    for standing in (yield from standings_plan(keys, asked, facts.now_ms, wip=keys.wip(job.queue))):
+        if standing.open:
+            continue
+        counts = standing.gate.kind == "c"
+        limit = standing.gate.limit if counts else facts.info.limits.rate
+        code = "queue_concurrency" if counts else "queue_rate"
+        found.append(reason(code, until=_maybe(standing.opens_ms), limit=limit, **facts.values))
+    return found
+
+
+def _workers(facts: _Facts, workers: Sequence[Worker], *, busy: bool) -> list[Reason]:
+    """What the workers of its queue say.
+
+    Args:
+        busy: Whether they have room matters.
+    """
+    serving = [worker for worker in workers if facts.job.queue in worker.queues]
+    values = facts.values
+    if not serving:
+        return [reason("no_worker", **values)]
+    awake = [worker for worker in serving if worker.state not in ("draining", "quiet")]
+    if not awake:
+        names = " ".join(sorted({worker.worker or worker.name for worker in serving}))
+        quiet = any(worker.state == "quiet" for worker in serving)
+        return [reason("worker_quiet" if quiet else "worker_draining", workers=names, **values)]
+    found = []
+    # A plain rq worker does not tell what it knows.
+    if all(worker.kind == "jobq" and facts.job.task not in worker.tasks for worker in awake):
+        found.append(reason("task_not_served", **values))
+    slots = sum(worker.slots for worker in awake)
+    if busy and sum(worker.busy for worker in awake) >= slots:
+        found.append(reason("busy", slots=f"{slots} slot{'s' if slots != 1 else ''}", **values))
+    return found
 
 
 # --------------------------------------------------------------------------- where it waits
@@ -147,22 +234,26 @@ def _facts(keys: Keys, job: Job) -> Plan[_Facts]:
 
 def _queued(keys: Keys, facts: _Facts) -> Plan[tuple[list[Reason], int | None, datetime | None]]:
     job, now = facts.job, facts.now
-    minute = int(now.timestamp()) // 60
+    minute = facts.now_ms // 60_000
     minutes = range(minute - _PACE_MINUTES + 1, minute + 1)
-    gate = f"q:{job.queue}"
-    position, running, used, closed, *counted = yield Batch(
+    gates = gates_of(facts.fields["lm"])
+    position, *counted = yield Batch(
         (
             ("LPOS", keys.queue(job.queue), job.id, "MAXLEN", FARTHEST),
-            ("ZCARD", keys.wip(job.queue)),
-            ("ZRANGE", f"{keys.n}rate:{gate}", 0, 0, "WITHSCORES"),
-            ("GET", f"{keys.n}closed:{gate}"),
             *(("HGETALL", keys.counters(job.queue, each)) for each in minutes),
+            *(("ZCARD", keys.gate(gate.name)) for gate in gates),
         )
     )
+    counted, before = counted[: len(minutes)], counted[len(minutes) :]
     pace = _pace(counted, minutes, now)
     ahead = position if isinstance(position, int) else None
-    found = _closed_queue(facts, as_int(running), used, closed)
-    found += _workers(facts, (yield from workers_plan(keys)))
+    asked = [(gate, as_int(many)) for gate, many in zip(gates, before, strict=True)]
+    found = [
+        _at_gate(standing, facts, None)
+        for standing in (yield from standings_plan(keys, asked, facts.now_ms))
+        # Whoever is parked there is let in by room alone, and a claim passes what has any.
+        if standing.room < 1
+    ]
     since = _of_ms(facts.fields["q"])
     if ahead == 0:
         found.append(reason("next", since=since, **facts.values))
@@ -179,51 +270,6 @@ def _queued(keys: Keys, facts: _Facts) -> Plan[tuple[list[Reason], int | None, d
     return found, ahead, eta
 
 
-def _closed_queue(facts: _Facts, running: int, used: Any, closed: Any) -> list[Reason]:
-    """What keeps every job of its queue from starting."""
-    found: list[Reason] = []
-    info = facts.info
-    if facts.suspended:
-        found.append(reason("suspended"))
-    if info.paused:
-        by, why = info.paused_by or "somebody", info.paused_reason or "no reason given"
-        found.append(reason("paused", until=info.paused_until, by=by, reason=why, **facts.values))
-    if info.shed:
-        found.append(reason("shed", until=_of_ms(facts.state.get("shed", "")), **facts.values))
-    rate, concurrency = info.limits.rate, info.limits.concurrency
-    if concurrency is not None and running >= concurrency:
-        found.append(reason("queue_concurrency", limit=concurrency, **facts.values))
-    if rate is not None:
-        pairs = scored([] if isinstance(used, Exception) or not used else used)
-        frees = _of_ms(closed) or _of_ms(facts.state.get("closed", ""))
-        if frees is None and len(pairs) == 1:
-            frees = _of_ms(str(float(pairs[0][1]) + rate.per_ms))
-        if frees is not None and frees > facts.now:
-            found.append(reason("queue_rate", limit=rate, until=frees, **facts.values))
-    return found
-
-
-def _workers(facts: _Facts, workers: Sequence[Worker]) -> list[Reason]:
-    """What the workers of its queue say."""
-    serving = [worker for worker in workers if facts.job.queue in worker.queues]
-    values = facts.values
-    if not serving:
-        return [reason("no_worker", **values)]
-    awake = [worker for worker in serving if worker.state not in ("draining", "quiet")]
-    if not awake:
-        names = " ".join(sorted({worker.worker or worker.name for worker in serving}))
-        quiet = any(worker.state == "quiet" for worker in serving)
-        return [reason("worker_quiet" if quiet else "worker_draining", workers=names, **values)]
-    found = []
-    # A plain rq worker does not tell what it knows.
-    if all(worker.kind == "jobq" and facts.job.task not in worker.tasks for worker in awake):
-        found.append(reason("task_not_served", **values))
-    slots = sum(worker.slots for worker in awake)
-    if sum(worker.busy for worker in awake) >= slots:
-        found.append(reason("busy", slots=f"{slots} slot{'s' if slots != 1 else ''}", **values))
-    return found
-
-
 def _pace(counted: Sequence[Any], minutes: Sequence[int], now: datetime) -> float:
     """Attempts of the queue that end in a second, since the first of these minutes with any."""
     total, first = Counters(), None
@@ -238,9 +284,12 @@ def _pace(counted: Sequence[Any], minutes: Sequence[int], now: datetime) -> floa
 
 
 def _delayed(facts: _Facts) -> list[Reason]:
-    job = facts.job
-    due = job.due_at or _of_ms(facts.fields["q"])
-    code = "retrying" if job.state is JobState.RETRYING else "scheduled"
+    job, fields = facts.job, facts.fields
+    due = job.due_at or _of_ms(fields["q"])
+    if fields["sz"] and fields["sz"] == fields["st"]:
+        code = "snoozed"
+    else:
+        code = "retrying" if job.state is JobState.RETRYING else "scheduled"
     found = [
         reason(
             code,
@@ -251,7 +300,7 @@ def _delayed(facts: _Facts) -> list[Reason]:
         )
     ]
     if due is not None and due < facts.now - timedelta(seconds=2):
-        found.append(reason("overdue", since=due))
+        found.append(reason("overdue", since=due, **facts.values))
     return found
 
 
@@ -279,39 +328,43 @@ def _parked(keys: Keys, facts: _Facts) -> Plan[list[Reason]]:
     job, bucket = facts.job, facts.fields["pb"]
     park = job.parked_reason or ""
     code = park_code(park)
-    gate = bucket.removeprefix("~gate:")
-    entered, rank, opens, held = yield Batch(
-        (
-            ("ZSCORE", keys.deferred(job.queue), job.id),
-            ("ZRANK", keys.gate(gate), job.id),
-            ("ZSCORE", keys.gates, gate),
-            ("ZRANGE", f"{keys.n}held:{gate}", 0, 2),
-        )
+    name = bucket.removeprefix("~gate:")
+    entered, rank = yield Batch(
+        (("ZSCORE", keys.deferred(job.queue), job.id), ("ZRANK", keys.gate(name), job.id))
     )
     since = _moment(float(entered) * 1000) if isinstance(entered, bytes | float | int) else None
-    if code not in ("rate", "concurrency"):
-        return [reason(code, since=since, park=park, **facts.values)]
-    holders = [] if isinstance(held, Exception) else [as_text(each).partition(":")[0] for each in held]
-    words = ", ".join(f"job {holder}" for holder in holders)
-    place = f"{rank:,} wait before it" if isinstance(rank, int) and rank else "it is the next"
-    until = _moment(float(opens)) if code == "rate" and isinstance(opens, bytes | float | int) else None
-    return [
-        reason(
-            code,
-            since=since,
-            until=until,
-            gate=gate_words(gate),
-            holders=words or "a run that has just ended",
-            holder=holders[0] if holders else job.id,
-            position=place,
-        )
-    ]
+    asked = [(gate, as_int(rank)) for gate in gates_of(facts.fields["lm"]) if gate.name == name]
+    if code not in ("rate", "concurrency") or not asked:
+        return [reason(code, since=since, park=park, **(_NO_GATE | facts.values))]
+    standings = yield from standings_plan(keys, asked, facts.now_ms)
+    return [_at_gate(standing, facts, since) for standing in standings]
 
 
-def gate_words(gate: str) -> str:
-    """What a gate limits, without the digest of its key: ``of task mail.send``, ``of task pay, for its key``."""
-    task, _, key = gate.partition(":")[2].partition(":")
-    return f"of task {task}{', for its key' if key else ''}"
+_NO_GATE = {"gate": "", "holders": "another job", "holder": "", "position": "doctor finds out more"}
+"""For a job that names a limit which it does not have: a damaged hash."""
+
+
+def _at_gate(standing: Standing, facts: _Facts, since: datetime | None) -> Reason:
+    """What one closed gate says of a job that waits at it, or would if it were claimed."""
+    gate, behind = standing.gate, standing.behind
+    words = gate_words(gate.name)
+    until = _maybe(standing.opens_ms)
+    if standing.closed_ms:
+        by, what = standing.closed_by or "that shares it", f"under the limit {words}"
+        return reason("backed_off", since=since, until=until, by=by, what=what, **facts.values)
+    position = f"{behind:,} wait before it" if behind else "it is the next"
+    if standing.open:
+        return reason("gate_open", since=since, gate=words, position=position)
+    shown = standing.holders[:3]
+    return reason(
+        "concurrency" if gate.kind == "c" else "rate",
+        since=since,
+        until=until,
+        gate=words,
+        holders=", ".join(f"job {holder}" for holder in shown) or "a run that has just ended",
+        holder=shown[0] if shown else facts.job.id,
+        position=position,
+    )
 
 
 # --------------------------------------------------------------------------- it runs, or has ended
@@ -401,6 +454,10 @@ def _clock_ms(reply: Any) -> int:
 
 def _moment(ms: float) -> datetime:
     return datetime.fromtimestamp(ms / 1000, tz=UTC)
+
+
+def _maybe(ms: float | None) -> datetime | None:
+    return None if ms is None else _moment(ms)
 
 
 def _of_ms(value: Any) -> datetime | None:

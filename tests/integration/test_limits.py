@@ -116,3 +116,30 @@ def test_a_queue_that_settings_limit_says_so(client: jobq.Client) -> None:
     assert not client.queues.reset_limit("low").limits_set
     with pytest.raises(jobq.JobNotFoundError):
         client.queues.limit("nowhere", concurrency=1)
+
+
+BURST, PLAIN = jobq.Rate(61, per=60, burst=1), jobq.Rate(2, per=60)
+
+
+@pytest.mark.parametrize(("before", "after"), [(PLAIN, BURST), (BURST, PLAIN)])
+def test_a_rate_may_get_a_burst_or_lose_it(
+    client: jobq.Client, registry: Registry, before: jobq.Rate, after: jobq.Rate
+) -> None:
+    """What the one kind has counted stands under the name that the other counts by."""
+    hand = Hand(client)
+    plain = jobq.task("t.plain", registry=registry)(lambda: None).options(client=client)
+    client.queues.limit("medium", rate=before)
+    plain.enqueue_many([{}] * 3)
+    assert len(ids(hand, 1)) == 1
+    client.queues.limit("medium", rate=after)
+    assert len(ids(hand, 1)) == 1
+    client.queues.limit("medium", rate=None)
+    (third,) = hand.claim()
+    assert hand.settle(third) == "ok"
+    old = jobq.task("t.same", rate=before, registry=Registry())(lambda: None).options(client=client).enqueue()
+    new = jobq.task("t.same", rate=after, registry=Registry())(lambda: None).options(client=client).enqueue()
+    (first,) = hand.claim(n=1)
+    (second,) = hand.claim(n=1)
+    assert [first.id, second.id] == [old.id, new.id]
+    assert hand.settle(first, "hand_back") == "ok"
+    assert ids(hand) == [old.id]

@@ -20,9 +20,9 @@ from jobq import calls, lua
 from jobq.client import Client
 from jobq.errors import JobNotFoundError
 from jobq.job import DEAD_REASONS, JobState
-from jobq.reasons import CLAIM_CODES, STATE_CODES, WORDS, park_code
+from jobq.reasons import CLAIM_CODES, OUTCOME_CODES, STATE_CODES, WORDS, park_code
 from jobq.registration import register_worker
-from jobq.steps import Claim
+from jobq.steps import Batch, Claim, OutcomeKind
 from jobq.tasks import Registry, task
 from jobq.why import Why
 from tests.support.hand import Hand
@@ -43,6 +43,11 @@ def pay(a: int) -> int:
 
 @task("w.mail", registry=registry, rate=jobq.Rate(1, per=60, key="{a}"))
 def mail(a: int) -> int:
+    return a
+
+
+@task("w.burst", registry=registry, rate=jobq.Rate(61, per=60, burst=1))
+def burst(a: int) -> int:
     return a
 
 
@@ -102,7 +107,12 @@ def _park_words() -> Iterator[str]:
 def test_every_park_reason_has_words_of_its_own() -> None:
     words = {*_park_words()}
     assert {"rate", "concurrency", "unknown_task", "no_key"} <= words
-    assert {park_code(word) for word in words} == {*STATE_CODES["parked"]} - {"rate_limited", "parked"}
+    of_gates = {"gate_open", "backed_off"}
+    assert {park_code(word) for word in words} == {*STATE_CODES["parked"]} - {
+        "rate_limited",
+        "parked",
+        *of_gates,
+    }
 
 
 def test_every_state_end_and_refusal_has_words() -> None:
@@ -110,13 +120,21 @@ def test_every_state_end_and_refusal_has_words() -> None:
     assert {*DEAD_REASONS} < {*STATE_CODES["dead"]}
     refusals = {*get_args(get_type_hints(Claim)["status"])} - {"ok", "stale"}
     assert {*CLAIM_CODES} == refusals
-    named = {code for table in (STATE_CODES, CLAIM_CODES) for found in table.values() for code in found}
+    assert {*OUTCOME_CODES} == {*get_args(OutcomeKind)}
+    kinds = {*re.findall(r"kind [=~]= '([a-z_]{2,})'", lua.script("settle").text.decode())}
+    assert kinds - {"gate"} <= {*OUTCOME_CODES}
+    named = {
+        code
+        for table in (STATE_CODES, CLAIM_CODES, OUTCOME_CODES)
+        for found in table.values()
+        for code in found
+    }
     assert named <= {*WORDS}
 
 
 def test_every_reason_of_the_table_can_be_given() -> None:
     text = (SOURCE / "why.py").read_text()
-    given = {code for found in STATE_CODES.values() for code in found}
+    given = {code for table in (STATE_CODES, OUTCOME_CODES) for found in table.values() for code in found}
     unused = {code for code in WORDS if code not in given and f'"{code}"' not in text}
     assert not unused
 
@@ -125,6 +143,15 @@ def test_what_blocks_says_what_to_do_or_ends_by_itself() -> None:
     for code, words in WORDS.items():
         assert not words.blocks or words.remedy or code == "rate", code
         assert [field for _, field, _, _ in Formatter().parse(words.remedy or "") if field == ""] == []
+
+
+@pytest.mark.parametrize("kind", OUTCOME_CODES)
+def test_every_end_of_an_attempt_is_told(client: Client, hand: Hand, kind: str) -> None:
+    client.queues.limit("medium", rate="100/m")
+    job_id = enqueue(client)
+    spends = kind in ("succeeded", "retry", "dead")
+    hand.settle(hand.claim()[0], kind, spends=spends, delay_ms=60_000, reason="no_key", bucket="b")
+    assert {*codes(client.why(job_id))} & {*OUTCOME_CODES[kind]}
 
 
 # --------------------------------------------------------------------------- it is in its queue
@@ -200,8 +227,51 @@ def test_the_queue_is_limited(client: Client, hand: Hand) -> None:
     assert len(hand.claim()) == 1
     why = client.why(job_id)
     assert only(why, "queue_concurrency").blocks
+    assert only(why, "queue_rate").text == "queue medium is limited to 1/m, which is used up"
     freed = only(why, "queue_rate").until
     assert timedelta(seconds=50) < freed - datetime.now(UTC) < timedelta(seconds=70)
+
+
+def test_a_rate_that_is_not_used_up_blocks_nobody(client: Client, hand: Hand) -> None:
+    serve(client)
+    client.queues.limit("medium", rate="3/m")
+    for _ in range(3):
+        job_id = enqueue(client)
+        assert codes(client.why(job_id)) == ["next"]
+        hand.claim()
+    assert codes(client.why(enqueue(client))) == ["queue_rate", "next"]
+
+
+def test_a_rate_that_was_lowered_frees_when_enough_have_left_the_window(
+    client: Client, redis_client: redis.Redis
+) -> None:
+    serve(client)
+    now = time.time_ns() // 1_000_000
+    starts = {f"a{seconds}": now - seconds * 1000 for seconds in (50, 40, 30, 20, 10)}
+    redis_client.zadd("jobq:rate:q:medium", starts | {"gone": now - 90_000})
+    client.queues.limit("medium", rate="2/m")
+    frees = only(client.why(enqueue(client)), "queue_rate").until
+    # Of five starts four must be over: the one 20 s ago is, 60.5 s after it.
+    assert abs((frees - datetime.fromtimestamp(now / 1000, UTC)).total_seconds() - 40.5) < 0.1
+
+
+@pytest.mark.parametrize("rate", [jobq.Rate(61, burst=1), jobq.Rate(20_000, per=3600)])
+def test_a_rate_with_a_burst_that_is_used_up(
+    client: Client, redis_client: redis.Redis, rate: jobq.Rate
+) -> None:
+    serve(client)
+    client.queues.limit("medium", rate=rate)
+    job_id = enqueue(client)
+    assert codes(client.why(job_id)) == ["next"]
+    burst = rate.burst or 1_000
+    step = (rate.per_ms + 500) / (rate.limit - burst)
+    now = time.time_ns() // 1_000_000
+    # Full again in so long: the next may start when one step of it is left.
+    redis_client.set("jobq:rate:q:medium", f"{now + 30_000 + burst * step:.6f}")
+    found = only(client.why(job_id), "queue_rate")
+    assert (
+        abs((found.until - datetime.fromtimestamp(now / 1000, UTC)).total_seconds() - 30 - step / 1000) < 0.1
+    )
 
 
 def test_an_entry_that_its_list_has_lost(client: Client, redis_client: redis.Redis) -> None:
@@ -215,6 +285,7 @@ def test_an_entry_that_its_list_has_lost(client: Client, redis_client: redis.Red
 
 
 def test_a_delayed_job_names_its_time(client: Client) -> None:
+    serve(client)
     why = client.why(enqueue(client, delay=3600))
     (reason,) = why.reasons
     assert (reason.code, reason.blocks) == ("scheduled", True)
@@ -224,10 +295,14 @@ def test_a_delayed_job_names_its_time(client: Client) -> None:
 def test_nobody_promotes(client: Client, redis_client: redis.Redis) -> None:
     job_id = enqueue(client, delay=3600)
     redis_client.zadd("rq:scheduled:medium", {job_id: time.time() - 60})
-    assert codes(client.why(job_id)) == ["scheduled", "overdue"]
+    why = client.why(job_id)
+    assert codes(why) == ["scheduled", "overdue", "no_worker"]
+    # Others look after other queues.
+    assert only(why, "overdue").remedy == "start one: jobq worker --queue medium"
 
 
 def test_a_retry_tells_the_last_error(client: Client, hand: Hand) -> None:
+    serve(client)
     job_id = enqueue(client)
     (job,) = hand.claim()
     record = b'{"number":1,"outcome":"failed","error_type":"ValueError","error":"no funds"}'
@@ -236,6 +311,91 @@ def test_a_retry_tells_the_last_error(client: Client, hand: Hand) -> None:
     assert codes(why) == ["retrying", "attempt"]
     assert why.reasons[0].text == "attempt 1 failed: ValueError: no funds; the next waits for its backoff"
     assert why.reasons[1].text == "attempt 1 failed: ValueError: no funds"
+
+
+def test_a_snooze_is_told_apart_from_a_backoff(client: Client, hand: Hand) -> None:
+    serve(client)
+    job_id = enqueue(client)
+    hand.settle(hand.claim()[0], "snooze", delay_ms=60_000)
+    (reason,) = client.why(job_id).reasons
+    assert reason.text == "it asked to run later (Snooze), which spends no attempt, and is not due yet"
+    assert (reason.code, reason.remedy) == ("snoozed", f"jobq jobs promote {job_id} queues it now")
+    assert reason.until is not None
+    # Then it fails, waits for its backoff, and asks again.
+    for kind, code in (("retry", "retrying"), ("snooze", "snoozed"), ("retry", "retrying")):
+        client.promote(job_id)
+        assert "snoozed" not in codes(client.why(job_id))
+        hand.settle(hand.claim()[0], kind, spends=kind == "retry", delay_ms=60_000)
+        assert codes(client.why(job_id)) == [code]
+
+
+def test_what_replaces_a_snoozed_job_has_not_snoozed(client: Client, hand: Hand) -> None:
+    serve(client)
+    options = pay.options(client=client, on_duplicate="replace", delay=0)
+    job_id = options.enqueue(a=1).id
+    hand.settle(hand.claim()[0], "snooze", delay_ms=60_000)
+    pay.options(client=client, on_duplicate="replace", delay=60).enqueue(a=1)
+    assert codes(client.why(job_id))[0] == "scheduled"
+
+
+def _delayed_job(client: Client, hand: Hand) -> str:
+    return enqueue(client, delay=3600)
+
+
+def _retrying_job(client: Client, hand: Hand) -> str:
+    job_id = enqueue(client)
+    hand.settle(hand.claim()[0], "retry", spends=True, delay_ms=60_000)
+    return job_id
+
+
+def _parked_job(client: Client, hand: Hand) -> str:
+    job_id = enqueue(client)
+    hand.settle(hand.claim()[0], "park", reason="no_key", bucket="b")
+    return job_id
+
+
+def _deferred_job(client: Client, hand: Hand) -> str:
+    job_id = enqueue(client)
+    client.run(Batch((("HSET", client.keys.job(job_id), "status", "deferred"),)))
+    return job_id
+
+
+@pytest.mark.parametrize(
+    ("make", "first"),
+    [
+        (_delayed_job, "scheduled"),
+        (_retrying_job, "retrying"),
+        (_parked_job, "no_key"),
+        (_deferred_job, "parents_done"),
+    ],
+)
+def test_whatever_waits_is_told_what_will_keep_it(
+    client: Client, hand: Hand, redis_client: redis.Redis, make: Any, first: str
+) -> None:
+    job_id = make(client, hand)
+    client.queues.pause("medium", reason="bank is down")
+    redis_client.set("rq:suspended", 1)
+    assert codes(client.why(job_id)) == [first, "suspended", "paused", "no_worker"]
+    redis_client.delete("rq:suspended")
+    client.queues.resume("medium")
+    serve(client, tasks=("other",))
+    assert codes(client.why(job_id)) == [first, "task_not_served"]
+
+
+def test_a_pause_that_ends_before_the_job_is_due_keeps_it_from_nothing(client: Client) -> None:
+    serve(client)
+    job_id = enqueue(client, delay=3600)
+    client.queues.pause("medium", for_=600)
+    assert codes(client.why(job_id)) == ["scheduled"]
+    client.queues.pause("medium", for_=7200)
+    assert codes(client.why(job_id)) == ["scheduled", "paused"]
+
+
+def test_a_job_without_a_payload(client: Client, redis_client: redis.Redis) -> None:
+    serve(client)
+    job_id = enqueue(client)
+    redis_client.hdel(f"rq:job:{job_id}", "data")
+    assert codes(client.why(job_id))[0] == "unreadable_job"
 
 
 def test_parents(client: Client, redis_client: redis.Redis) -> None:
@@ -273,6 +433,40 @@ def test_a_concurrency_limit_names_who_holds_it(client: Client, hand: Hand) -> N
     reason = client.why(second).reasons[0]
     assert (reason.code, reason.remedy) == ("concurrency", f"jobq why {first}")
     assert reason.text == f"its concurrency limit of task w.pay is held by job {first}; it is the next"
+
+
+def test_a_limit_is_named_before_the_job_is_parked_at_it(client: Client, hand: Hand) -> None:
+    serve(client, tasks=("w.mail", "w.pay"))
+    enqueue(client, mail)
+    pay.options(client=client).enqueue(a=1)
+    assert len(hand.claim()) == 2
+    second, third = enqueue(client, mail), pay.options(client=client).enqueue(a=2).id
+    assert codes(client.why(second)) == ["rate", "next"]
+    assert codes(client.why(third))[0] == "concurrency"
+    assert {client.get(job_id).state for job_id in (second, third)} == {JobState.QUEUED}
+
+
+def test_a_limit_with_a_burst_tells_a_parked_job_when_it_frees(client: Client, hand: Hand) -> None:
+    serve(client, tasks=("w.burst",))
+    ids = [burst.options(client=client).enqueue(a=1).id for _ in range(3)]
+    assert len(hand.claim()) == 1
+    # One start each 60.5 / 60 s beyond the burst.
+    for place, job_id in enumerate(ids[1:], 1):
+        (reason,) = client.why(job_id).reasons
+        assert reason.code == "rate"
+        away = (reason.until - datetime.now(UTC)).total_seconds()
+        assert 0 < place * 1.0084 - away < 5
+        assert reason.text.endswith("it is the next" if place == 1 else "1 wait before it")
+
+
+def test_a_limit_that_has_room_again(client: Client, hand: Hand) -> None:
+    serve(client, tasks=("w.pay",))
+    first = pay.options(client=client).enqueue(a=1).id
+    second, third = (pay.options(client=client).enqueue(a=a).id for a in (2, 3))
+    hand.settle(hand.claim()[0])
+    assert client.get(first).state is JobState.SUCCEEDED
+    assert codes(client.why(second)) == ["gate_open", "holds_key"]
+    assert codes(client.why(third)) == ["concurrency", "holds_key"]
 
 
 def test_a_rate_limit_names_when_it_frees(client: Client, hand: Hand) -> None:

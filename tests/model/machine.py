@@ -6,7 +6,8 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from copy import deepcopy
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
 
@@ -14,8 +15,10 @@ from jobq import calls, lua
 from jobq.keys import Keys
 from jobq.rq_bridge import iso
 from jobq.steps import Call, Claim, EnqueueAnswer, NewJob, Outcome
+from jobq.store import Store
+from jobq.why import why_plan
 from tests.model.invariants import COUNTER, History, Step, check
-from tests.model.reference import LEASE_MS, End, Job, New, Reference, Suspects
+from tests.model.reference import ENDED, LEASE_MS, End, Job, New, Reference, Suspects
 from tests.model.snapshot import Snapshot, run
 
 T0 = 1_800_000_000_000
@@ -279,6 +282,20 @@ class Pair:
             call: Call[list[int]] = Call("free_dedup", tuple(names), ("", KEYS.p, KEYS.n, 1), list)
             idle = self.model.sweep()
             self.call(call, [int(name.removeprefix(KEYS.dedup("")) in idle) for name in names])
+
+    def why(self, job_id: str) -> None:
+        """Ask why a job has not run: something blocks it, if and only if a claim would not take it."""
+        job = self.model.jobs.get(job_id)
+        if job is None or job.state in (None, "running", *ENDED):
+            return
+        _, taken = deepcopy(self.model).claim(job.queue, "probe", 1, 10**6, ())
+        plan = why_plan(KEYS, job_id, None, timedelta(milliseconds=LEASE_MS), now_ms=self.model.now_ms)
+        reasons = Store(self.client).run(plan).reasons
+        # That no worker lives is true here, and the claim above is by one.
+        blocks = [each.code for each in reasons if each.blocks and each.code != "no_worker"]
+        assert bool(blocks) != (job_id in taken), (
+            f"{job_id} is {job.state}, and told {blocks or 'of nothing'}"
+        )
 
     def shed(self, queue: str, until_ms: int) -> None:
         """Let a queue refuse new jobs, as the memory brake does."""

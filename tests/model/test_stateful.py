@@ -78,6 +78,7 @@ RARE: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "rq_requeue": st.fixed_dictionaries({"pick": some}),
     "withdraw": st.fixed_dictionaries({"pick": some, "unknown": st.booleans()}),
     "release": st.fixed_dictionaries({}),
+    "why": st.fixed_dictionaries({"pick": some}),
     "rq_delete": st.fixed_dictionaries({"pick": some}),
 }
 """Steps that together come up as often as two of the others: most of a job's life is the usual one."""
@@ -311,6 +312,9 @@ class Machine(RuleBasedStateMachine):
         """Of a job that came, or of one that is still on its way."""
         self.pair.withdraw(self._new_id() if unknown else self._id(pick))
 
+    def why(self, pick: int) -> None:
+        self.pair.why(self._id(pick))
+
     def delete(self, pick: int) -> None:
         self.pair.delete(self._id(pick))
 
@@ -445,6 +449,8 @@ class Machine(RuleBasedStateMachine):
                 self.pair.settle(queue, [End(job_id, token, "succeeded") for job_id, token in jobs])
                 ran = ran or bool(jobs)
             self.pair.release()
+        for job_id in self.ids[-3:]:
+            self.pair.why(job_id)
         open_ids = [job.id for job in self.model.jobs.values() if job.state not in (*ENDED, None)]
         for job_id in open_ids:
             assert self.model.jobs[job_id].state == "deferred" or job_id in self.pair.history.popped, job_id

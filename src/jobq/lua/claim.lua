@@ -146,12 +146,19 @@ local function look(kind, limit, window, burst, name)
   end
   gate.closed = tonumber(redis.call('GET', N .. 'closed:' .. name) or '') or 0
   if kind == 'r' then
-    redis.call('ZREMRANGEBYSCORE', N .. 'rate:' .. name, '-inf', now - gate.span)
+    -- What a gate of another kind has counted under this name says nothing.
+    local trimmed = redis.pcall('ZREMRANGEBYSCORE', N .. 'rate:' .. name, '-inf', now - gate.span)
+    if type(trimmed) == 'table' then redis.call('DEL', N .. 'rate:' .. name) end
     gate.used = redis.call('ZCARD', N .. 'rate:' .. name)
     gate.rank = math.max(0, gate.used - limit)
     gate.room = limit - gate.used
   else
-    gate.full_at = math.max(now, tonumber(redis.call('GET', N .. 'rate:' .. name) or '') or 0)
+    local full_at = redis.pcall('GET', N .. 'rate:' .. name)
+    if type(full_at) == 'table' then
+      redis.call('DEL', N .. 'rate:' .. name)
+      full_at = false
+    end
+    gate.full_at = math.max(now, tonumber(full_at or '') or 0)
     gate.room = math.floor(burst - (gate.full_at - now) / gate.step + 1e-6)
   end
   if gate.closed > now then gate.room = 0 end

@@ -34,13 +34,15 @@ local function room_of(kind, limit, window, burst, name)
   if closed > now then return 0, closed end
   local span = window + math.min(500, window / 20)
   if kind == 'r' then
-    redis.call('ZREMRANGEBYSCORE', key, '-inf', now - span)
+    -- What a gate of another kind has counted under this name says nothing.
+    if type(redis.pcall('ZREMRANGEBYSCORE', key, '-inf', now - span)) == 'table' then redis.call('DEL', key) end
     local used = redis.call('ZCARD', key)
     local oldest = redis.call('ZRANGE', key, math.max(0, used - limit), math.max(0, used - limit), 'WITHSCORES')
     return limit - used, math.ceil((tonumber(oldest[2] or '') or now) + span)
   end
   local step = span / (limit - burst)
-  local full_at = math.max(now, tonumber(redis.call('GET', key) or '0'))
+  local full_at = redis.pcall('GET', key)
+  full_at = math.max(now, type(full_at) ~= 'table' and tonumber(full_at or '0') or 0)
   local room = math.floor(burst - (full_at - now) / step + 1e-6)
   return room, math.ceil(math.max(now, full_at - (burst - 1) * step) + step)
 end

@@ -97,7 +97,7 @@ for _, run in ipairs(gated) do
   for kind, name in run.lm:gmatch('(%a),%d+,%d+,%d+,([^;]+)') do
     -- What never started has used up nothing.
     local set = kind == 'c' and 'held:' or run.back and kind == 'r' and 'rate:'
-    if set and redis.call('ZREM', N .. set .. name, run.member) == 1 then
+    if set and redis.pcall('ZREM', N .. set .. name, run.member) == 1 then
       redis.call('ZADD', N .. 'gates', 'XX', 'LT', now, name)
     end
   end
@@ -209,6 +209,8 @@ for _, job in ipairs(jobs) do
       -- A job of plain rq's has no q: by that the next claim knows to bring rq's own fields along.
       if row[8] then put('q', string.format('%.0f', due)) end
       if job.fp then put('fp', job.fp) end
+      -- A snooze is known by the token that st has, too: the next settle makes it the past.
+      if kind == 'snooze' then put('sz', job.token) end
       add(scheduled, string.format('%.3f', due / 1000), id)
       if attempts > 0 then add(retrying, string.format('%.0f', due), id) end
     elseif kind == 'park' then
