@@ -20,9 +20,9 @@ from benchmarks.workloads import concerns, known, measure, split
 WORKLOADS = (
     "enqueue", "bulk", "drain_a", "drain_b", "io", "retry", "latency", "otp_isolation", "five_lanes", "replay",
     "enqueue@512", "enqueue@everysec", "bulk@everysec", "drain_a@everysec", "drain_b@everysec", "retry@everysec",
-    "enqueue@2ms", "drain_a@2ms",
+    "io@everysec", "latency@everysec", "otp_isolation@everysec", "replay@everysec", "enqueue@2ms", "drain_a@2ms",
 )  # fmt: skip
-ONCE = frozenset({"five_lanes", "replay", "enqueue@512", "enqueue@2ms", "drain_a@2ms"})
+ONCE = frozenset({"five_lanes", "replay", "replay@everysec", "enqueue@512", "enqueue@2ms", "drain_a@2ms"})
 """Measured in the first round only: the figure hardly varies, or no target rests on it."""
 
 ELSEWHERE = {

@@ -104,6 +104,7 @@ _GROWTH_TITLES = {
     "waiting": "Jobs waiting",
     "delayed": "Jobs due within one second",
     "dead": "Dead letters",
+    "recurring": "Schedules due at the same second",
 }
 
 
@@ -168,6 +169,7 @@ def _targets(targets: Sequence[Target]) -> list[str]:
         f"## Targets: {len(targets) - missed} of {len(targets)} met",
         "",
         *_table(["target", "wanted", "reached", "rounds", ""], body),
+        *(f"\n- **{target.what}**: {target.why}" for target in targets if target.why),
     ]
 
 
@@ -223,7 +225,12 @@ def _ranged(results: Results, name: str, workload: str, key: str, digits: int) -
 
 def _growth(name: str, row: Row) -> list[str]:
     body = [[key, f"{value:,.2f}" if isinstance(value, float) else str(value)] for key, value in row.items()]
-    return ["", f"## {_GROWTH_TITLES[name]}: {row.get('jobs', 0):,}", "", *_table(["what", "measured"], body)]
+    return [
+        "",
+        f"## {_GROWTH_TITLES[name]}: {row.get('jobs', row.get('schedules', 0)):,}",
+        "",
+        *_table(["what", "measured"], body),
+    ]
 
 
 def _doubts(document: Mapping[str, Any], results: Results) -> list[str]:

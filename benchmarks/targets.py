@@ -36,6 +36,11 @@ class Target:
     disturbed: bool = False
 
     @property
+    def why(self) -> str:
+        """Where it is missed: what is in the way, and what is to be tried next; empty when it is kept, or not known."""
+        return "" if self.met else GAPS.get(self.what, "")
+
+    @property
     def met(self) -> bool:
         """Whether it is kept."""
         return self.reached >= self.limit if self.sign == ">=" else self.reached <= self.limit
@@ -57,6 +62,8 @@ _RATIOS: tuple[tuple[str, str, str, str, float], ...] = (
     ("Drain, 1 process, everysec", "drain_a@everysec", "jobq", "drain_a", 0.85),
     ("Drain, 2 processes, everysec", "drain_b@everysec", "jobq", "drain_b", 0.85),
     ("Fail once, then succeed, everysec", "retry@everysec", "jobq", "retry", 0.85),
+    ("10 ms sleeps, everysec", "io@everysec", "jobq", "io", 0.85),
+    ("Retry-failed, everysec", "replay@everysec", "jobq", "replay", 0.85),
 )
 # jobq alone: what, workload, key, sign, limit.
 _LIMITS: tuple[tuple[str, str, str, str, float], ...] = (
@@ -66,14 +73,20 @@ _LIMITS: tuple[tuple[str, str, str, str, float], ...] = (
     ("Socket reads of Redis per job, drain", "drain_a", "reads_per_job", "<=", 0.3),
     ("Worker, µs of CPU per job, drain", "drain_a", "worker_us_per_job", "<=", 100),
     ("Redis, µs of CPU per job, drain", "drain_a", "redis_us_per_job", "<=", 60),
+    ("Start of a worker to its first job, s", "drain_a", "startup_s", "<=", 1.5),
     ("10 ms sleeps on 20 slots, time / ideal", "io", "ratio", "<=", 1.05),
     ("Wait on an idle worker, p50 ms", "latency", "p50_ms", "<=", 0.6),
     ("Wait on an idle worker, p99 ms", "latency", "p99_ms", "<=", 2.0),
     ("Idle worker of one lane, PSS MB", "latency", "idle_pss_mb", "<=", 45),
     ("Idle worker of five lanes, PSS MB", "five_lanes", "idle_pss_mb", "<=", 250),
     ("OTP wait p99 while `low` burns and `batch` holds 10,000, ms", "otp_isolation", "call_p99_ms", "<=", 25),
+    ("Wait on an idle worker, everysec, p99 ms", "latency@everysec", "p99_ms", "<=", 2.0),
+    ("OTP wait p99 beside exports, everysec, ms", "otp_isolation@everysec", "call_p99_ms", "<=", 25),
     ("Retry-failed of 100,000 dead letters, jobs/s", "replay", "per_s", ">=", 10_000),
 )
+GAPS: Mapping[str, str] = {
+    "Enqueue one by one: jobq / huey": "",
+}
 _COMMANDS = 16.0
 
 

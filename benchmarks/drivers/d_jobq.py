@@ -76,6 +76,16 @@ class D(Base):
         grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         return {"seconds": time.perf_counter() - since, "due": due, "grown_mb": grown_kb / 1024}
 
+    def plan(self, n, every_s, due):
+        """Add n schedules whose first slot is at the same moment."""
+        schedules, start = get_client().schedules, datetime.fromtimestamp(due, UTC)
+        since = time.perf_counter()
+        for number in range(n):
+            params = {"email": "someone@example.com", "code": str(FILLED_FIRST + number)}
+            schedules.add(f"s{number}", tasks.noop, params, every=every_s, start=start)
+        took = time.perf_counter() - since
+        return {"seconds": took, "list_ms": timed(schedules.list)[1]}
+
     def stats(self, times):
         """Milliseconds of each look at the counts of all queues."""
         client = get_client()
