@@ -10,6 +10,7 @@ from jobq import calls
 from jobq.control import move_many
 from jobq.errors import StoreError
 from jobq.limits import Concurrency, QueueLimits, Rate
+from jobq.steps import Claim
 from tests.lua.conftest import Bench
 
 C1 = Concurrency(1).gate("c:t")
@@ -26,7 +27,7 @@ def spoil(bench: Bench, key: str) -> None:
         bench.redis.set(key, "x")
 
 
-def ids(claim: calls.Claim) -> list[str]:
+def ids(claim: Claim) -> list[str]:
     return [job.id for job in claim.jobs]
 
 
