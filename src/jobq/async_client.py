@@ -14,11 +14,11 @@ from jobq.client_base import Apart, ClientBase, exists_step
 from jobq.client_parts import AsyncQueues, AsyncWorkers, Since
 from jobq.config import Settings
 from jobq.connection import COMMAND_TIMEOUT_S, check_client, connect_async, connection_limit
-from jobq.control import BulkReport, Progress, Verb, nobody
+from jobq.control import BulkReport, Progress, nobody
 from jobq.dead_parts import AsyncDeadLetters
 from jobq.errors import JobqError, StoreUnavailableError
 from jobq.health import Health, Thresholds, judge
-from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
+from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState, Verb
 from jobq.joblog import LogLine, lines_plan
 from jobq.listing import Page
 from jobq.memory import MemoryReport, memory_plan

@@ -26,11 +26,11 @@ from jobq.client_parts import Queues, Since, Workers
 from jobq.codec import Codec
 from jobq.config import Settings
 from jobq.connection import COMMAND_TIMEOUT_S, check_client, connect, connection_limit, limit_connections
-from jobq.control import BulkReport, Progress, Verb, nobody
+from jobq.control import BulkReport, Progress, nobody
 from jobq.dead_parts import DeadLetters
 from jobq.errors import ConfigError, JobqError, StoreUnavailableError, UnknownTaskError
 from jobq.health import Health, Thresholds, judge
-from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState
+from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState, Verb
 from jobq.joblog import LogLine, lines_plan
 from jobq.kept import KeptStore
 from jobq.listing import Page

@@ -168,6 +168,7 @@ class Settings(BaseModel):
         config_file: str | Path | None = None,
         environ: Mapping[str, str] | None = None,
         directory: Path | None = None,
+        called: Mapping[str, str] | None = None,
         **flags: Any,
     ) -> Self:
         """The settings from all sources.
@@ -176,13 +177,14 @@ class Settings(BaseModel):
             config_file: Read this TOML file instead of looking for one. Also ``JOBQ_CONFIG``.
             environ: Instead of the process's environment.
             directory: Where ``.env`` and the settings file are looked for; None: the working directory.
+            called: What messages call a flag, such as ``redis_url``: by default its name.
             **flags: Values that come before every source; None counts as not given.
 
         Raises:
             ConfigError: A value is wrong, a name unknown, or a file cannot be read.
         """
         made = cls.__new__(cls)
-        found = _sources(config_file, environ, directory).collect(flags)
+        found = _sources(config_file, environ, directory).collect(flags, called)
         made._fill(found)  # noqa: SLF001 - our own
         return made
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from jobq import calls, lua
 from jobq.dead_letters import ReplayReport, chunks
-from jobq.job import JobState
+from jobq.job import JobState, Verb
 from jobq.keys import Keys
 from jobq.listing import JobFilter, ids_plan
 from jobq.replies import as_int, exact_text, exact_texts
@@ -20,7 +20,6 @@ from jobq.rq_bridge import STATUS_OF, job_from_fields
 from jobq.steps import Batch, Call, Pause, Plan, script_head
 from jobq.views import hash_command
 
-Verb = Literal["cancel", "delete", "promote", "retry"]
 Progress: TypeAlias = Callable[[int], object]
 """Called with the number of further jobs dealt with."""
 
@@ -127,33 +126,19 @@ def together(steps: Sequence[Call[str]]) -> Batch[list[str]]:
 
 
 class _Action(NamedTuple):
-    """How a verb deals with a chunk, which answers mean done, and what it is for unless somebody says otherwise."""
+    """How a verb deals with a chunk, and which answers mean done."""
 
     step: Callable[[Keys, Sequence[str], Sequence[JobState]], Call[list[str]] | Batch[list[str]]]
     fine: tuple[str, ...]
-    states: tuple[JobState, ...]
 
 
 _S = JobState
 _ACTIONS: Mapping[Verb, _Action] = {
-    "cancel": _Action(
-        _cancel_many,
-        ("cancelled", "requested"),
-        (_S.SCHEDULED, _S.RETRYING, _S.QUEUED, _S.RUNNING, _S.DEFERRED, _S.PARKED),
-    ),
-    "delete": _Action(delete_many, ("deleted",), (_S.SUCCEEDED, _S.DEAD, _S.CANCELLED)),
-    "promote": _Action(
-        lambda keys, ids, _states: hasten(keys, ids), ("queued",), (_S.SCHEDULED, _S.RETRYING)
-    ),
-    "retry": _Action(
-        lambda keys, ids, _states: calls.replay(keys, ids), ("queued",), (_S.DEAD, _S.CANCELLED)
-    ),
+    "cancel": _Action(_cancel_many, ("cancelled", "requested")),
+    "delete": _Action(delete_many, ("deleted",)),
+    "promote": _Action(lambda keys, ids, _states: hasten(keys, ids), ("queued",)),
+    "retry": _Action(lambda keys, ids, _states: calls.replay(keys, ids), ("queued",)),
 }
-
-
-def states_for(verb: Verb) -> tuple[JobState, ...]:
-    """The states of jobs that a verb is for."""
-    return _ACTIONS[verb].states
 
 
 # --------------------------------------------------------------------------- plans

@@ -67,7 +67,7 @@ def _issues(stats: Stats, limits: Thresholds) -> Iterator[tuple[bool, str]]:
     if totals.dead > limits.dead_warn:
         yield (
             totals.dead > limits.dead_bad,
-            f"{totals.dead:,} failed jobs {_where(stats, 'dead')}: see jobq dead groups",
+            f"{totals.dead:,} dead letters {_where(stats, 'dead')}: see jobq dead groups",
         )
     if totals.queued > limits.queued_warn:
         yield (
@@ -83,7 +83,7 @@ def _issues(stats: Stats, limits: Thresholds) -> Iterator[tuple[bool, str]]:
         if queue.queued and not queue.workers:
             yield True, f"queue {name}: {queue.queued:,} jobs waiting and no worker serves it"
         elif queue.running and not queue.workers:
-            yield True, f"queue {name}: {queue.running:,} jobs active and no live worker"
+            yield True, f"queue {name}: {queue.running:,} jobs running and no live worker"
         if queue.shed:
             yield True, f"queue {name} refuses new jobs: Redis' memory is nearly full, see jobq memory"
         if queue.paused and queue.queued:

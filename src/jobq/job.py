@@ -48,6 +48,15 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
 
 TERMINAL = frozenset({_S.SUCCEEDED, _S.DEAD, _S.CANCELLED})
 
+Verb = Literal["cancel", "delete", "promote", "retry"]
+VERB_STATES: Mapping[Verb, tuple[JobState, ...]] = {
+    "cancel": tuple(state for state in JobState if state not in TERMINAL),
+    "delete": (_S.SUCCEEDED, _S.DEAD, _S.CANCELLED),
+    "promote": (_S.SCHEDULED, _S.RETRYING),
+    "retry": (_S.DEAD, _S.CANCELLED),
+}
+"""What each verb is for unless somebody says otherwise; all but ``delete`` apply to nothing else."""
+
 DEAD_REASONS = ("exhausted", "poison", "unreadable", "no_handler", "expired", "rejected", "stopped")
 """Why a job is dead. ``stopped`` is rq's word for a job its own tools stopped."""
 

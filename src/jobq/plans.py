@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal, cast
 
 from jobq import archive, calls, control, dead_letters, events
-from jobq.control import BulkReport, Progress, Verb
+from jobq.control import BulkReport, Progress
 from jobq.dead_letters import DeadLetter, replay_conflict
 from jobq.errors import ConflictError, JobNotFoundError
 from jobq.fleet import QueueInfo, queue_names_plan, queues_plan
-from jobq.job import Job, JobOwner, JobState
+from jobq.job import VERB_STATES, Job, JobOwner, JobState, Verb
 from jobq.keys import Keys
 from jobq.limits import Keep, QueueLimits, Rate
 from jobq.listing import JobFilter, Page, ids_plan, jobs_plan, since_moment, states_of
@@ -72,7 +72,7 @@ class Plans:
 
     def promote(self, job_id: str) -> Plan[Job]:
         state = (yield from self.get(job_id)).state
-        if state not in control.states_for("promote"):
+        if state not in VERB_STATES["promote"]:
             # As for a retry: the script answers "queued" for a queued job, too.
             raise ConflictError(f"job {job_id} is {state}: it waits for no time", job_id=job_id)
         (word,) = yield control.hasten(self.keys, [job_id])

@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,24 +97,28 @@ class Sources:
     environ: Mapping[str, str] | None = None
     directory: Path | None = None
 
-    def collect(self, flags: Mapping[str, Any]) -> Found:
+    def collect(self, flags: Mapping[str, Any], called: Mapping[str, str] | None = None) -> Found:
         """The winning value of everything that is set anywhere.
 
         Args:
             flags: Values that come before all sources; None counts as not given.
+            called: What messages call a flag, where that is not its name.
 
         Raises:
             ConfigError: A name is unknown, a file cannot be read, or a foreign variable is wrong.
         """
         environ = _set(os.environ if self.environ is None else self.environ)
         dotenv = _set(_dotenv((self.directory or Path()) / ".env"))
-        table, called = self._table({**dotenv, **environ})
-        found = self._from_table(table, called, f"{called}: ")
+        table, file = self._table({**dotenv, **environ})
+        found = self._from_table(table, file, f"{file}: ")
         found |= _from_aliases(dotenv, environ)
         found |= self._from_variables(dotenv, ".env")
         found |= self._from_variables(environ, "environment")
         given = {name: value for name, value in flags.items() if value is not None}
-        found |= self._from_table(given, "argument", "")
+        found |= {
+            path: replace(raw, label=(called or {}).get(raw.label, raw.label))
+            for path, raw in self._from_table(given, "argument", "").items()
+        }
         for path, raw in found.items():
             if path[0] == "queues" and not QUEUE_NAME.fullmatch(path[1]):
                 raise ConfigError(

@@ -13,9 +13,9 @@ import redis
 import jobq
 from jobq import events
 from jobq.client import Client
-from jobq.control import BulkReport, states_for
+from jobq.control import BulkReport
 from jobq.errors import ConflictError, JobNotFoundError
-from jobq.job import JobState
+from jobq.job import VERB_STATES, JobState
 from jobq.tasks import Registry, task
 from tests.support.both import Both
 from tests.support.hand import Hand
@@ -293,7 +293,7 @@ def test_the_ids_of_a_filter(do: Both, client: Client, hand: Hand, redis_client:
 def test_a_verb_is_one_of_four(do: Both) -> None:
     with pytest.raises(ValueError, match="unknown verb 'stop'"):
         do("bulk", "stop", ["a"])
-    assert all(states_for(verb) for verb in ("cancel", "delete", "promote", "retry"))
+    assert all(VERB_STATES[verb] for verb in ("cancel", "delete", "promote", "retry"))
 
 
 def test_the_scripts_survive_a_flushed_cache(client: Client, redis_client: redis.Redis) -> None:

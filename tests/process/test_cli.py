@@ -171,7 +171,7 @@ def test_without_a_command_help_goes_to_stderr(cli: Cli) -> None:
 
 
 def test_0_also_when_there_is_nothing_to_do(cli: Cli) -> None:
-    assert "nothing to retry" in cli("retry-failed", "--yes").stderr
+    assert "nothing to replay" in cli("retry-failed", "--yes").stderr
 
 
 def test_1_unexpected(cli: Cli) -> None:
@@ -427,7 +427,7 @@ def test_without_a_terminal_nothing_is_done_unasked(cli: Cli, dead_job: str) -> 
 def test_8_declined_130_interrupted_and_agreed(cli: Cli, dead_job: str) -> None:
     code, shown = cli.on_terminal("retry-failed", answer="n")
     assert code == Exit.DECLINED
-    assert "Retry 1 dead job (shop.fail 1)? [y/N]" in shown
+    assert "Replay 1 dead letter (shop.fail 1)? [y/N]" in shown
     assert "declined" in shown
     assert cli.on_terminal("retry-failed", answer=signal.SIGINT)[0] == Exit.INTERRUPTED
     assert cli.json("jobs", "show", dead_job)["state"] == "dead"

@@ -26,7 +26,7 @@ __all__ = ["main", "root"]
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "worker": ("jobq.cli.worker:worker", "Run jobs."),
     "stats": ("jobq.cli.stats:stats", "Counts, waits and targets of every queue."),
-    "retry-failed": ("jobq.cli.dead:retry_failed", "Put dead jobs back in their queues."),
+    "retry-failed": ("jobq.cli.dead:retry_failed", "Replay dead letters: all of them, or some."),
     "enqueue": ("jobq.cli.enqueue:enqueue", "Enqueue one job, or a file of jobs."),
     "why": ("jobq.cli.job_why:why", "Why a job has not run, or what happened to it."),
     "jobs": ("jobq.cli.jobs:jobs", "Look at jobs, wait for them, retry, cancel, promote, delete."),
@@ -129,7 +129,8 @@ def _usage(error: click.UsageError, state: State) -> int:
         click.echo(error.format_message(), err=True, color=state.colored)
     else:
         hint = f" See '{error.ctx.command_path} --help'." if error.ctx is not None else ""
-        state.out.error(f"{error.format_message()}{hint}")
+        text = error.format_message()
+        state.out.error(f"{text if text.endswith(('.', '?')) else f'{text}.'}{hint}")
     return Exit.USAGE
 
 
@@ -189,7 +190,7 @@ def _report(error: Exception, state: State) -> int:
         state.out.error(f"{type(error).__name__}: {error} (--debug shows where)")
     elif code is Exit.UNAVAILABLE:
         state.out.error(
-            f"{error}; start Redis, or name another one with JOBQ_REDIS_URL or -u (see jobq doctor)"
+            f"{str(error).rstrip('.')}; start Redis, or name another one with JOBQ_REDIS_URL or -u (see jobq doctor)"
         )
     else:
         state.out.error(str(error))

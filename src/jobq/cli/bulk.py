@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobq.cli.common import Exit, State, confirm
-from jobq.cli.job_records import STATES
 from jobq.cli.options import DURATION, RATE
+from jobq.job import JobState
 
 if TYPE_CHECKING:
     from jobq.control import BulkReport, Progress
 
 _LISTED = 20
+_ENDED = "ended (or, if not, were created)"
 
 
 def plural(count: int, noun: str = "job") -> str:
@@ -23,21 +24,46 @@ def plural(count: int, noun: str = "job") -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def filter_options(command: Any) -> Any:
-    """Decorator: the options that choose jobs; but for ``states`` they are called as in ``client.job_ids``."""
-    for option in (
-        click.option("--limit", type=click.IntRange(1), metavar="N", help="At most this many."),
-        click.option("--since", type=DURATION, metavar="D", help="Only those that ended or were created so lately."),
-        click.option("--older-than", "before", type=DURATION, metavar="D", help="Only those that did so longer ago."),
-        click.option("--error", metavar="F", help="Only this error fingerprint."),
-        click.option("--correlation-id", metavar="C", help="Only jobs with this correlation id."),
-        click.option("--tag", metavar="T", help="Only jobs with this tag."),
-        click.option("--task", metavar="T", help="Only this task."),
-        click.option("--queue", metavar="Q", help="Only this queue."),
-        click.option("--state", "states", type=click.Choice(STATES), multiple=True, help="Only this; repeatable."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+def filter_options(states: Iterable[JobState] = JobState) -> Callable[[Any], Any]:
+    """Decorator: the options that choose jobs; but for ``states`` they are called as in ``client.job_ids``.
+
+    Args:
+        states: Those that ``--state`` offers.
+    """
+    choice = click.Choice([state.value for state in states])
+
+    def decorate(command: Any) -> Any:
+        for option in (
+            click.option("--since", type=DURATION, metavar="D", help=f"Only jobs that {_ENDED} within this time."),
+            click.option("--error", metavar="F", help="Only this error fingerprint."),
+            click.option("--correlation-id", metavar="C", help="Only jobs with this correlation id."),
+            click.option("--tag", metavar="T", help="Only jobs with this tag."),
+            click.option("--task", metavar="T", help="Only this task."),
+            click.option("--queue", metavar="Q", help="Only this queue."),
+            click.option("--state", "states", type=choice, multiple=True, help="Only this state; repeatable."),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def bulk_options(states: Iterable[JobState]) -> Callable[[Any], Any]:
+    """Decorator: :func:`filter_options`, and those of commands that change what they choose."""
+
+    def decorate(command: Any) -> Any:
+        for option in (
+            click.option("--limit", type=click.IntRange(1), metavar="N", help="At most this many."),
+            click.option(
+                "--older-than", "before", type=DURATION, metavar="D",
+                help=f"Only jobs that {_ENDED} before this long ago.",
+            ),
+            filter_options(states),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def rate_option(command: Any) -> Any:

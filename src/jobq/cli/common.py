@@ -145,15 +145,16 @@ class State:
         Raises:
             ConfigError: A value is wrong; the message names where it comes from.
         """
-        # Late: pydantic-settings alone costs more than the 150 ms that --help may take.
+        # Late: pydantic alone costs more than the 150 ms that --help may take.
         from jobq.config import Settings
 
         flags = {"app": self.app, "redis_url": self.redis_url, "config_file": self.config} | more
-        return Settings.load(**{name: value for name, value in flags.items() if value is not None})
+        given = {name: value for name, value in flags.items() if value is not None}
+        return Settings.load(called={name: f"--{name.replace('_', '-')}" for name in given}, **given)
 
     def configure_logging(self, settings: Settings, *, default: str = "ERROR") -> None:
         """Send events to stderr: ``-q`` shows errors only, ``-v`` one level more."""
-        from jobq.events import configure_logging  # late: structlog
+        from jobq.events import configure_logging  # late: --help logs nothing
 
         levels = ["ERROR", "WARNING", "INFO", "DEBUG"]
         level = "ERROR" if self.quiet else levels[min(levels.index(default) + self.verbose, 3)]

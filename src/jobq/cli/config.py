@@ -20,7 +20,10 @@ def config() -> None:
 @click.option("--origin", is_flag=True, help="Say where each value comes from.")
 @pass_state
 def show(state: State, origin: bool) -> None:
-    """Every setting in force; passwords and keys are hidden."""
+    """Every setting in force.
+
+    Passwords and keys are hidden.
+    """
     settings = state.settings()
     shown, origins = settings.shown(), settings.origins()
     rows = [

@@ -10,8 +10,8 @@ import click
 
 from jobq.cli.bulk import reason_words
 from jobq.cli.common import Exit, State, confirm, pass_state, refused_as_usage, yes_options
-from jobq.cli.dead_archive import archive, restore
-from jobq.cli.dead_more import edit, export, purge
+from jobq.cli.dead_archive import archive, export, purge, restore
+from jobq.cli.dead_edit import edit
 from jobq.cli.dead_records import filter_options, letter_fields, wanted
 from jobq.cli.job_records import attempt_fields, show_attempts
 from jobq.cli.options import DURATION, RATE, Command, Group
@@ -81,11 +81,13 @@ def _replay(
     report = None
     if dry_run or not ids:
         out.say(
-            f"would retry {summary}; nothing was changed" if ids else "nothing to retry: no dead job matches"
+            f"would replay {summary}; nothing was changed"
+            if ids
+            else "nothing to replay: no dead letter matches"
         )
     else:
-        confirm(state, f"Retry {summary}?", yes=yes)
-        with out.progress("retrying", len(ids)) as bar:
+        confirm(state, f"Replay {summary}?", yes=yes)
+        with out.progress("replaying", len(ids)) as bar:
             report = client.dead_letters.replay(
                 ids, rate=rate, canary=canary, canary_timeout=canary_timeout, progress=bar.advance
             )
@@ -99,7 +101,7 @@ def _replay(
     else:
         out.record({"matched": len(ids), "replayed": replayed, "failed": len(failed)})
     for item in failed[:20]:
-        out.error(f"job {item['id']} was not retried: {reason_words(item['reason'])}")
+        out.error(f"job {item['id']} was not replayed: {reason_words(item['reason'])}")
     if len(failed) > 20:
         out.error(f"and {len(failed) - 20:,} more; --json lists them")
     for job_id, word in report.canary if report and held else ():
@@ -111,14 +113,14 @@ def _replay(
 
 
 def _summary(letters: Sequence[DeadLetter]) -> str:
-    """How many, and of which tasks: ``12 dead jobs (orders.confirm 10, mail.send 2)``."""
+    """How many, and of which tasks: ``12 dead letters (orders.confirm 10, mail.send 2)``."""
     counts: dict[str, int] = {}
     for letter in letters:
         counts[letter.task] = counts.get(letter.task, 0) + 1
     first = sorted(counts.items(), key=lambda item: -item[1])
     names = ", ".join(f"{task} {count:,}" for task, count in first[:3])
     more = f", {len(first) - 3} more tasks" if len(first) > 3 else ""
-    return f"{len(letters):,} dead job{'' if len(letters) == 1 else 's'} ({names}{more})"
+    return f"{len(letters):,} dead letter{'' if len(letters) == 1 else 's'} ({names}{more})"
 
 
 @click.command("retry-failed", cls=Command)
@@ -139,7 +141,10 @@ def retry_failed(
     dry_run: bool,
     yes: bool,
 ) -> int:
-    """Put dead jobs back in their queues: all of them, or those chosen by the options."""
+    """Replay dead letters.
+
+    All of them, or those chosen by the options.
+    """
     client = state.client()
     letters = _matching(client, wanted(client, priority, queue, task, error, since), limit)
     ids = [letter.id for letter in letters]
@@ -204,7 +209,10 @@ def groups(
     error: str | None,
     since: timedelta | None,
 ) -> None:
-    """Dead letters by what went wrong, the largest group first."""
+    """Dead letters by what went wrong.
+
+    The largest group first.
+    """
     client = state.client()
     found = client.dead_letters.groups(**wanted(client, priority, queue, task, error, since))
     records = [_group_fields(group) for group in found]
@@ -217,7 +225,7 @@ def groups(
 @click.argument("job_id", metavar="ID")
 @pass_state
 def show(state: State, job_id: str) -> None:
-    """One dead letter: why it died, and each of its attempts."""
+    """One dead letter: why it died, its attempts."""
     letter = state.client().dead_letters.get(job_id)
     fields = letter_fields(letter)
     document = fields | {
@@ -261,7 +269,10 @@ def replay(
     dry_run: bool,
     yes: bool,
 ) -> int:
-    """Replay the dead letters named, or those chosen by the options."""
+    """Replay dead letters.
+
+    Those named, or those chosen by the options.
+    """
     filters = (priority, queue, task, error, since)
     if ids and any(each is not None for each in filters):
         raise click.UsageError("Give ids or options that choose, not both.")

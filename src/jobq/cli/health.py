@@ -50,7 +50,10 @@ def live(state: State) -> int:
 @health.command("ready")
 @pass_state
 def ready(state: State) -> int:
-    """Every Redis of the settings answers, and is one that jobs can be entrusted to."""
+    """Every Redis answers, and is fit for jobs.
+
+    Each one of the settings: its version, what it does when memory is full, whether it is a cluster.
+    """
     # Late: redis.
     from jobq.connection import connect, inspect_server, require_usable
     from jobq.errors import ConfigError
@@ -79,7 +82,10 @@ def ready(state: State) -> int:
 @click.option("--name", metavar="NAME", help="This worker; default: any of this host.")
 @pass_state
 def worker(state: State, name: str | None) -> int:
-    """A worker of this host is alive; made for container probes. A busy one is alive."""
+    """A worker of this host is alive.
+
+    Made for container probes. A busy one is alive.
+    """
     here = socket.gethostname()
     found = [
         each

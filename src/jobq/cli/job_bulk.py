@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from jobq.cli.bulk import carry_out, describe, filter_options, plural, rate_option
+from jobq.cli.bulk import bulk_options, carry_out, describe, plural, rate_option
 from jobq.cli.common import (
     State,
     bulk_exit,
@@ -20,9 +20,7 @@ from jobq.cli.common import (
 )
 from jobq.cli.options import Command
 from jobq.cli.output import Column
-
-if TYPE_CHECKING:
-    from jobq.control import Verb
+from jobq.job import VERB_STATES, JobState, Verb
 
 _UNBOUNDED = ("limit", "rate")
 
@@ -58,12 +56,10 @@ def _by_id(
 
 
 def _by_filter(state: State, verb: Verb, chosen: dict[str, Any], *, dry_run: bool, yes: bool) -> int:
-    from jobq.control import states_for  # late: redis
-
     client = state.client()
     rate = chosen.pop("rate")
     check_queue(client, chosen["queue"])
-    states = chosen["state"] = chosen.pop("states") or tuple(each.value for each in states_for(verb))
+    states = chosen["state"] = chosen.pop("states") or tuple(each.value for each in VERB_STATES[verb])
     with refused_as_usage():
         ids = client.job_ids(**chosen)
     return carry_out(
@@ -100,12 +96,16 @@ def _run(
     return _by_filter(state, verb, chosen, dry_run=dry_run, yes=yes)
 
 
-def _command(verb: str) -> Callable[[Callable[..., int]], click.Command]:
+def _command(verb: Verb) -> Callable[[Callable[..., int]], click.Command]:
     """A command that takes ids or a filter; its function gets the filter's options as ``chosen``."""
+    # A job that runs can be asked to stop, and nothing else.
+    states = (
+        VERB_STATES[verb] if verb != "delete" else [each for each in JobState if each != JobState.RUNNING]
+    )
 
     def decorate(function: Callable[..., int]) -> click.Command:
         command: Any = click.argument("ids", metavar="[ID]...", nargs=-1)(function)
-        for option in (yes_options, rate_option, filter_options):
+        for option in (yes_options, rate_option, bulk_options(states)):
             command = option(command)
         return click.command(verb, cls=Command)(command)
 
@@ -115,7 +115,10 @@ def _command(verb: str) -> Callable[[Callable[..., int]], click.Command]:
 @_command("retry")
 @pass_state
 def retry(state: State, ids: tuple[str, ...], dry_run: bool, yes: bool, **chosen: Any) -> int:
-    """Queue dead or cancelled jobs again, now: these, or all that the options choose."""
+    """Queue dead or cancelled jobs again, now.
+
+    These, or all that the options choose.
+    """
 
     def do(job_id: str) -> str:
         return state.client().retry(job_id).state.value
@@ -126,7 +129,10 @@ def retry(state: State, ids: tuple[str, ...], dry_run: bool, yes: bool, **chosen
 @_command("promote")
 @pass_state
 def promote(state: State, ids: tuple[str, ...], dry_run: bool, yes: bool, **chosen: Any) -> int:
-    """Queue delayed jobs and retries now: these, or all that the options choose."""
+    """Queue delayed jobs and retries now.
+
+    These, or all that the options choose.
+    """
 
     def do(job_id: str) -> str:
         return state.client().promote(job_id).state.value
@@ -138,7 +144,10 @@ def promote(state: State, ids: tuple[str, ...], dry_run: bool, yes: bool, **chos
 @_command("cancel")
 @pass_state
 def cancel(state: State, ids: tuple[str, ...], dry_run: bool, yes: bool, **chosen: Any) -> int:
-    """Cancel waiting jobs at once, and ask running ones to stop. A retry brings them back."""
+    """Cancel jobs, or ask running ones to stop.
+
+    Those that wait end at once. A retry brings them back.
+    """
     # One by its id never asks, as a retry undoes it; --yes is taken so that scripts can treat all of them alike.
     return _run(
         state, "cancel", ids, lambda job_id: state.client().cancel(job_id), chosen, ask=False, dry_run=dry_run,
@@ -149,7 +158,10 @@ def cancel(state: State, ids: tuple[str, ...], dry_run: bool, yes: bool, **chose
 @_command("delete")
 @pass_state
 def delete(state: State, ids: tuple[str, ...], dry_run: bool, yes: bool, **chosen: Any) -> int:
-    """Delete jobs that do not run, with their history. A filter without --state chooses ended ones only."""
+    """Delete jobs, with their history.
+
+    Those that run stay. A filter without --state chooses ended ones only.
+    """
 
     def do(job_id: str) -> str:
         state.client().delete(job_id)

@@ -27,7 +27,10 @@ def line_fields(line: LogLine) -> dict[str, Any]:
 @click.option("--follow", "-f", is_flag=True, help="Go on until the job has ended.")
 @pass_state
 def logs(state: State, job_id: str, follow: bool) -> int:
-    """What the task has said with ctx.log: the job's last 200 lines."""
+    """What the task has said with ctx.log.
+
+    The job's last 200 lines.
+    """
     client, out = state.client(), state.out
     if follow and out.format not in ("table", "wide", "jsonl"):
         raise click.UsageError("--follow prints lines as they come: -o jsonl, or none of the forms.")

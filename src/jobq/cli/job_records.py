@@ -14,11 +14,6 @@ from jobq.cli.output import Column, duration_text
 if TYPE_CHECKING:
     from jobq.job import Attempt, Job
 
-STATES = (
-    "scheduled", "queued", "running", "retrying", "deferred", "parked", "succeeded", "dead", "cancelled"
-)  # fmt: skip
-"""As ``JobState`` has them, which costs an import of redis."""
-
 
 def job_fields(job: Job) -> dict[str, Any]:
     """A job for the JSON forms: all but params and result."""

@@ -31,7 +31,10 @@ def reason_fields(reason: Reason) -> dict[str, Any]:
 @click.argument("job_id", metavar="ID")
 @pass_state
 def why(state: State, job_id: str) -> None:
-    """Why a job has not run, or what happened to it: what blocks it comes first."""
+    """Why a job has not run, or what happened.
+
+    What blocks it comes first.
+    """
     found = state.client().why(job_id)
     records = [reason_fields(reason) for reason in found.reasons]
     out = state.out

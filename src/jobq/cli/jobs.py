@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jobq.cli.bulk import filter_options
 from jobq.cli.common import Exit, State, check_queue, pass_state, refused_as_usage
 from jobq.cli.job_bulk import cancel, delete, promote, retry
 from jobq.cli.job_logs import logs
-from jobq.cli.job_records import STATES, attempt_fields, job_fields, show_attempts
+from jobq.cli.job_records import attempt_fields, job_fields, show_attempts
 from jobq.cli.job_why import why
 from jobq.cli.options import DURATION, Group
 from jobq.cli.output import Column, ago, duration_text
@@ -30,17 +31,7 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@click.option(
-    "--state", "states", type=click.Choice(STATES), multiple=True, help="Only this state; repeatable."
-)
-@click.option("--queue", metavar="Q", help="Only this queue.")
-@click.option("--task", metavar="T", help="Only this task.")
-@click.option("--tag", metavar="T", help="Only jobs with this tag.")
-@click.option("--correlation-id", metavar="C", help="Only jobs with this correlation id.")
-@click.option("--error", metavar="F", help="Only this error fingerprint.")
-@click.option(
-    "--since", type=DURATION, metavar="D", help="Only jobs that ended or were created within this time."
-)
+@filter_options()
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="At most.")
 @click.option("--cursor", metavar="C", help="Go on where a listing ended.")
 @pass_state
@@ -121,7 +112,10 @@ def show(state: State, job_id: str) -> None:
 @click.option("--timeout", type=DURATION, metavar="S", help="Give up after this; default: never.")
 @pass_state
 def wait(state: State, ids: tuple[str, ...], timeout: timedelta | None) -> int:
-    """Wait until the jobs have ended: 0 when all succeeded, 6 when one did not, 75 when time is up."""
+    """Wait until jobs have ended.
+
+    Exit code 0 when all succeeded, 6 when one did not, 75 when time is up.
+    """
     return wait_for(state, ids, timeout)
 
 

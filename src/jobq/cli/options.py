@@ -10,8 +10,9 @@ import click
 
 from jobq.cli.common import state_of
 from jobq.cli.output import FORMATS
+from jobq.queues import Priority
 
-PRIORITIES = ("critical", "high", "medium", "low", "batch")
+PRIORITIES = tuple(lane.value for lane in Priority)
 
 # --- global options ------------------------------------------------------------
 
@@ -85,6 +86,8 @@ class _WithGlobals(click.Command):
         own: list[tuple[str, str]] = []
         shared: list[tuple[str, str]] = []
         for param in self.get_params(ctx):
+            if isinstance(param, click.Argument):  # the usage line names it, and it has no text of its own
+                continue
             record = param.get_help_record(ctx)
             if record is not None:
                 (shared if param.name in _GLOBAL_NAMES or param.name == "help" else own).append(record)

@@ -10,15 +10,15 @@ import click
 
 from jobq.cli.bulk import carry_out, plural, rate_option
 from jobq.cli.common import State, check_queue, pass_state, refused_as_usage, yes_options
-from jobq.cli.job_records import STATES
 from jobq.cli.options import DURATION, Command
 from jobq.cli.output import duration_text
+from jobq.job import JobState
 
 if TYPE_CHECKING:
     from jobq.client import Client
     from jobq.control import BulkReport
 
-_CLEANABLE = tuple(word for word in STATES if word not in ("queued", "running"))
+_CLEANABLE = tuple(state.value for state in JobState if state not in (JobState.QUEUED, JobState.RUNNING))
 
 
 def _bulk(
@@ -59,7 +59,10 @@ def _client(state: State, *names: str) -> Client:
 @yes_options
 @pass_state
 def drain(state: State, name: str, rate: float | None, dry_run: bool, yes: bool) -> int:
-    """Delete what waits in a queue now, for good. Delayed jobs and retries stay; what runs goes on."""
+    """Delete what waits in a queue now, for good.
+
+    Delayed jobs and retries stay; what runs goes on.
+    """
     return _bulk(
         state, _client(state, name).queues.drain, name,
         ask=f"Delete {{}} that wait in queue {name}, for good", verb="delete", rate=rate, dry_run=dry_run, yes=yes,
@@ -72,7 +75,10 @@ def drain(state: State, name: str, rate: float | None, dry_run: bool, yes: bool)
 @yes_options
 @pass_state
 def empty(state: State, name: str, rate: float | None, dry_run: bool, yes: bool) -> int:
-    """Delete what waits in a queue, delayed jobs and retries too, for good. What runs goes on."""
+    """Delete all that waits in a queue, for good.
+
+    Delayed jobs and retries too. What runs goes on.
+    """
     return _bulk(
         state, _client(state, name).queues.empty, name,
         ask=f"Delete {{}} that wait or are delayed in queue {name}, for good", verb="delete", rate=rate,
@@ -120,7 +126,10 @@ def clean(
 @yes_options
 @pass_state
 def move(state: State, source: str, target: str, rate: float | None, dry_run: bool, yes: bool) -> int:
-    """Put what waits in a queue now at the back of another, in its order."""
+    """Move what waits in a queue to another.
+
+    It goes to the back, in its order. Delayed jobs and retries stay.
+    """
     return _bulk(
         state, _client(state, source, target).queues.move, source, target,
         ask=f"Move {{}} from queue {source} to queue {target}", verb="move", rate=rate, dry_run=dry_run, yes=yes,

@@ -99,7 +99,10 @@ def show(state: State, name: str) -> None:
 @click.option("--reason", metavar="R", help="Shown with the queue.")
 @pass_state
 def pause(state: State, name: str, for_: timedelta | None, reason: str | None) -> None:
-    """Start no more jobs of the queue; those that run go on. `resume` undoes it."""
+    """Start no more of a queue's jobs.
+
+    Those that run go on. `resume` undoes it.
+    """
     if for_ is not None and not for_:
         raise click.BadParameter("a pause must be longer than 0.", param_hint="'--for'")
     client = state.client()
@@ -158,7 +161,10 @@ class _Limit(click.ParamType[Any]):
 @click.option("--reset", is_flag=True, help="The settings count again.")
 @pass_state
 def limit(state: State, name: str, rate: Any, slots: Any, for_: timedelta | None, reset: bool) -> None:
-    """Limit a queue while it runs, in place of what the settings say; what is not given stays."""
+    """Limit a queue while it runs.
+
+    In place of what the settings say; what is not given stays.
+    """
     given = rate is not Keep.KEEP or slots is not Keep.KEEP
     if reset == given or (reset and for_):
         raise click.UsageError("Give --rate or --slots, or --reset alone.")

@@ -131,7 +131,7 @@ def list_schedules(state: State, wanted: str | None, task: str | None, tag: str 
 @click.argument("name", metavar="NAME")
 @pass_state
 def show(state: State, name: str) -> None:
-    """One schedule: its times in words, what it calls, how it fared."""
+    """One schedule: its times, its job, its past."""
     _show(state, _known(state.client(), name))
 
 
@@ -140,7 +140,10 @@ def show(state: State, name: str) -> None:
 @click.option("-n", "count", type=click.IntRange(1, 1000), default=5, show_default=True, help="How many.")
 @pass_state
 def next_slots(state: State, name: str, count: int) -> None:
-    """When it is due next, in its own time zone and in UTC; jitter comes on top."""
+    """When it is due next.
+
+    In its own time zone and in UTC; jitter comes on top.
+    """
     client = state.client()
     info = _known(client, name)
     slots = client.schedules.next(name, count)
@@ -175,8 +178,16 @@ def next_slots(state: State, name: str, count: int) -> None:
     "--misfire", type=click.Choice(("skip", "one", "all")), default="one", show_default=True,
     help="What becomes of slots that no worker fired in time.",
 )  # fmt: skip
-@click.option("--misfire-within", type=DURATION, metavar="D", help="Drop slots later than this [60s; 24h].")
-@click.option("--misfire-max", type=click.IntRange(1, 1000), metavar="N", help="For all: the newest N [100].")
+@click.option(
+    "--misfire-within", type=DURATION, metavar="D",
+    help="Drop slots later than this; default 60s for `skip`, else 24h.",
+)  # fmt: skip
+@click.option(
+    "--misfire-max",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="For `all`: only the newest N; default 100.",
+)
 @click.option(
     "--overlap", type=click.Choice(_OVERLAPS), default="allow", show_default=True,
     help="What happens when the job before is still there.",
@@ -206,7 +217,10 @@ def add(
     dry_run: bool,
     **given: Any,
 ) -> None:
-    """Add a schedule that enqueues TASK with params as a JSON object (- reads stdin)."""
+    """Add a schedule that enqueues TASK.
+
+    Its params are a JSON object; - reads it from stdin.
+    """
     # Late: only this command makes schedules.
     from jobq.recurrence import Misfire
     from jobq.schedule_spec import make_schedule
@@ -235,7 +249,7 @@ def add(
 @yes_options
 @pass_state
 def remove(state: State, names: tuple[str, ...], dry_run: bool, yes: bool) -> int:
-    """Delete schedules; the jobs that they enqueued stay."""
+    """Delete schedules; their jobs stay."""
     client = state.client()
     plural = "" if len(names) == 1 else "s"
     what = f"{len(names)} schedule{plural} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
@@ -286,7 +300,10 @@ def resume(state: State, name: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would be enqueued, and enqueue nothing.")
 @pass_state
 def run(state: State, name: str, dry_run: bool) -> None:
-    """Enqueue its job now, whatever its times, its pause and the job before."""
+    """Enqueue its job now.
+
+    Whatever its times, its pause and the job before.
+    """
     client = state.client()
     info = _known(client, name)
     if dry_run:
@@ -306,7 +323,9 @@ def run(state: State, name: str, dry_run: bool) -> None:
 @yes_options
 @pass_state
 def import_rq_scheduler(state: State, tz: str, dry_run: bool, yes: bool) -> int:
-    """Take over what rq-scheduler would run: periodic jobs become schedules, single ones scheduled jobs.
+    """Take over what rq-scheduler would run.
+
+    Periodic jobs become schedules, single ones scheduled jobs.
 
     Stop rq-scheduler first. Each entry leaves it in the step that adds it here, so none runs twice.
     """

@@ -43,7 +43,10 @@ def workers() -> None:
 @workers.command("list")
 @pass_state
 def list_workers(state: State) -> None:
-    """All live workers, plain rq ones too; one line per executor process."""
+    """All live workers, plain rq ones too.
+
+    One line per executor process.
+    """
     found = state.client().workers.list()
     people = state.out.style.stdout_terminal and not state.out.structured
     records = [worker_fields(worker) for worker in found]
@@ -73,7 +76,10 @@ def list_workers(state: State) -> None:
 @click.argument("name", metavar="NAME")
 @pass_state
 def show(state: State, name: str) -> None:
-    """One worker, by its own name or that of one of its executors."""
+    """One worker, or one of its executors.
+
+    By its own name or that of an executor.
+    """
     found = state.client().workers.get(name)
     records = [worker_fields(worker) for worker in found]
     if state.out.structured or not state.out.style.stdout_terminal:
@@ -117,7 +123,10 @@ def _order(verb: str, words: str) -> Callable[[Callable[..., None]], click.Comma
 
 @_order("quiet", "Let no more jobs be claimed by")
 def quiet() -> None:
-    """Claim nothing more, until `resume`; what runs goes on. Obeyed within about a second."""
+    """Claim nothing more, until `resume`.
+
+    What runs goes on. Obeyed within about a second.
+    """
 
 
 @_order("resume", "Let claim again:")
