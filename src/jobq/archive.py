@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +27,7 @@ from jobq.queues import QueueSpec
 from jobq.replies import clean_text
 from jobq.rq_bridge import JOB_FIELDS, job_from_fields
 from jobq.steps import Arg, Batch, Call, Pause, Plan, script_head
+from jobq.units import clock_ms
 
 _VERSION = 1
 _AT_ONCE = 25
@@ -269,7 +269,7 @@ def restore_plan(
 ) -> Plan[BulkReport]:
     """Put archived dead letters back, dead, each kept as long as its queue keeps one that died now."""
     report = BulkReport(matched=len(lines))
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = clock_ms()
     for start in range(0, len(lines), _AT_ONCE):
         chunk = lines[start : start + _AT_ONCE]
         named = [(line.id, found_by) for line in chunk if (found_by := tags.names(keys, *line.labels))]

@@ -19,6 +19,7 @@ from jobq.dead_parts import AsyncDeadLetters
 from jobq.errors import JobqError, StoreUnavailableError
 from jobq.health import Health, Thresholds, judge
 from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState, Verb
+from jobq.job_reading import attempts_plan, outcome_plan
 from jobq.joblog import LogLine, lines_plan
 from jobq.listing import Page
 from jobq.memory import MemoryReport, memory_plan
@@ -28,7 +29,6 @@ from jobq.stats import Stats, stats_plan, united
 from jobq.steps import Batch, Call, Plan
 from jobq.store import AsyncStore
 from jobq.tasks import EnqueueRequest, Registry
-from jobq.views import attempts_plan, outcome_plan
 from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan, pause_after
 from jobq.why import Why, why_plan
 

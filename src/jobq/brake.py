@@ -15,6 +15,7 @@ from jobq.keys import Keys
 from jobq.queues import ShedAt
 from jobq.replies import as_int, as_text
 from jobq.steps import Arg, Batch, Call, Plan, script_head
+from jobq.units import redis_ms
 
 LOOK = timedelta(milliseconds=900)
 """Between two looks, by whichever worker comes first: each ticks once a second."""
@@ -98,11 +99,11 @@ class BrakeState:
 
 def state_plan(keys: Keys, queues: Sequence[str], *, now_ms: int | None = None) -> Plan[BrakeState]:
     """How the brake stands for these queues."""
-    (seconds, micros), *rows = yield Batch(
+    clock, *rows = yield Batch(
         (("TIME",), *(("HMGET", keys.queue_state(queue), "shed", "mem") for queue in queues))
     )
     if now_ms is None:
-        now_ms = int(seconds) * 1_000 + int(micros) // 1_000
+        now_ms = redis_ms(clock)
     percents: dict[str, int] = {}
     for queue, row in zip(queues, rows, strict=True):
         if not isinstance(row, Exception) and as_int(row[0]) > now_ms:

@@ -1,8 +1,7 @@
-"""One function per script: what to send, and how to read the answer. Nothing here talks to Redis."""
+"""The scripts of a job's path and of operators: what to send, how to read the answer. Nothing here talks to Redis."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from jobq.steps import (
     Suspects,
     script_head,
 )
+from jobq.units import clock_ms
 
 # --------------------------------------------------------------------------- the path of a job
 
@@ -318,7 +318,7 @@ def prune(
     now_ms: int | None = None,
 ) -> Call[int]:
     """Delete ended jobs by age, and beyond these counts; how many went, at most ``limit``."""
-    now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    now = clock_ms() if now_ms is None else now_ms
     args = (*script_head(keys, now_ms), limit, keep_succeeded, keep_dead, keep_cancelled_s, iso(now - 60_000))
     names = (
         keys.finished(queue),

@@ -31,6 +31,7 @@ from jobq.dead_parts import DeadLetters
 from jobq.errors import ConfigError, JobqError, StoreUnavailableError, UnknownTaskError
 from jobq.health import Health, Thresholds, judge
 from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState, Verb
+from jobq.job_reading import attempts_plan, outcome_plan
 from jobq.joblog import LogLine, lines_plan
 from jobq.kept import KeptStore
 from jobq.listing import Page
@@ -41,7 +42,6 @@ from jobq.stats import Stats, stats_plan, united
 from jobq.steps import Batch, Call, Plan
 from jobq.store import Store
 from jobq.tasks import EnqueueRequest, Registry
-from jobq.views import attempts_plan, outcome_plan
 from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan, pause_after
 from jobq.why import Why, why_plan
 from jobq.wires import Wires

@@ -1,4 +1,4 @@
-"""A client's parts, ``client.queues``, ``client.dead_letters`` and ``client.workers``, sync and async."""
+"""A client's parts, ``client.queues`` and ``client.workers``, sync and async, and what all its parts share."""
 
 from __future__ import annotations
 

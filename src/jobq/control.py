@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, TypeAlias
 from jobq import calls, lua
 from jobq.dead_letters import ReplayReport, chunks
 from jobq.job import JobState, Verb
+from jobq.job_reading import hash_command
 from jobq.keys import Keys
 from jobq.listing import JobFilter, ids_plan
 from jobq.replies import as_int, exact_text, exact_texts
 from jobq.rq_bridge import STATUS_OF, job_from_fields
 from jobq.steps import Batch, Call, Pause, Plan, script_head
-from jobq.views import hash_command
 
 Progress: TypeAlias = Callable[[int], object]
 """Called with the number of further jobs dealt with."""

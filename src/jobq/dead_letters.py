@@ -1,6 +1,6 @@
 """Dead letters: listing them, grouping them by what went wrong, and replaying them.
 
-The plans here read and build; ``client.py`` runs them, for :class:`DeadLetters` and its awaitable twin alike.
+The plans here read and build; :mod:`jobq.dead_parts` runs them, for ``client.dead_letters``, sync and async.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 from jobq.errors import ConflictError
 from jobq.job import Attempt, Job, JobOwner, JobState
+from jobq.job_reading import hash_command, job_plan, newest_result
 from jobq.keys import Keys
 from jobq.listing import JobFilter, Page, jobs_plan
 from jobq.records import decode_attempt
 from jobq.replies import clean_text, exact_text
 from jobq.rq_bridge import StreamResult, iso, job_from_fields, parse_iso
 from jobq.steps import MOST_JOBS, Batch, Call, Plan, script_head
-from jobq.views import hash_command, job_plan, newest_result
 
 _STRETCH = 1_000
 """Dead letters that one script call counts: about 2 ms in which Redis serves nobody else."""

@@ -14,8 +14,9 @@ from jobq.dead_letters import DeadGroup, DeadLetter, ReplayReport, get_plan
 from jobq.editing import Draft, Editor
 from jobq.job import Job, JobState
 from jobq.listing import JobFilter, Page
-from jobq.plans import Plans, in_seconds
+from jobq.plans import Plans
 from jobq.steps import Plan
+from jobq.units import in_seconds
 
 T = TypeVar("T")
 Parts: TypeAlias = Sequence[tuple[T, Sequence[str]]]
@@ -106,7 +107,7 @@ class DeadLetters:
         error: str | None = None,
         since: Since = None,
     ) -> Groups:
-        """Dead letters by what went wrong, the largest group first; the newest 10,000 are looked at."""
+        """Dead letters by what went wrong, the largest group first: exact, read by server-side steps of 1,000."""
         there = self._serving(queue)
         return there.run(there.plans.dead_groups(_dead_filter(there.plans, queue, task, error, since)))
 

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import redis
 from redis.exceptions import AuthenticationError, AuthorizationError, MaxConnectionsError
 
+from jobq.units import in_seconds
+
 T = TypeVar("T")
 
 LOST = (redis.ConnectionError, redis.TimeoutError)
@@ -54,8 +56,7 @@ class Deadline:
     __slots__ = ("_ends", "_rand", "sent")
 
     def __init__(self, seconds: float | timedelta, *, rand: random.Random | None = None) -> None:
-        total_s = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
-        self._ends = time.monotonic() + total_s
+        self._ends = time.monotonic() + in_seconds(seconds)
         self._rand = rand or _RAND
         self.sent = False
 
@@ -90,9 +91,8 @@ class Deadline:
         """
         delays: Iterator[float] | None = None  # nearly always the first try is the last
         while True:
-            token = _current.set(
-                self
-            )  # not active(): a generator costs twice as much, and each enqueue pays it
+            # Not active(): a generator costs twice as much, and each enqueue pays it.
+            token = _current.set(self)
             try:
                 return call()
             except LOST as error:

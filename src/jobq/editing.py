@@ -11,10 +11,10 @@ from jobq.codec import Codec
 from jobq.dead_letters import get_plan, replay_conflict
 from jobq.errors import ConflictError, PayloadError, PayloadUnreadableError
 from jobq.job import Job, JobOwner
+from jobq.job_reading import job_plan, not_found
 from jobq.keys import Keys
 from jobq.steps import Batch, Plan
 from jobq.tasks import Registry, Task
-from jobq.views import job_plan, not_found
 
 MASK = "•••"
 """Stands for a secret: a draft never shows one, and one that still reads so stays as it is."""

@@ -22,6 +22,7 @@ from jobq.errors import (
     StoreUnavailableError,
 )
 from jobq.job import Job, JobOwner, JobState, new_job_id
+from jobq.job_reading import hash_command
 from jobq.keys import Keys
 from jobq.options import NO_OVERRIDES
 from jobq.parsing import format_duration
@@ -29,7 +30,7 @@ from jobq.records import encode_extra, encode_overrides
 from jobq.rq_bridge import iso, job_from_fields
 from jobq.steps import MOST_JOBS, Batch, Call, EnqueueAnswer, NewJob, Plan, Stream
 from jobq.tasks import EnqueueRequest, Task
-from jobq.views import hash_command
+from jobq.units import clock_ms
 
 _REGISTER_EVERY_S = 60.0
 _MS = timedelta(milliseconds=1)
@@ -352,7 +353,7 @@ class Enqueuer:
             if each.request.overrides.tags or each.request.overrides.correlation_id
         ]
         if found_by:
-            now_ms = time.time_ns() // 1_000_000
+            now_ms = clock_ms()
             due_ms = max(max(each.new.at_ms, now_ms + each.new.delay_ms) for _, _, each in found_by)
             names = [(job_id, names) for job_id, names, _ in found_by]
             yield tags.index(names, due_ms, now_ms, self._found_by_tag)

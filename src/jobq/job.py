@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Literal, Protocol
+
+from jobq.units import clock_ms
 
 
 class JobState(StrEnum):
@@ -93,7 +94,7 @@ def new_job_id(task: str, *, now_ms: int | None = None) -> str:
         task: Name of the task; at most 24 characters of it are used.
         now_ms: Milliseconds since 1970, for tests. None: the machine's clock.
     """
-    stamp = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    stamp = clock_ms() if now_ms is None else now_ms
     return f"{_slug(task)}-{_base32(stamp, 9)}-{os.urandom(12).translate(_DIGITS).decode()}"
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from jobq.job_reading import not_found, valid_id
 from jobq.keys import Keys
 from jobq.replies import as_text
 from jobq.steps import Arg, Batch, Call, Plan, script_head
-from jobq.views import not_found, valid_id
 
 MOST_LINES = 200
 """Lines that a job's log keeps; the oldest go first."""

@@ -14,12 +14,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from jobq.job import Job, JobOwner, JobState
+from jobq.job_reading import hash_command, moment_of
 from jobq.keys import Keys
 from jobq.replies import as_text
 from jobq.rq_bridge import job_from_fields
 from jobq.steps import Batch, Plan
 from jobq.tags import names
-from jobq.views import hash_command, moment_of
 
 SCAN_LIMIT = 10_000
 """Jobs that one page looks at, at most; a page that found fewer than asked for then carries a cursor."""
@@ -200,9 +200,8 @@ def container_key(keys: Keys, queue: str, state: JobState) -> str:
 def _containers(keys: Keys, wanted: JobFilter, offsets: Sequence[int]) -> list[_Container]:
     made: dict[str, _Container] = {}
     tags = () if wanted.tag is None else (wanted.tag,)
-    for key in names(keys, tags, wanted.correlation_id)[
-        -1:
-    ]:  # of all queues and states: these name far fewer
+    # Of all queues and states: these name far fewer.
+    for key in names(keys, tags, wanted.correlation_id)[-1:]:
         made[key] = _Container("", "named", key, 0)
     for queue in () if made else wanted.queues:
         for state in wanted.states:

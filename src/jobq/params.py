@@ -40,7 +40,7 @@ _MAX_TEXT: Final = 160
 class Secret:
     """Marks a param as secret while callers pass a plain value: ``code: Annotated[str, jobq.Secret]``.
 
-    A secret param is encrypted in Redis, and never appears in logs, errors or the admin page. A param of the
+    A secret param is encrypted in Redis, and never appears in logs, events, errors or listings. A param of the
     type ``SecretStr`` is secret without the mark.
     """
 

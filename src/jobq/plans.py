@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,12 +14,13 @@ from jobq.dead_letters import DeadLetter, replay_conflict
 from jobq.errors import ConflictError, JobNotFoundError
 from jobq.fleet import QueueInfo, queue_names_plan, queues_plan
 from jobq.job import VERB_STATES, Job, JobOwner, JobState, Verb
+from jobq.job_reading import job_plan, not_found, valid_id
 from jobq.keys import Keys
 from jobq.limits import Keep, QueueLimits, Rate
 from jobq.listing import JobFilter, Page, ids_plan, jobs_plan, since_moment, states_of
 from jobq.queues import QueueSpec
 from jobq.steps import Plan
-from jobq.views import job_plan, not_found, valid_id
+from jobq.units import clock_ms, in_seconds
 
 CancelAnswer = Literal["cancelled", "requested"]
 
@@ -216,13 +216,13 @@ class Plans:
     # ------------------------------------------------------------------ queues
 
     def queues(self) -> Plan[list[QueueInfo]]:
-        return queues_plan(self.keys, self.specs, _now_ms())
+        return queues_plan(self.keys, self.specs, clock_ms())
 
     def queue(self, name: str) -> Plan[QueueInfo]:
         known = yield from queue_names_plan(self.keys, self.specs)
         if name not in known:
             raise JobNotFoundError(f"no queue {name!r}; there are: {', '.join(known)}", queue=name)
-        return (yield from queues_plan(self.keys, self.specs, _now_ms(), only=name))[0]
+        return (yield from queues_plan(self.keys, self.specs, clock_ms(), only=name))[0]
 
     def pause(
         self, name: str, for_: float | timedelta | None, reason: str | None, by: str
@@ -321,11 +321,6 @@ class Plans:
         return (yield from self.queue(name))
 
 
-def in_seconds(length: float | timedelta) -> float:
-    """Seconds of seconds or a timedelta."""
-    return length.total_seconds() if isinstance(length, timedelta) else float(length)
-
-
 def _until_ms(for_: float | timedelta | None, what: str) -> int:
     """The ms since 1970 that is so far ahead; 0: for good."""
     if for_ is None:
@@ -333,8 +328,4 @@ def _until_ms(for_: float | timedelta | None, what: str) -> int:
     length = for_ if isinstance(for_, timedelta) else timedelta(seconds=for_)
     if length <= timedelta(0):
         raise ValueError(f"{what} must be longer than 0, got {length}")
-    return _now_ms() + length // timedelta(milliseconds=1)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    return clock_ms() + length // timedelta(milliseconds=1)

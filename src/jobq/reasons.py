@@ -157,7 +157,9 @@ WORDS: Mapping[str, Words] = {
         "it runs without a lease of jobq's: a plain rq worker's run, or a claim half lost",
         "jobq doctor --fix",
     ),
-    "cancel_requested": Words("it was asked to stop", "it ends when its task looks, or at its timeout"),
+    "cancel_requested": Words(
+        "it was asked to stop", "it ends when its task looks, at the latest JOBQ_CANCEL_GRACE later"
+    ),
     # It has ended.
     "succeeded": Words("it succeeded"),
     "cancelled": Words("it was cancelled{why}", "jobq jobs retry {id} brings it back"),

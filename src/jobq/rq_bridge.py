@@ -27,6 +27,7 @@ from jobq.job import Job, JobOwner, JobState
 from jobq.records import decode_extra, decode_overrides, decode_progress
 from jobq.replies import clean_text
 from jobq.tasks import load_app, registry
+from jobq.units import clock_ms
 
 # --------------------------------------------------------------------------- dates
 
@@ -42,7 +43,7 @@ def iso(now_ms: int | None = None) -> str:
         now_ms: Milliseconds since 1970. None: the machine's clock.
     """
     global _second
-    seconds, rest = divmod(time.time_ns() // 1_000_000 if now_ms is None else now_ms, 1000)
+    seconds, rest = divmod(clock_ms() if now_ms is None else now_ms, 1000)
     known, text = _second
     if known != seconds:
         # Most calls fall into the same second as the one before; strftime costs more than the rest.

@@ -20,6 +20,7 @@ from jobq.keys import Keys
 from jobq.replies import as_int, as_text, clean_text
 from jobq.schedule_spec import Schedule, StoredSchedule
 from jobq.steps import Batch, Plan
+from jobq.units import redis_ms
 
 _PAGE = 500
 _CHANGING = ("data", "created_at", "enqueued_at", "jk")
@@ -109,12 +110,6 @@ def fingerprint_of(records: Iterable[Record]) -> str:
 # --------------------------------------------------------------------------- what is there
 
 
-def clock_of(reply: Any) -> int:
-    """The ms of a ``TIME`` reply."""
-    seconds, micros = reply
-    return int(seconds) * 1000 + int(micros) // 1000
-
-
 def names_plan(keys: Keys) -> Plan[dict[str, bytes]]:
     """Every schedule's name, and why it is broken; empty: it is in order."""
     found: dict[str, bytes] = {}
@@ -160,7 +155,7 @@ def put_plan(
     stored = record.stored
     clock, last = yield Batch((("TIME",), ("HGET", keys.schedule(stored.name), "last")))
     # Also after the last slot dealt with: the clock may have gone back since.
-    after = max(clock_of(clock), as_int(last) if isinstance(last, bytes | str) else 0)
+    after = max(redis_ms(clock), as_int(last) if isinstance(last, bytes | str) else 0)
     slot = stored.timing.after(after)
     if slot is None and must_fire:
         raise ConfigError(f"schedule {stored.name!r} would never fire: its end has passed")

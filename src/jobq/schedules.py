@@ -13,14 +13,15 @@ from jobq.cron import moment, zone
 from jobq.enqueueing import Enqueuer
 from jobq.errors import ConfigError, ConflictError, JobNotFoundError, QueueFullError
 from jobq.job import Job, JobOwner, new_job_id
+from jobq.job_reading import job_plan
 from jobq.keys import Keys
 from jobq.recurrence import Overlap, Timing
 from jobq.replies import as_int, as_text, clean_text
 from jobq.schedule_firing import job_fields
-from jobq.schedule_records import bound_id, clock_of, names_plan, put_plan, record_of, rows_plan
+from jobq.schedule_records import bound_id, names_plan, put_plan, record_of, rows_plan
 from jobq.schedule_spec import Schedule, StoredSchedule
 from jobq.steps import Batch, EnqueueAnswer, NewJob, Plan
-from jobq.views import job_plan
+from jobq.units import redis_ms
 
 ScheduleState = Literal["active", "paused", "ended", "broken"]
 
@@ -139,7 +140,7 @@ class SchedulePlans:
             raise ConflictError(f"schedule {name!r} is broken: {info.reason}")
         (clock,) = yield Batch((("TIME",),))
         where = zone(info.timing.tz)
-        after = clock_of(clock)
+        after = redis_ms(clock)
         first = info.next_at
         if first is not None and first > moment(after):
             after = int(first.timestamp() * 1000) - 1
@@ -182,7 +183,7 @@ class SchedulePlans:
                 (("TIME",), ("HMGET", self.keys.schedule(name), "rev", "spec", "last")), _readable(name)
             )
             stored = _decoded(name, spec)
-            slot = stored.timing.after(max(clock_of(clock), as_int(last or 0)))
+            slot = stored.timing.after(max(redis_ms(clock), as_int(last or 0)))
             look_at = None if slot is None else stored.timing.fires_at(slot)
             word = yield schedule_calls.resume(self.keys, name, as_text(rev), slot, look_at)
             if word != "changed":

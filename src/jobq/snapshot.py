@@ -182,7 +182,7 @@ class Stats:
     """A snapshot of everything.
 
     Attributes:
-        stalled: Leases that ended more than three lengths of a rescue ago and nobody rescued.
+        stalled: Leases that ended more than 15 s ago and that nobody rescued.
         workers: The live workers, also those of queues that are not shown.
         others: Further Redis servers by their URLs, passwords left out, when queues have one of their own.
     """

@@ -14,6 +14,7 @@ from jobq.queues import QueueSpec
 from jobq.replies import as_int, as_map, as_text
 from jobq.snapshot import WINDOW, Counters, QueueStats, RedisStats, Stats
 from jobq.steps import Batch, Plan
+from jobq.units import redis_ms
 
 __all__ = ["WINDOW", "Counters", "QueueStats", "RedisStats", "Stats", "redis_stats", "stats_plan", "united"]
 
@@ -50,7 +51,7 @@ def stats_plan(
             ("CONFIG", "GET", "save"),
         )
     )
-    now_ms = _now_ms(time_reply)
+    now_ms = redis_ms(time_reply)
     names = queue_names(keys, specs, members) if queue is None else (queue,)
     workers_known = worker_names(keys, worker_members)
     minutes = _minutes(now_ms, window)
@@ -250,11 +251,6 @@ def _totals(queues: Any, workers: Sequence[Worker], window: timedelta) -> QueueS
 def _minutes(now_ms: int, window: timedelta) -> range:
     last = now_ms // 60_000
     return range((now_ms - int(window.total_seconds() * 1000)) // 60_000, last + 1)
-
-
-def _now_ms(reply: Any) -> int:
-    seconds, micros = reply
-    return int(seconds) * 1000 + int(micros) // 1000
 
 
 # --------------------------------------------------------------------------- the server

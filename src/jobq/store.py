@@ -36,6 +36,7 @@ from jobq.steps import (
     Step,
     Stream,
 )
+from jobq.units import in_seconds
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
@@ -95,7 +96,7 @@ def _is_away(reply: Any, script: str = "") -> bool:
 
 
 def _seconds(deadline: float | timedelta | None) -> float | None:
-    return deadline.total_seconds() if isinstance(deadline, timedelta) else deadline
+    return None if deadline is None else in_seconds(deadline)
 
 
 class Store:

@@ -18,10 +18,11 @@ from redis.exceptions import MaxConnectionsError, RedisError
 from jobq.dead_letters import last_line
 from jobq.errors import JobFailedError
 from jobq.job import Job, JobOwner, JobState
+from jobq.job_reading import hash_command, job_of, newest_result, valid_id
 from jobq.keys import Keys
 from jobq.records import decode_attempt
 from jobq.steps import Batch, Plan
-from jobq.views import hash_command, job_of, newest_result, valid_id
+from jobq.units import in_seconds
 
 FLAG_S = 60
 """Seconds that the flag lives; each look renews it."""
@@ -51,8 +52,7 @@ class Patience:
         """Start waiting now."""
         if timeout is None:
             return cls(None, clock)
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
-        return cls(clock() + seconds, clock)
+        return cls(clock() + in_seconds(timeout), clock)
 
     def next_block(self, job: Job) -> float:
         """Seconds to block before the next look; each is twice the one before, up to :data:`BLOCK_S`.

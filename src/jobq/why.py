@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,6 +10,7 @@ from typing import Any
 from jobq.fleet import QueueInfo, Worker, queue_info, workers_plan
 from jobq.gates import Standing, gate_words, gates_of, queue_gates, standings_plan
 from jobq.job import Attempt, Job, JobOwner, JobState
+from jobq.job_reading import job_plan
 from jobq.keys import Keys
 from jobq.listing import scored
 from jobq.reasons import STATE_CODES, Reason, park_code, reason
@@ -18,7 +18,7 @@ from jobq.records import decode_attempt
 from jobq.replies import as_int, as_map, as_text
 from jobq.snapshot import Counters
 from jobq.steps import Batch, Plan
-from jobq.views import job_plan
+from jobq.units import redis_ms
 
 FARTHEST = 100_000
 """Jobs of the list that are looked through for one: 2 ms of Redis."""
@@ -146,7 +146,7 @@ def _facts(keys: Keys, job: Job, now_ms: int | None) -> Plan[_Facts]:
             ("GET", keys.dedup(name)),
         )
     )
-    now_ms = _clock_ms(clock) if now_ms is None else now_ms
+    now_ms = redis_ms(clock) if now_ms is None else now_ms
     texts = [as_text(value) if isinstance(value, bytes) else "" for value in more or ()]
     records = [] if isinstance(attempts, Exception) else attempts
     mapped = as_map(state)
@@ -443,13 +443,6 @@ def _beside(facts: _Facts) -> list[Reason]:
 
 def _last_end(facts: _Facts) -> datetime | None:
     return facts.attempts[-1].ended_at if facts.attempts else None
-
-
-def _clock_ms(reply: Any) -> int:
-    """Redis' clock from a ``TIME`` reply; the machine's where it was refused."""
-    if isinstance(reply, Exception):
-        return time.time_ns() // 1_000_000
-    return int(reply[0]) * 1000 + int(reply[1]) // 1000
 
 
 def _moment(ms: float) -> datetime:

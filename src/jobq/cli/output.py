@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from jobq.units import in_seconds
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -136,7 +138,7 @@ def duration_text(value: timedelta | float | None) -> str:
     """A duration for people: ``4 ms``, ``2.5 s``, ``3 min 20 s``, ``2 h 5 min``, ``3 d 4 h``."""
     if value is None:
         return "-"
-    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    seconds = in_seconds(value)
     if seconds < 0:
         return f"-{duration_text(-seconds)}"
     if seconds == 0:

@@ -22,6 +22,7 @@ from jobq.errors import ConfigError, JobqError, Retry
 from jobq.helpers.helper import helper
 from jobq.helpers.settings import helper_settings
 from jobq.retry import RetryPolicy
+from jobq.units import in_seconds
 
 _AMOUNT: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,4})?")
 _CURRENCY: Final = re.compile(r"[A-Z]{3}")
@@ -215,7 +216,7 @@ def _httpx() -> ModuleType:
 
 
 def _seconds(value: float | timedelta) -> float:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    seconds = in_seconds(value)
     if not 0 < seconds < math.inf:
         raise ConfigError(f"a timeout of the payment gateway must be more than 0 and finite, got {value!r}")
     return seconds

@@ -16,6 +16,7 @@ from jobq.config import Settings
 from jobq.errors import SoftTimeout
 from jobq.joblog import encode_line
 from jobq.tasks import registry
+from jobq.units import clock_ms
 from jobq.worker.attempt import Assignment, Report
 from jobq.worker.channel import Channel, ChannelClosed
 from jobq.worker.children import decode_work, encode_report
@@ -63,7 +64,7 @@ class _Line:
 
     def log(self, job_id: str, text: str) -> None:
         """Pass a line on."""
-        self._channel.send("log", job_id=job_id, line=encode_line(time.time_ns() // 1_000_000, text))
+        self._channel.send("log", job_id=job_id, line=encode_line(clock_ms(), text))
 
     def cancel_requested(self, job_id: str) -> bool:
         """Whether the executor has passed on a request to stop."""

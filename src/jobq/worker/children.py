@@ -99,9 +99,8 @@ class ChildExecutor:
         self._not_before = 0.0
         self._proven = False  # a child has come up
         self._oom = OomWatch()
-        self._at_work = (
-            threading.Lock()
-        )  # who has which job: the clock must not kill a child for its last one
+        # Who has which job: the clock must not kill a child for its last one.
+        self._at_work = threading.Lock()
         self._anything_runs = threading.Event()
         self._closed = threading.Event()
         self._clock: threading.Thread | None = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from jobq.joblog import MOST_LINES, encode_line
 from jobq.records import encode_progress
+from jobq.units import clock_ms
 from jobq.worker.attempt import Assignment, Report
 from jobq.worker.slots import SlotTable
 
@@ -76,7 +77,7 @@ class Inbox:
 
     def log(self, job_id: str, text: str) -> None:
         """Keep a line; it goes out with the loop's next turn, twice a second at most, or when the job has ended."""
-        self.add_line(job_id, encode_line(time.time_ns() // 1_000_000, text))
+        self.add_line(job_id, encode_line(clock_ms(), text))
 
     def add_line(self, job_id: str, line: str) -> None:
         """Keep an encoded line; of too many the last."""

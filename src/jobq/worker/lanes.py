@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 from jobq import __version__
+from jobq.units import clock_ms
 from jobq.worker.lane import Lane
 from jobq.worker.slots import SlotState
 
@@ -26,7 +27,7 @@ class Lanes:
     def __init__(self, tasks: Collection[str], signs: bool) -> None:
         self._tasks = tasks
         self._signs = signs
-        self._birth_ms = time.time_ns() // 1_000_000
+        self._birth_ms = clock_ms()
         self._lanes: dict[str, Lane] = {}
         self._lock = threading.Lock()
         self.draining = False
@@ -95,7 +96,7 @@ class Lanes:
 
     def registrations(self, queues: Collection[str]) -> list[dict[str, Any]]:
         """What Redis is to show of each executor, as arguments of ``register_worker``."""
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = clock_ms()
         with self._lock:
             # One without a process id has not been forked yet; of two for one queue the successor waits for its turn.
             # Who runs suspects apart goes by the same name.

@@ -99,9 +99,8 @@ class LoopExecutor:
                 return
             current = asyncio.current_task(self._loop)
             culprit = self._owners.get(current) if current is not None else None
-            if (
-                culprit not in self._runs
-            ):  # a bare callback, or what an ended job left behind: nobody is innocent
+            # A bare callback, or what an ended job left behind: nobody is innocent.
+            if culprit not in self._runs:
                 return
             self._culprit = culprit
             for work in list(self._runs):

@@ -418,9 +418,8 @@ class Keeper:
                 self._settle(self._posted[0])
             except StoreUnavailableError:
                 raise
-            except (
-                Exception
-            ):  # it must not cost the heartbeat; those leases run out, and rescue takes the jobs
+            # It must not cost the heartbeat; those leases run out, and rescue takes the jobs.
+            except Exception:
                 _log.exception("maintenance: the jobs of an ended executor could not be settled")
             self._posted.popleft()
 

@@ -89,9 +89,8 @@ class Runner:
         try:
             with running_job(ready.context):
                 value = ready.task.invoke(ready.params)
-                if inspect.iscoroutine(
-                    value
-                ):  # an async task in a thread or a child: a loop for this one run
+                # An async task in a thread or a child: a loop for this one run.
+                if inspect.iscoroutine(value):
                     value = asyncio.run(value)
         except BaseException as error:
             if isinstance(error, SoftTimeout) and ready.context.cancelled:

@@ -19,9 +19,8 @@ _HEADER = 64
 _RECORD = 256
 _ID_MAX = 180
 _TOKEN_MAX = 44
-_FILL = struct.Struct(
-    f"<BHHxxxdd{_ID_MAX}s{_TOKEN_MAX}s"
-)  # flags, id length, token length, start, deadline, id, token
+# Flags, id length, token length, start, deadline, id, token.
+_FILL = struct.Struct(f"<BHHxxxdd{_ID_MAX}s{_TOKEN_MAX}s")
 _TIMES = struct.Struct("<dd")
 _DOUBLE = struct.Struct("<d")
 _COUNT = struct.Struct("<Q")

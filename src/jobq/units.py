@@ -1,0 +1,24 @@
+"""Lengths of time in seconds, and moments in ms since 1970, as Redis and waiting take them."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Any
+
+
+def in_seconds(length: float | timedelta) -> float:
+    """Seconds of what a caller may give as seconds or as a timedelta."""
+    return length.total_seconds() if isinstance(length, timedelta) else float(length)
+
+
+def clock_ms() -> int:
+    """The machine's clock. Redis' own counts wherever jobs are compared: see :func:`redis_ms`."""
+    return time.time_ns() // 1_000_000
+
+
+def redis_ms(reply: Any) -> int:
+    """Redis' clock from a ``TIME`` reply; the machine's where Redis refused to tell."""
+    if isinstance(reply, Exception):
+        return clock_ms()
+    return int(reply[0]) * 1000 + int(reply[1]) // 1000
