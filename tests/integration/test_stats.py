@@ -192,8 +192,8 @@ def test_a_quiet_system_is_healthy(client: Client) -> None:
     ("queue", "status", "words"),
     [
         ({"dead": 10, "queued": 100}, "ok", ""),
-        ({"dead": 11}, "warning", "11 failed jobs (medium 11)"),
-        ({"dead": 150}, "unhealthy", "150 failed jobs"),
+        ({"dead": 11}, "warning", "11 dead letters (medium 11)"),
+        ({"dead": 150}, "unhealthy", "150 dead letters"),
         ({"queued": 101}, "warning", "101 jobs waiting"),
         ({"queued": 1_200}, "unhealthy", "1,200 jobs waiting"),
         ({"queued": 1, "workers": 0}, "unhealthy", "no worker serves it"),
