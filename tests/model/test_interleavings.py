@@ -4,8 +4,10 @@ A worker claims, lets the effect happen, and settles, and may do so again. Befor
 each command the reply may be lost, whereupon it sends the command again or is killed. A rescue may come at any moment
 while a lease stands, and finds the leases expired of those whose supervisor has not renewed them in time: so a worker
 that is not killed goes on as a zombie. Whose supervisor survives it is buried instead: its jobs are settled for it, by
-the slot table and its last claim, while a settle that it had sent may still come in. The graph of all that can happen is walked once per state, server's and
-workers' together; how many schedules lead through it is counted, and is part of what is checked.
+the slot table and its last claim, while a settle that it had sent may still come in.
+
+The graph of all that can happen is walked once per state, server's and workers' together; how many schedules lead
+through it is counted, and is part of what is checked.
 """
 
 from __future__ import annotations
@@ -223,7 +225,7 @@ class Walk:
         kind: OutcomeKind = "hand_back" if worker.at == "holds" else "interrupted"
         last = calls.last_claim(KEYS, worker.name)
         replies, _, _ = self._run(dump, last.commands)
-        ends = {member: kind for member in worker.held}
+        ends = dict.fromkeys(worker.held, kind)
         ends |= {member: "hand_back" for member in last.decode(replies) if member not in ends}
         outcomes = [
             Outcome(job_id=job_id, token=token, kind=end, counters=(COUNTER,))
