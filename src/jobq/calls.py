@@ -64,9 +64,10 @@ def enqueue(
         args.append(2 * len(fields))
         for item in fields.items():
             args += item
-        if job.order != 5 or job.tenant or job.quota:
-            asked = (("o", "" if job.order == 5 else job.order), ("f", job.tenant), ("q", job.quota))
-            wishes += [value for what, wish in asked if wish for value in (number, what, wish)]
+        if "or" in fields or "tn" in fields:
+            wishes += (number, "p", f"{exact_text(fields.get('or'))}:{exact_text(fields.get('tn'))}")
+        if job.quota:
+            wishes += (number, "q", job.quota)
     if wishes:
         args[3] = int(register) + 2 * (len(args) + 1)
         args += wishes

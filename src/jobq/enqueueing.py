@@ -184,6 +184,8 @@ class Enqueuer:
         if order != 5:
             fields["or"] = str(order)
         fair, quota = task.spec.fair, task.spec.quota
+        if fair is not None:
+            fields["tn"] = limits.tenant(fair, request.params)
         delay_ms = at_ms = 0
         if overrides is not NO_OVERRIDES:
             if overrides.delay is not None:
@@ -202,8 +204,6 @@ class Enqueuer:
             replace=on_duplicate == "replace",
             # An unsigned payload fits any job, so a holder can take it as it is.
             bound_id="" if self._codec.signs else "*",
-            order=order,
-            tenant="" if fair is None else limits.tenant(fair, request.params),
             quota="" if quota is None else quota.of_task(task.name, request.params),
             shared=shared,
         )

@@ -156,7 +156,7 @@ class Keys:
         return f"{self.n}blocked:{queue}"
 
     def order(self, queue: str) -> str:
-        """Sorted set: queued ids that asked for an order or a turn, scored with their place."""
+        """Sorted set: queued ids that have an order and no tenant, scored with their place."""
         return f"{self.n}order:{queue}"
 
     @property

@@ -246,7 +246,10 @@ class _Namer:
             (keys.done(""), "waiters"),
             (keys.dependencies("").removesuffix(":dependencies"), "dependencies"),
             *((start, "limits") for start in (keys.gate(""), keys.gates, keys.blocked(""))),
-            *((f"{keys.n}{word}:", "limits") for word in ("held", "rate", "closed")),
+            *(
+                (f"{keys.n}{word}:", "limits")
+                for word in ("held", "rate", "closed", "order", "turns", "turn", "fair")
+            ),
             *(
                 (start, "schedules")
                 for start in (keys.schedules, keys.due, keys.schedule(""), keys.declared(""))

@@ -159,8 +159,6 @@ def task_options(
         raise _wrong(task, "put until and on_duplicate into the DedupSpec")
     if upcast is not None and version < 2:
         raise _wrong(task, "upcast= turns params of older versions into this one's: set version=2 or higher")
-    if fair is not None and order != 5:
-        raise _wrong(task, "give order= or fair=, not both: a queue goes by the one or by the other")
     _typed(task, "retry", retry, RetryPolicy, "a jobq.RetryPolicy(…)")
     _typed(task, "rate", rate, Rate, "jobq.Rate(50, per=60)")
     _typed(task, "concurrency", concurrency, Concurrency, "jobq.Concurrency(1, key='{param}')")
@@ -230,8 +228,6 @@ def call_overrides(
         raise _wrong(task, "dedup_until= and on_duplicate= need a dedup_key=: the task has no template")
     if dedup_key is not None and not isinstance(dedup_key, str):
         raise _wrong(task, "dedup_key= must be text")
-    if order is not None and options.fair is not None:
-        raise _wrong(task, "order= does not go together with the task's fair=")
     if isinstance(tags, str):
         raise _wrong(task, f"tags= must be a list, such as [{tags!r}]")
     labels = tuple(tags)

@@ -105,7 +105,8 @@ class NewJob(NamedTuple):
     """A job to enqueue.
 
     Attributes:
-        fields: The job hash, without ``status`` and ``q``, which the script sets, and without ``shared``.
+        fields: The job hash, without ``status`` and ``q``, which the script sets, and without ``shared``. Its place
+            in the queue goes by ``or``, an order from 1 (first) to 10, and ``tn``, the tenant whose turn it takes.
         delay_ms: Due so many ms from now; 0: at once.
         at_ms: Due at this ms since 1970 instead; 0: see ``delay_ms``.
         dedup_key: ``<task>:<digest>``, empty: none.
@@ -113,8 +114,6 @@ class NewJob(NamedTuple):
         replace: A waiting holder of the key takes over this job's payload and due time.
         bound_id: The id that ``data`` is signed for, empty: ``id``, ``*``: any. A holder is replaced only by
             data signed for it, else the answer is ``rebind``.
-        order: 1 (first) to 10 within its queue.
-        tenant: Whose turn it takes in its queue; empty: nobody's in particular.
         quota: A gate of :mod:`jobq.limits` that it is counted against; empty: none.
         shared: More of the job hash: jobs that hold the same mapping have it sent once. ``fields`` come after it.
     """
@@ -128,8 +127,6 @@ class NewJob(NamedTuple):
     window_ms: int = 0
     replace: bool = False
     bound_id: str = ""
-    order: int = 5
-    tenant: str = ""
     quota: str = ""
     shared: Mapping[str, str] = _NOTHING
 

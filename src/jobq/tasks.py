@@ -371,7 +371,7 @@ def task(
         order: Place among the jobs of its queue: 1 first, 5 (default) in line, 10 last. Each step is worth half a
             minute of waiting, so that nothing waits for ever.
         fair: Template such as ``"{tenant_id}"``: the tenants of a queue take turns, however much one of them
-            enqueues.
+            enqueues. Its order then counts among a tenant's jobs.
         quota: Enqueues per window; beyond, ``enqueue`` raises ``QuotaExceededError``.
         registry: Where to register.
 

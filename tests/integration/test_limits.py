@@ -50,6 +50,30 @@ def test_tenants_take_turns_across_tasks(client: jobq.Client, registry: Registry
     assert [job.id for job in flood] == [id_ for id_ in found if id_ in {job.id for job in flood}]
 
 
+def test_a_tenants_jobs_have_an_order_and_keep_both_by_any_way(
+    client: jobq.Client, registry: Registry, redis_client: redis.Redis
+) -> None:
+    @jobq.task(
+        "t.export", fair="{tenant}", order=7, dedup="{name}", on_duplicate="replace", registry=registry
+    )
+    def export(tenant: str, name: str) -> None: ...
+
+    bound = export.options(client=client)
+    last, first = bound.enqueue(tenant="big", name="a"), None
+    first = export.options(client=client, order=1).enqueue(tenant="big", name="b")
+    small = bound.enqueue(tenant="small", name="c")
+    assert "small" not in str(redis_client.hgetall(f"rq:job:{small.id}").get(b"tn"))
+    found = ids(Hand(client))
+    assert [name for name in found if name != small.id] == [first.id, last.id]
+    assert small.id in found[:2]
+
+    early = bound.enqueue(tenant="big", name="d")
+    again = export.options(client=client, order=10).enqueue(tenant="small", name="d")
+    assert again.id == early.id
+    row = redis_client.hmget(f"rq:job:{early.id}", "or", "tn")
+    assert row == [b"10", redis_client.hget(f"rq:job:{small.id}", "tn")]
+
+
 @pytest.mark.covers("L-05", "L-06")
 def test_a_quota_of_each_user(client: jobq.Client, registry: Registry) -> None:
     @jobq.task("t.statement", quota=jobq.Quota(2, per=3600, key="{user}"), registry=registry)
@@ -87,7 +111,6 @@ def test_each_user_has_a_rate_of_their_own(
     [
         {"order": 0},
         {"order": 11},
-        {"order": 2, "fair": "{user}"},
         {"fair": "{nobody}"},
         {"fair": "{code}"},
         {"rate": jobq.Rate(1, key="{code}")},

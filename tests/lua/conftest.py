@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,10 @@ class Bench:
         return answer
 
     def new(self, job_id: str, *, queue: str = "q", **options: Any) -> NewJob:
-        extra: Mapping[str, str | bytes] = options.pop("fields", {})
+        extra: dict[str, str | bytes] = dict(options.pop("fields", {}))
+        for name, option in (("or", "order"), ("tn", "tenant")):
+            if option in options:
+                extra[name] = str(options.pop(option))
         iso = "2027-01-15T08:00:00.000000Z"
         fields: dict[str, bytes | str] = {
             "data": b'{"v":1,"of":"%s"}' % job_id.encode(),

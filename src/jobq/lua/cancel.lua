@@ -7,7 +7,8 @@
 -- ARGV[6]  seconds to keep the cancelled job
 -- ARGV[7]  rq's words of the states that are meant, each with a comma after it; '' = any
 -- Returns  cancelled | requested | finished | gone | the state that was not meant
--- Keys built inside: of the job's queue: list, scheduled, deferred, canceled, jobq:retrying, jobq:parked, jobq:q;
+-- Keys built inside: of the job's queue: list, scheduled, deferred, canceled, jobq:retrying, jobq:parked, jobq:q,
+--          jobq:order, jobq:fair, jobq:turn;
 --          of the job: results, dependents, jobq:attempts, jobq:dedup, jobq:wait, jobq:done.
 -- Publishes the id on jobq:cancel when it runs.
 -- Idempotent: a second cancel finds the first one's status, or its request.
@@ -18,12 +19,22 @@ if not now then
   local t = redis.call('TIME')
   now = t[1] * 1000 + math.floor(t[2] / 1000)
 end
+-- Takes a queued job out of its place.
+local function displace(queue, id, order, tenant)
+  if tenant then
+    redis.pcall('SREM', N .. 'fair:' .. queue, id)
+    redis.pcall('ZREM', N .. 'turn:' .. queue .. ':' .. tenant, id)
+  elseif order then
+    redis.pcall('ZREM', N .. 'order:' .. queue, id)
+  end
+end
+
 -- Out of every place where a waiting job can stand.
-local function leave(queue, status, bucket)
+local function leave(queue, status, bucket, order, tenant)
   if status == 'queued' then
     -- LREM at the far end of a million entries takes 22 ms; what is left in a long list, claim drops.
     if redis.call('LLEN', P .. 'queue:' .. queue) <= 10000 then redis.call('LREM', P .. 'queue:' .. queue, 0, id) end
-    redis.call('ZREM', N .. 'order:' .. queue, id)
+    displace(queue, id, order, tenant)
   elseif status == 'scheduled' then
     redis.call('ZREM', P .. 'scheduled:' .. queue, id)
     redis.call('ZREM', N .. 'retrying:' .. queue, id)
@@ -55,7 +66,7 @@ local function tell()
     redis.call('EXPIRE', N .. 'done:' .. id, 60)
   end
 end
-local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'attempts')
+local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'attempts', 'or', 'tn')
 if row.err then
   redis.call('ZREM', KEYS[4], '')
   redis.call('ZADD', KEYS[4], now, id)
@@ -75,7 +86,7 @@ if status == 'started' then
   redis.call('PUBLISH', N .. 'cancel', id)
   return 'requested'
 end
-leave(queue, status, row[4])
+leave(queue, status, row[4], row[6], row[7])
 -- st tells a later claim, after an rq tool's requeue, that there is an expiry to take away.
 redis.call('HSET', KEYS[1], 'status', 'canceled', 'cx', '1', 'ended_at', ARGV[5], 'st', 'cancel')
 redis.call('HDEL', KEYS[1], 'park', 'pb')

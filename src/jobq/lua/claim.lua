@@ -23,8 +23,8 @@
 -- Keys built inside: P:job:<id>, jobq:dedup:<name>, jobq:parked:<q>:<bucket>; of a job settled before also
 --          P:job:<id>:dependents; for jobs and queues with limits:
 --          jobq:rate:<gate>, jobq:held:<gate>, jobq:closed:<gate>, jobq:gate:<gate>, jobq:gates, jobq:blocked:<q>;
---          where jobs asked for an order or for turns: jobq:order:<q>, jobq:turns:<q>; of an id that belongs to
---          another queue: P:queue:<its q>.
+--          where jobs have an order or a tenant: jobq:order:<q>, jobq:turns:<q>, jobq:fair:<q>,
+--          jobq:turn:<q>:<tenant>; of an id that belongs to another queue: P:queue:<its q>.
 -- What is popped is not lost, whatever its hash and the keys beside it hold: a number that is none counts as absent, a
 -- gate that makes no sense limits nothing, a key of the wrong type counts as empty, and what would go there is left
 -- out (see doctor). Without leases nothing is taken.
@@ -95,7 +95,8 @@ end
 if flags[1] then
   return { 'suspended', now, 0, 0, 0 }
 end
-local state = redis.call('HMGET', KEYS[5], 'paused', 'until', 'parked', 'limit', 'limit_set', 'closed', 'order')
+local state = redis.call('HMGET', KEYS[5], 'paused', 'until', 'parked', 'limit', 'limit_set', 'closed', 'order', 'fair',
+  'turn', 'rest')
 if state[1] == '1' then
   local ends = tonumber(state[2] or '') or 0
   if ends == 0 or ends > now then
@@ -314,98 +315,174 @@ if state[3] then
   end
 end
 
--- The first jobs of the list that have no place in the order; the others are gone round, 100 at a time.
-local function in_line(zset)
-  local found = {}
-  if redis.call('LLEN', KEYS[1]) <= redis.call('ZCARD', zset) then return found end
-  for _ = 1, 10 do
-    local heads = redis.call('LRANGE', KEYS[1], 0, 99)
-    local places = #heads > 0 and redis.call('ZMSCORE', zset, unpack(heads))
-    for i, id in ipairs(heads) do
-      if not places[i] then found[#found + 1] = id end
-    end
-    if #found > 0 or #heads < 100 then break end
-    redis.call('LPOP', KEYS[1], 100)
-    redis.call('RPUSH', KEYS[1], unpack(heads))
-  end
-  return found
-end
+-- A number that is written in digits alone, as all of ours are.
+local function whole(text) return tonumber((text or ''):match('^%d+$') or '') end
 
--- Takes jobs by their place. In a queue with orders a place is a moment, and a job without one has that at which it
--- became queued; in one with turns it is a number of turns, and all jobs without one share the turns of one tenant.
-local function take_in_order(fair)
-  local zset, turns = N .. 'order:' .. ARGV[10], N .. 'turns:' .. ARGV[10]
+-- Takes jobs by their places. Tenants take turns, one job each; the jobs of no tenant share the turns of one. Among
+-- a tenant's jobs, and among those of none, the least place is first; a place is a moment, and a job that asked for none
+-- has that at which it became queued.
+local function take_in_order(ordered, fair)
+  local queue = ARGV[10]
+  local order, of_tenants, turns = N .. 'order:' .. queue, N .. 'fair:' .. queue, N .. 'turns:' .. queue
+  local turn, rest = whole(state[9]) or 0, whole(state[10]) or 0
   local short = redis.call('LLEN', KEYS[1]) <= 10000
-  local at = fair and redis.call('HMGET', turns, 'now', 'rest') or {}
-  local turn, rest = tonumber(at[1] or '') or 0, tonumber(at[2] or '') or 0
-  for _ = 1, 10 do
-    local room = want - #taken
-    local first = redis.call('ZRANGE', zset, 0, room - 1, 'WITHSCORES')
-    if #first == 0 then
-      -- Whoever is left stands in line.
-      redis.call('HDEL', KEYS[5], 'order')
-      redis.call('DEL', turns)
-      return
+  -- What is in vain costs a look, too.
+  local looks = 10 * want
+
+  -- Far back in a long list the id of a job with a place stays behind, and is dropped when its turn comes there.
+  local function unlist(id)
+    if short then redis.call('LREM', KEYS[1], 1, id) end
+  end
+
+  -- False when there was nothing to take. Who has to wait at a gate has had a turn: else it would hold up all others.
+  local function try(id)
+    local row, status, settled, ttl, dk, lm = read(id)
+    if row and status == 'queued' then
+      take(id, row, settled, ttl, dk, lm)
+      return true
     end
-    local line, head = in_line(zset), nil
-    local a, b = 1, 1
-    while #taken < want do
-      while line[b] and not head do
-        local row, status, settled, ttl, dk, lm = read(line[b])
-        if row and status == 'queued' then
-          head = { row = row, settled = settled, ttl = ttl, dk = dk, lm = lm }
-          head.place = not fair and tonumber(row[3] or '0')
-        else
-          redis.call('LREM', KEYS[1], 1, line[b])
-          if status == 'broken' then redis.call('ZADD', KEYS[8], now, line[b]) end
-          b = b + 1
+    if status == 'broken' then redis.call('ZADD', KEYS[8], now, id) end
+    return false
+  end
+
+  -- The first jobs of the list that have no place; those that have one are gone round, 100 at a time.
+  local function in_line()
+    local found = {}
+    local placed = (ordered and redis.call('ZCARD', order) or 0) + (fair and redis.call('SCARD', of_tenants) or 0)
+    if redis.call('LLEN', KEYS[1]) <= placed then return found end
+    for _ = 1, 10 do
+      local heads = redis.call('LRANGE', KEYS[1], 0, 99)
+      if #heads > 0 then
+        local places = ordered and redis.call('ZMSCORE', order, unpack(heads)) or {}
+        local turned = fair and redis.call('SMISMEMBER', of_tenants, unpack(heads)) or {}
+        for i, id in ipairs(heads) do
+          if not places[i] and turned[i] ~= 1 then found[#found + 1] = id end
         end
       end
-      local place = tonumber(first[a + 1] or '')
-      -- Some of these were in vain, and the next may come before who stands in line.
-      if not place and #first == 2 * room then break end
-      local waits = head and (head.place or math.max(turn, rest))
-      if head and (not place or waits < place) then
-        redis.call('LREM', KEYS[1], 1, line[b])
-        take(line[b], head.row, head.settled, head.ttl, head.dk, head.lm)
-        if fair then turn, rest = waits, waits + 1 end
-        b, head = b + 1, nil
-      elseif place then
-        local id = first[a]
-        redis.call('ZREM', zset, id)
-        -- Far back in a long list the id stays behind, and is dropped when its turn comes there.
-        if short then redis.call('LREM', KEYS[1], 1, id) end
-        local row, status, settled, ttl, dk, lm = read(id)
-        if row and status == 'queued' then
-          take(id, row, settled, ttl, dk, lm)
-          turn = math.max(turn, place)
-        elseif status == 'broken' then
-          redis.call('ZADD', KEYS[8], now, id)
-        end
-        a = a + 2
+      if #found > 0 or #heads < 100 then break end
+      redis.call('LPOP', KEYS[1], 100)
+      redis.call('RPUSH', KEYS[1], unpack(heads))
+    end
+    return found
+  end
+
+  local line, at, head, more_line = {}, 1, nil, true
+  local function first_in_line()
+    while not head and looks > 0 do
+      if at > #line then
+        if more_line then line, at = in_line(), 1 end
+        more_line = #line > 0
+        if not more_line then return nil end
+      end
+      local id = line[at]
+      local row, status, settled, ttl, dk, lm = read(id)
+      if row and status == 'queued' then
+        head = { id = id, row = row, settled = settled, ttl = ttl, dk = dk, lm = lm, place = tonumber(row[3] or '0') }
       else
-        break
+        redis.call('LREM', KEYS[1], 1, id)
+        if status == 'broken' then redis.call('ZADD', KEYS[8], now, id) end
+        at, looks = at + 1, looks - 1
       end
     end
-    if #taken >= want then break end
+    return head
   end
-  out[5] = 1
-  if fair then
-    redis.call('HSET', turns, 'now', string.format('%.0f', turn), 'rest', string.format('%.0f', rest))
-    redis.call('EXPIRE', turns, 86400)
-    -- Who has not asked for a turn of late has none to wait for.
-    local some = redis.call('HRANDFIELD', turns, 8, 'WITHVALUES')
-    for i = 1, #some, 2 do
-      if #some[i] > 4 and tonumber(some[i + 1]) <= turn then redis.call('HDEL', turns, some[i]) end
+
+  local some, next_some, more_some = {}, 1, ordered
+  local function first_placed()
+    if next_some > #some and more_some then
+      some, next_some = redis.call('ZRANGE', order, 0, want - 1, 'WITHSCORES'), 1
+      more_some = #some == 2 * want
+    end
+    return some[next_some], tonumber(some[next_some + 1] or '')
+  end
+
+  -- Tenants by their turns, the next one last. Those of whom nobody has had a turn in this call are as many as may
+  -- still have one, so no other tenant can be before them.
+  local waiting, fresh, more_tenants, moved, gone = {}, 0, fair, {}, {}
+  local function await(tenant, place)
+    local k = #waiting
+    while k > 0 and (waiting[k].place < place or (waiting[k].place == place and waiting[k].tenant < tenant)) do
+      k = k - 1
+    end
+    table.insert(waiting, k + 1, { tenant = tenant, place = place })
+  end
+  local function note()
+    if #gone > 0 then redis.call('ZREM', turns, unpack(gone)) end
+    local pairs_of = {}
+    for _, each in ipairs(waiting) do
+      if moved[each.tenant] then add(pairs_of, string.format('%.0f', each.place), each.tenant) end
+    end
+    if #pairs_of > 0 then redis.call('ZADD', turns, unpack(pairs_of)) end
+    waiting, fresh, moved, gone = {}, 0, {}, {}
+  end
+  local function next_tenant()
+    if fresh == 0 and more_tenants then
+      note()
+      local first = redis.call('ZRANGE', turns, 0, want - 1, 'WITHSCORES')
+      for k = 1, #first, 2 do await(first[k], tonumber(first[k + 1])) end
+      fresh = #first / 2
+      more_tenants = fresh == want
+    end
+    return waiting[#waiting]
+  end
+
+  while #taken < want and looks > 0 do
+    looks = looks - 1
+    local job, place = first_placed()
+    local plain = first_in_line()
+    local tenant = next_tenant()
+    local waits = (job or plain) and math.max(turn, rest)
+    if waits and (not tenant or waits < tenant.place) then
+      local had = true
+      if job and (not plain or place <= plain.place) then
+        redis.call('ZREM', order, job)
+        unlist(job)
+        had, next_some = try(job), next_some + 2
+      else
+        redis.call('LREM', KEYS[1], 1, plain.id)
+        take(plain.id, plain.row, plain.settled, plain.ttl, plain.dk, plain.lm)
+        at, head = at + 1, nil
+      end
+      if fair and had then turn, rest = waits, waits + 1 end
+    elseif tenant then
+      table.remove(waiting)
+      if not moved[tenant.tenant] then fresh = fresh - 1 end
+      moved[tenant.tenant] = true
+      local id = redis.call('ZPOPMIN', N .. 'turn:' .. queue .. ':' .. tenant.tenant)[1]
+      if not id then
+        gone[#gone + 1] = tenant.tenant
+      else
+        redis.call('SREM', of_tenants, id)
+        unlist(id)
+        if try(id) then turn, tenant.place = math.max(turn, tenant.place), tenant.place + 1 end
+        await(tenant.tenant, tenant.place)
+      end
+    else
+      break
     end
   end
+  if fair then
+    note()
+    if more_tenants or redis.call('EXISTS', turns) == 1 then
+      redis.call('HSET', KEYS[5], 'turn', string.format('%.0f', turn), 'rest', string.format('%.0f', rest))
+    else
+      fair = false
+      redis.call('HDEL', KEYS[5], 'fair', 'turn', 'rest')
+    end
+  end
+  if ordered and redis.call('EXISTS', order) == 0 then
+    ordered = false
+    redis.call('HDEL', KEYS[5], 'order')
+  end
+  -- Whoever is left stands in line.
+  if ordered or fair or #taken >= want then out[5] = 1 end
 end
 
 if suspects == 'only' then
   out[5] = redis.call('EXISTS', apart)
-elseif state[7] then
+elseif state[7] or state[8] then
   -- What went wrong there must not cost those it had taken by then.
-  if not pcall(take_in_order, state[7] == 'f') then out[5] = 0 end
+  if not pcall(take_in_order, state[7], state[8]) then out[5] = 0 end
 end
 local fault = nil
 for _ = 1, (out[5] == 1 or suspects == 'only') and 0 or 10 do

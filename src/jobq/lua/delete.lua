@@ -6,18 +6,29 @@
 -- ARGV[5+] job ids; '<id>:<ended_at>' = only if it has not ended again since
 -- Returns  {word, ...} in order: deleted | gone | changed | the state that forbids it
 -- Keys built inside: P:job:<id>; of the job's queue: list, registries, jobq:retrying, jobq:parked, jobq:gate,
---          jobq:blocked, jobq:q; of the job: results, dependents, dependencies, jobq:attempts, jobq:dedup, jobq:log,
+--          jobq:blocked, jobq:q, jobq:order, jobq:fair, jobq:turn; of the job: results, dependents, dependencies, jobq:attempts, jobq:dedup, jobq:log,
 --          jobq:wait, jobq:done; jobq:cancels; jobq:tag:<tag>, jobq:corr:<correlation id>.
 -- Idempotent by nature: a second call answers gone.
 -- Full memory: the first write is a ZREM.
 local P, N, only = ARGV[2], ARGV[3], ARGV[4]
 local STATES = { queued = 'queued', started = 'running', finished = 'succeeded', failed = 'dead', stopped = 'dead',
   canceled = 'cancelled' }
+
+-- Takes a queued job out of its place.
+local function displace(queue, id, order, tenant)
+  if tenant then
+    redis.pcall('SREM', N .. 'fair:' .. queue, id)
+    redis.pcall('ZREM', N .. 'turn:' .. queue .. ':' .. tenant, id)
+  elseif order then
+    redis.pcall('ZREM', N .. 'order:' .. queue, id)
+  end
+end
+
 -- Out of the list, at whose head a drain finds it. LREM at the far end of a million entries takes 22 ms; what is left
 -- in a long one, claim drops.
-local function unlist(queue, id)
+local function unlist(queue, id, order, tenant)
   local list = P .. 'queue:' .. queue
-  redis.call('ZREM', N .. 'order:' .. queue, id)
+  displace(queue, id, order, tenant)
   if redis.call('LPOS', list, id, 'MAXLEN', 1000) then
     redis.call('LREM', list, 1, id)
   elseif redis.call('LLEN', list) <= 10000 then
@@ -25,9 +36,9 @@ local function unlist(queue, id)
   end
 end
 -- Out of every place where a waiting job can stand.
-local function leave(queue, id, status, bucket)
+local function leave(queue, id, status, bucket, order, tenant)
   if status == 'queued' then
-    unlist(queue, id)
+    unlist(queue, id, order, tenant)
   elseif status == 'scheduled' then
     redis.call('ZREM', P .. 'scheduled:' .. queue, id)
     redis.call('ZREM', N .. 'retrying:' .. queue, id)
@@ -73,7 +84,8 @@ local REGISTRY = { finished = 'finished:', failed = 'failed:', stopped = 'failed
 local function delete(item)
   local id, stamp = item:match('^([^:]*):?(.*)$')
   local key = P .. 'job:' .. id
-  local row = redis.pcall('HMGET', key, 'status', 'origin', 'dk', 'pb', 'park', 'attempts', 'ended_at', 'jk')
+  local row = redis.pcall('HMGET', key, 'status', 'origin', 'dk', 'pb', 'park', 'attempts', 'ended_at', 'jk', 'or',
+    'tn')
   if row.err then
     redis.call('ZREM', KEYS[1], id)
     redis.call('UNLINK', key)
@@ -93,7 +105,7 @@ local function delete(item)
   if REGISTRY[status] then
     redis.call('ZREM', P .. REGISTRY[status] .. queue, id)
   elseif status then
-    leave(queue, id, status, row[4])
+    leave(queue, id, status, row[4], row[9], row[10])
     tell(id)
   end
   free(id, row[3])

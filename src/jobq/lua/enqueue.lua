@@ -10,24 +10,24 @@
 -- then per job: number of its set, id, due ms (0 = now; < 0 = so many ms from now), dedup name or ''; with a name: mode
 --          f|s|w, window ms, replace 0|1, id that data is signed for ('*' = none); count of what follows, field, value, ...
 --          of the hash
--- at last, three per wish: the job's number, what: o order, f tenant whose turn it takes, q quota (a gate of claim.lua's
---          of the kinds r and b), value
+-- at last, three per wish: the job's number, what: p place, as '<order>:<tenant>', each '' = none; q quota (a gate of
+--          claim.lua's of the kinds r and b), value
 -- Returns  {word, id, ...} two per job: queued | scheduled | mine | full | shed, id
 --          over_quota, ms after which to try again
 --          duplicate | replaced | rebind, holder's id
 -- Keys built inside: P:job:<id>, jobq:dedup:<name>, and of a holder: its queue's list, scheduled, jobq:retrying;
---          for wishes: jobq:order:<q>, jobq:turns:<q>, jobq:quota:<gate>.
--- Order and turns: the job is in the list as ever, and its place is in jobq:order:<q>, which claim goes by. A queue has
---          the one or the other, whichever came first; the other kind stands in line like jobs that ask for nothing.
+--          for wishes: jobq:order:<q>, jobq:turns:<q>, jobq:fair:<q>, jobq:turn:<q>:<tenant>, jobq:quota:<gate>.
+-- Order and turns: the job is in the list as ever, and has a place beside, which claim goes by.
 -- rebind: the holder can be replaced, but data is signed for another id; sign it for the holder and send it again.
 -- Idempotent: the job id is the token; a holder remembers in rp which id replaced it last.
 -- Full memory: the first write is a HSET, so all is refused and nothing written. Jobs without a dedup key are
 --          written as they come, up to the first that has one; no read after that can fail.
 local P, N = ARGV[2], ARGV[3]
 local now = tonumber(ARGV[1])
+local exact = now
 if not now then
   local t = redis.call('TIME')
-  now = t[1] * 1000 + math.floor(t[2] / 1000)
+  now, exact = t[1] * 1000 + math.floor(t[2] / 1000), t[1] * 1000 + t[2] / 1000
 end
 local state = redis.call('HMGET', KEYS[3], 'shed', 'max')
 local room, refusal = math.huge, 'full'
@@ -41,7 +41,39 @@ local WAITING = { queued = true, scheduled = true }
 local LIVE = { queued = true, scheduled = true, started = true, deferred = true, created = true,
   ready_to_enqueue = true, rate_limited = true }
 local now_text = string.format('%.0f', now)
-local seen, taken, answers, plan, push, later, counted = {}, {}, {}, {}, {}, {}, {}
+local seen, taken, answers, plan, push, later, counted, places = {}, {}, {}, {}, {}, {}, {}, {}
+
+-- Gives a queued job its place: among its tenant's jobs, else among those of no tenant, by the moment from which it
+-- waits and its order. Those that are placed in one call keep their order. A key of the wrong type gives no place.
+local placed = 0
+local function place(queue, id, at, order, tenant)
+  if not order and not tenant then return end
+  local function whole(text) return tonumber((text or ''):match('^%d+$') or '') end
+  local state, kind = N .. 'q:' .. queue, tenant and 'fair' or 'order'
+  local row = redis.pcall('HMGET', state, kind, 'turn', 'step')
+  if not row[1] then redis.pcall('HSET', state, kind, '1') end
+  if not (at > 0 and at < 1e15) then at = 0 end
+  placed = placed + 1
+  at = at + placed / 1000 + ((whole(order) or 5) - 5) * (tonumber(row[3] or '') or 30000)
+  local zset = N .. 'order:' .. queue
+  if tenant then
+    -- A tenant of whom nothing waited has the next turn.
+    redis.pcall('ZADD', N .. 'turns:' .. queue, 'NX', (whole(row[2]) or 0) + 1, tenant)
+    redis.pcall('SADD', N .. 'fair:' .. queue, id)
+    zset = N .. 'turn:' .. queue .. ':' .. tenant
+  end
+  redis.pcall('ZADD', zset, string.format('%.3f', at), id)
+end
+
+-- Takes a queued job out of its place.
+local function displace(queue, id, order, tenant)
+  if tenant then
+    redis.pcall('SREM', N .. 'fair:' .. queue, id)
+    redis.pcall('ZREM', N .. 'turn:' .. queue .. ':' .. tenant, id)
+  elseif order then
+    redis.pcall('ZREM', N .. 'order:' .. queue, id)
+  end
+end
 
 -- Of each set the arguments of a HSET: key, status and q, what its jobs share; behind those the fields of one job, which
 -- the next one overwrites.
@@ -68,27 +100,32 @@ local function admit(id, due, set, first, last, replaced_by)
   if replaced_by then redis.call('HSET', row[1], 'rp', replaced_by) end
 end
 
--- The live holder of a dedup key: id, status, queue, id that replaced it last; nil when the key refuses nobody.
+-- The live holder of a dedup key: id, status, queue, id that replaced it last, order, tenant; nil when the key refuses
+-- nobody.
 local function holder_of(name)
   -- A key of the wrong type refuses nobody: an error here would leave the jobs before it half written.
   local value = redis.pcall('GET', N .. 'dedup:' .. name)
   if type(value) ~= 'string' then return nil end
   local mode, id = value:match('^(%a):(.*)$')
   if not mode then return nil end
-  local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'origin', 'rp')
+  local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'origin', 'rp', 'or', 'tn')
   local status = not row.err and row[1] or nil
   if mode ~= 'w' then
     if not status or not LIVE[status] or (mode == 's' and status == 'started') then return nil end
   end
-  return id, status, row[2], row[3]
+  return id, status, row[2], row[3], row[4] or nil, row[5] or nil
 end
 
 -- promised: by quota, what this call has let in and not written yet.
-local wishes, quotas, promised = math.floor(tonumber(ARGV[4]) / 2), nil, {}
+local wishes, quotas, promised, asked = math.floor(tonumber(ARGV[4]) / 2), nil, {}, {}
 for a = wishes > 0 and wishes or #ARGV + 1, #ARGV, 3 do
+  local i, value = tonumber(ARGV[a]), ARGV[a + 2]
   if ARGV[a + 1] == 'q' then
     quotas = quotas or {}
-    quotas[tonumber(ARGV[a])] = ARGV[a + 2]
+    quotas[i] = value
+  else
+    local order, tenant = value:match('^(%d*):(.*)$')
+    asked[i] = { order = order ~= '' and order or nil, tenant = tenant ~= '' and tenant or nil }
   end
 end
 
@@ -138,11 +175,11 @@ for i = 1, tonumber(ARGV[5]) do
     word = 'mine'
   elseif name ~= '' then
     local earlier = taken[name]
-    local holder, status, origin, replaced_by
+    local holder, status, origin, replaced_by, order, tenant
     if earlier then
       holder, status, replaced_by = earlier.id, 'queued', nil
     else
-      holder, status, origin, replaced_by = holder_of(name)
+      holder, status, origin, replaced_by, order, tenant = holder_of(name)
     end
     if not holder then
       word = nil
@@ -156,7 +193,7 @@ for i = 1, tonumber(ARGV[5]) do
         word = 'rebind'
       else
         word = 'replaced'
-        over = { id = holder, status = status, origin = origin, earlier = earlier }
+        over = { id = holder, status = status, origin = origin, order = order, tenant = tenant, earlier = earlier }
       end
     elseif not LIVE[status] or status == 'deferred' then
       -- A window outlives its job, and a parked job is not ours to change: both still refuse an equal one.
@@ -176,6 +213,7 @@ for i = 1, tonumber(ARGV[5]) do
       if name == '' and #plan == 0 then
         admit(id, due, set, first, last)
         if count then count() end
+        if asked[i] and due == 0 then places[#places + 1] = { id = id, asked = asked[i] } end
       else
         seen[id], counted[id] = true, count
         if count then promised[quotas[i]] = (promised[quotas[i]] or 0) + 1 end
@@ -185,7 +223,7 @@ for i = 1, tonumber(ARGV[5]) do
   -- Behind a job with a dedup key a plain one waits too, or they would change places.
   if (name ~= '' or #plan > 0) and (word == 'queued' or word == 'scheduled' or over) then
     local step = { id = answer, new = id, due = due, name = name, mode = mode, window = window,
-      set = set, first = first, last = last, over = over }
+      set = set, first = first, last = last, over = over, asked = asked[i] }
     if over and over.earlier then
       -- The holder is in this same call and not written yet: this one takes its place.
       step.over, step.rp = nil, id
@@ -208,12 +246,13 @@ for _, step in ipairs(plan) do
   if over then
     -- Only what the new call brings: the payload, its options, its tags; the holder keeps its id and its past.
     local status, at = due > 0 and 'scheduled' or 'queued', due > 0 and string.format('%.0f', due) or now_text
-    local set, drop = { 'status', status, 'q', at, 'rp', step.new }, { 'attempts', 'o', 'jk', 'lost', 'crashes', 'lm', 'sz' }
+    local set = { 'status', status, 'q', at, 'rp', step.new }
+    local drop = { 'attempts', 'o', 'jk', 'lost', 'crashes', 'lm', 'sz', 'or', 'tn' }
     local function bring(from, first, last)
       for f = first, last, 2 do
         local field = from[f]
         if field == 'data' or field == 'timeout' or field == 'o' or field == 'jk' or field == 'dk'
-          or field == 'lm' then
+          or field == 'lm' or field == 'or' or field == 'tn' then
           set[#set + 1], set[#set + 2] = field, from[f + 1]
         end
       end
@@ -224,6 +263,7 @@ for _, step in ipairs(plan) do
     redis.call('HDEL', key, unpack(drop))
     redis.call('HSET', key, unpack(set))
     local q = over.origin or ''
+    if over.status == 'queued' then displace(q, step.id, over.order, over.tenant) end
     if over.status == 'scheduled' then
       redis.call('ZREM', P .. 'scheduled:' .. q, step.id)
       redis.call('ZREM', N .. 'retrying:' .. q, step.id)
@@ -236,9 +276,11 @@ for _, step in ipairs(plan) do
     elseif over.status == 'scheduled' then
       redis.call('RPUSH', P .. 'queue:' .. q, step.id)
     end
+    if due == 0 and step.asked then places[#places + 1] = { id = step.id, asked = step.asked, queue = q } end
   else
     admit(step.id, due, step.set, step.first, step.last, step.rp)
     if counted[step.new] then counted[step.new]() end
+    if due == 0 and step.asked then places[#places + 1] = { id = step.id, asked = step.asked } end
   end
   if step.name ~= '' then
     local name, value = N .. 'dedup:' .. step.name, step.mode .. ':' .. step.id
@@ -251,28 +293,8 @@ for _, step in ipairs(plan) do
 end
 if #push > 0 then redis.call('RPUSH', KEYS[1], unpack(push)) end
 if #later > 0 then redis.call('ZADD', KEYS[2], unpack(later)) end
-if wishes > 0 then
-  local queue = KEYS[3]:sub(#N + 3)
-  local zset, turns, mode = N .. 'order:' .. queue, N .. 'turns:' .. queue, nil
-  for a = wishes, #ARGV, 3 do
-    local i, what, value = tonumber(ARGV[a]), ARGV[a + 1], ARGV[a + 2]
-    if what ~= 'q' and answers[2 * i - 1] == 'queued' then
-      if not mode then
-        redis.call('HSETNX', KEYS[3], 'order', what)
-        mode = redis.call('HGET', KEYS[3], 'order')
-      end
-      local place = nil
-      if mode == what and what == 'o' then
-        place = now + (tonumber(value) - 5) * 30000
-      elseif mode == what then
-        local turn = redis.call('HMGET', turns, 'now', value)
-        place = math.max(tonumber(turn[1] or '0'), tonumber(turn[2] or '0'))
-        redis.call('HSET', turns, value, string.format('%.0f', place + 1))
-        redis.call('EXPIRE', turns, 86400)
-      end
-      if place then redis.call('ZADD', zset, string.format('%.0f', place), answers[2 * i]) end
-    end
-  end
+for _, job in ipairs(places) do
+  place(job.queue or KEYS[3]:sub(#N + 3), job.id, exact, job.asked.order, job.asked.tenant)
 end
 if tonumber(ARGV[4]) % 2 == 1 and (#plan > 0 or #push > 0 or #later > 0) then redis.call('SADD', KEYS[4], KEYS[1]) end
 return answers

@@ -2,8 +2,8 @@
 -- KEYS[1]  quarantine   jobq:quarantine
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4+] job ids
 -- Returns  {word, ...} in order: queued | gone | the state that forbids it
--- Keys built inside: P:job:<id>, P:queue:<q>, P:scheduled:<q>, jobq:retrying:<q>; of jobs with an order: jobq:q:<q>,
---          jobq:order:<q>.
+-- Keys built inside: P:job:<id>, P:queue:<q>, P:scheduled:<q>, jobq:retrying:<q>; of jobs with an order or a tenant:
+--          jobq:q:<q>, jobq:order:<q>, jobq:turns:<q>, jobq:fair:<q>, jobq:turn:<q>:<tenant>.
 -- Idempotent: a job that the first call queued answers queued.
 -- Full memory: the first write is ZREM, which frees.
 local P, N = ARGV[2], ARGV[3]
@@ -16,10 +16,33 @@ local STATES = { queued = 'queued', started = 'running', finished = 'succeeded',
   canceled = 'cancelled' }
 local words, push, order = {}, {}, {}
 redis.call('ZREM', KEYS[1], '')
+
+-- Gives a queued job its place: among its tenant's jobs, else among those of no tenant, by the moment from which it
+-- waits and its order. Those that are placed in one call keep their order. A key of the wrong type gives no place.
+local placed = 0
+local function place(queue, id, at, order, tenant)
+  if not order and not tenant then return end
+  local function whole(text) return tonumber((text or ''):match('^%d+$') or '') end
+  local state, kind = N .. 'q:' .. queue, tenant and 'fair' or 'order'
+  local row = redis.pcall('HMGET', state, kind, 'turn', 'step')
+  if not row[1] then redis.pcall('HSET', state, kind, '1') end
+  if not (at > 0 and at < 1e15) then at = 0 end
+  placed = placed + 1
+  at = at + placed / 1000 + ((whole(order) or 5) - 5) * (tonumber(row[3] or '') or 30000)
+  local zset = N .. 'order:' .. queue
+  if tenant then
+    -- A tenant of whom nothing waited has the next turn.
+    redis.pcall('ZADD', N .. 'turns:' .. queue, 'NX', (whole(row[2]) or 0) + 1, tenant)
+    redis.pcall('SADD', N .. 'fair:' .. queue, id)
+    zset = N .. 'turn:' .. queue .. ':' .. tenant
+  end
+  redis.pcall('ZADD', zset, string.format('%.3f', at), id)
+end
+
 for a = 4, #ARGV do
   local id, word = ARGV[a], 'gone'
   local key = P .. 'job:' .. id
-  local row = redis.pcall('HMGET', key, 'status', 'origin', 'q', 'park', 'or')
+  local row = redis.pcall('HMGET', key, 'status', 'origin', 'q', 'park', 'or', 'tn')
   if row.err then
     redis.call('ZADD', KEYS[1], now, id)
   elseif row[1] == 'scheduled' and row[2] then
@@ -29,13 +52,7 @@ for a = 4, #ARGV do
     redis.call('HSET', key, 'status', 'queued')
     -- Only jobs that plain rq made lack q, and that is how they are known.
     if row[3] then redis.call('HSET', key, 'q', string.format('%.0f', now)) end
-    if row[5] then
-      -- As promote does: its place among those with an order, unless the queue goes by turns.
-      redis.call('HSETNX', N .. 'q:' .. row[2], 'order', 'o')
-      if redis.call('HGET', N .. 'q:' .. row[2], 'order') == 'o' then
-        redis.call('ZADD', N .. 'order:' .. row[2], string.format('%.0f', now + (tonumber(row[5]) - 5) * 30000), id)
-      end
-    end
+    place(row[2], id, now, row[5], row[6])
     if not push[row[2]] then
       push[row[2]] = {}
       order[#order + 1] = row[2]

@@ -5,7 +5,8 @@
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] most gates   ARGV[5] most jobs
 -- Returns  {jobs queued, gates looked at}
 -- Keys built inside: P:job:<id>, P:deferred:<q>, P:queue:<q>, jobq:gate:<gate>, jobq:blocked:<q>, jobq:rate:<gate>,
---          jobq:held:<gate>, jobq:closed:<gate>.
+--          jobq:held:<gate>, jobq:closed:<gate>; of jobs with an order or a tenant: jobq:q:<q>, jobq:order:<q>,
+--          jobq:turns:<q>, jobq:fair:<q>, jobq:turn:<q>:<tenant>.
 -- A gate is as claim.lua describes it; only claim passes it, so one job too many here costs a claim, not a limit.
 -- Idempotent: a job that is queued waits at no gate.
 -- Full memory: the first write is a ZREM of nobody.
@@ -17,6 +18,28 @@ if not now then
 end
 local most, queued, front, order = tonumber(ARGV[5]), 0, {}, {}
 redis.call('ZREM', KEYS[3], '')
+
+-- Gives a queued job its place: among its tenant's jobs, else among those of no tenant, by the moment from which it
+-- waits and its order. Those that are placed in one call keep their order. A key of the wrong type gives no place.
+local placed = 0
+local function place(queue, id, at, order, tenant)
+  if not order and not tenant then return end
+  local function whole(text) return tonumber((text or ''):match('^%d+$') or '') end
+  local state, kind = N .. 'q:' .. queue, tenant and 'fair' or 'order'
+  local row = redis.pcall('HMGET', state, kind, 'turn', 'step')
+  if not row[1] then redis.pcall('HSET', state, kind, '1') end
+  if not (at > 0 and at < 1e15) then at = 0 end
+  placed = placed + 1
+  at = at + placed / 1000 + ((whole(order) or 5) - 5) * (tonumber(row[3] or '') or 30000)
+  local zset = N .. 'order:' .. queue
+  if tenant then
+    -- A tenant of whom nothing waited has the next turn.
+    redis.pcall('ZADD', N .. 'turns:' .. queue, 'NX', (whole(row[2]) or 0) + 1, tenant)
+    redis.pcall('SADD', N .. 'fair:' .. queue, id)
+    zset = N .. 'turn:' .. queue .. ':' .. tenant
+  end
+  redis.pcall('ZADD', zset, string.format('%.3f', at), id)
+end
 
 -- How many a gate lets in now, and when it is worth another look.
 local function room_of(kind, limit, window, burst, name)
@@ -61,7 +84,7 @@ end
 
 local function queue(id, name)
   local key = P .. 'job:' .. id
-  local row = redis.pcall('HMGET', key, 'status', 'pb', 'origin')
+  local row = redis.pcall('HMGET', key, 'status', 'pb', 'origin', 'q', 'or', 'tn')
   if row.err then
     redis.call('ZADD', KEYS[3], now, id)
   elseif row[1] == 'deferred' and row[2] == '~gate:' .. name and row[3] then
@@ -74,6 +97,7 @@ local function queue(id, name)
       order[#order + 1] = row[3]
     end
     table.insert(front[row[3]], 1, id)
+    place(row[3], id, tonumber(row[4] or '') or now, row[5], row[6])
     queued = queued + 1
   end
 end

@@ -3,8 +3,8 @@
 -- KEYS[2]  gates        jobq:gates
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] most jobs per queue   ARGV[5+] queue names
 -- Returns  {count, ms of the next due job or -1, 1 = a gate may open: see open.lua}
--- Keys built inside: P:scheduled:<q>, P:queue:<q>, P:job:<id>, jobq:retrying:<q>; of jobs with an order: jobq:q:<q>,
---          jobq:order:<q>.
+-- Keys built inside: P:scheduled:<q>, P:queue:<q>, P:job:<id>, jobq:retrying:<q>; of jobs with an order or a tenant:
+--          jobq:q:<q>, jobq:order:<q>, jobq:turns:<q>, jobq:fair:<q>, jobq:turn:<q>:<tenant>.
 -- Idempotent: a due id is in the set that a cancel removes it from too, so exactly one of the two finds it.
 -- Full memory: the first write is ZREM, which frees.
 local P, N = ARGV[2], ARGV[3]
@@ -16,6 +16,29 @@ end
 local count, next_due = 0, -1
 local until_s = string.format('%.3f', now / 1000)
 local most = tonumber(ARGV[4])
+
+-- Gives a queued job its place: among its tenant's jobs, else among those of no tenant, by the moment from which it
+-- waits and its order. Those that are placed in one call keep their order. A key of the wrong type gives no place.
+local placed = 0
+local function place(queue, id, at, order, tenant)
+  if not order and not tenant then return end
+  local function whole(text) return tonumber((text or ''):match('^%d+$') or '') end
+  local state, kind = N .. 'q:' .. queue, tenant and 'fair' or 'order'
+  local row = redis.pcall('HMGET', state, kind, 'turn', 'step')
+  if not row[1] then redis.pcall('HSET', state, kind, '1') end
+  if not (at > 0 and at < 1e15) then at = 0 end
+  placed = placed + 1
+  at = at + placed / 1000 + ((whole(order) or 5) - 5) * (tonumber(row[3] or '') or 30000)
+  local zset = N .. 'order:' .. queue
+  if tenant then
+    -- A tenant of whom nothing waited has the next turn.
+    redis.pcall('ZADD', N .. 'turns:' .. queue, 'NX', (whole(row[2]) or 0) + 1, tenant)
+    redis.pcall('SADD', N .. 'fair:' .. queue, id)
+    zset = N .. 'turn:' .. queue .. ':' .. tenant
+  end
+  redis.pcall('ZADD', zset, string.format('%.3f', at), id)
+end
+
 for a = 5, #ARGV do
   local queue = ARGV[a]
   local zset = P .. 'scheduled:' .. queue
@@ -26,11 +49,11 @@ for a = 5, #ARGV do
     for i = 1, #rows, 2 do
       local id = rows[i]
       ids[#ids + 1] = id
-      local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'q', 'or')
+      local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'q', 'or', 'tn')
       if row.err then
         found[#found + 1] = { id = id, broken = true }
       elseif row[1] == 'scheduled' then
-        found[#found + 1] = { id = id, q = row[2], due = tonumber(rows[i + 1]) * 1000, order = tonumber(row[3] or '') }
+        found[#found + 1] = { id = id, q = row[2], due = tonumber(rows[i + 1]) * 1000, order = row[3], tenant = row[4] }
       end
     end
     if #ids > 0 then
@@ -44,12 +67,7 @@ for a = 5, #ARGV do
         redis.call('ZADD', KEYS[1], now, job.id)
       else
         push[#push + 1] = job.id
-        if job.order then
-          redis.call('HSETNX', N .. 'q:' .. queue, 'order', 'o')
-          if redis.call('HGET', N .. 'q:' .. queue, 'order') == 'o' then
-            redis.call('ZADD', N .. 'order:' .. queue, string.format('%.0f', job.due + (job.order - 5) * 30000), job.id)
-          end
-        end
+        place(queue, job.id, job.due, job.order, job.tenant)
         if job.q then
           -- The due time, not now: lateness counts as waiting.
           redis.call('HSET', key, 'status', 'queued', 'q', string.format('%.0f', job.due))

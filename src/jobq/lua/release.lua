@@ -3,10 +3,11 @@
 -- KEYS[2]  quarantine      jobq:quarantine
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] most children
 -- Returns  {children queued, parents done with}
--- Keys built inside: P:job:<id>, P:job:<id>:dependents, P:job::<id>:dependencies, P:deferred:<q>, P:queue:<q>.
+-- Keys built inside: P:job:<id>, P:job:<id>:dependents, P:job::<id>:dependencies, P:deferred:<q>, P:queue:<q>; of jobs
+--          with an order or a tenant: jobq:q:<q>, jobq:order:<q>, jobq:turns:<q>, jobq:fair:<q>, jobq:turn:<q>:<tenant>.
 -- Idempotent: a child leaves deferred once; the parent leaves jobq:after last.
 -- Full memory: the first write is a ZREM of nobody.
-local P = ARGV[2]
+local P, N = ARGV[2], ARGV[3]
 local now = tonumber(ARGV[1])
 if not now then
   local t = redis.call('TIME')
@@ -14,6 +15,28 @@ if not now then
 end
 local released, parents, room = 0, 0, tonumber(ARGV[4])
 redis.call('ZREM', KEYS[2], '')
+
+-- Gives a queued job its place: among its tenant's jobs, else among those of no tenant, by the moment from which it
+-- waits and its order. Those that are placed in one call keep their order. A key of the wrong type gives no place.
+local placed = 0
+local function place(queue, id, at, order, tenant)
+  if not order and not tenant then return end
+  local function whole(text) return tonumber((text or ''):match('^%d+$') or '') end
+  local state, kind = N .. 'q:' .. queue, tenant and 'fair' or 'order'
+  local row = redis.pcall('HMGET', state, kind, 'turn', 'step')
+  if not row[1] then redis.pcall('HSET', state, kind, '1') end
+  if not (at > 0 and at < 1e15) then at = 0 end
+  placed = placed + 1
+  at = at + placed / 1000 + ((whole(order) or 5) - 5) * (tonumber(row[3] or '') or 30000)
+  local zset = N .. 'order:' .. queue
+  if tenant then
+    -- A tenant of whom nothing waited has the next turn.
+    redis.pcall('ZADD', N .. 'turns:' .. queue, 'NX', (whole(row[2]) or 0) + 1, tenant)
+    redis.pcall('SADD', N .. 'fair:' .. queue, id)
+    zset = N .. 'turn:' .. queue .. ':' .. tenant
+  end
+  redis.pcall('ZADD', zset, string.format('%.3f', at), id)
+end
 
 local function status_of(id)
   local status = redis.pcall('HGET', P .. 'job:' .. id, 'status')
@@ -36,7 +59,7 @@ for _, parent in ipairs(redis.call('ZRANGE', KEYS[1], 0, 19)) do
   local children = redis.call('SRANDMEMBER', set, succeeded and room or 1000)
   for _, child in ipairs(children) do
     local key = P .. 'job:' .. child
-    local row = redis.pcall('HMGET', key, 'status', 'origin', 'park', 'q', 'allow_dependency_failures')
+    local row = redis.pcall('HMGET', key, 'status', 'origin', 'park', 'q', 'allow_dependency_failures', 'or', 'tn')
     if row.err then
       redis.call('ZADD', KEYS[2], now, child)
       redis.call('SREM', set, child)
@@ -48,6 +71,7 @@ for _, parent in ipairs(redis.call('ZRANGE', KEYS[1], 0, 19)) do
         redis.call('HSET', key, 'status', 'queued')
       end
       redis.call('RPUSH', P .. 'queue:' .. row[2], child)
+      place(row[2], child, now, row[6], row[7])
       redis.call('SREM', set, child)
       released = released + 1
       room = room - 1

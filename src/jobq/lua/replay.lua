@@ -4,7 +4,8 @@
 -- ARGV[4+] id, new payload ('' = as it is), ... two per job
 -- Returns  {word, ...}: queued | conflict:<holder> | gone | the state that forbids it
 -- Keys built inside: P:job:<id>, P:queue:<q>, P:failed:<q>, P:canceled:<q>, P:results:<id>, P:job:<id>:dependents,
---          P:job::<id>:dependencies, P:wip:<q>, jobq:attempts:<id>, jobq:dedup:<name>, jobq:leases, jobq:cancels.
+--          P:job::<id>:dependencies, P:wip:<q>, jobq:attempts:<id>, jobq:dedup:<name>, jobq:leases, jobq:cancels; of jobs
+--          with an order or a tenant: jobq:q:<q>, jobq:order:<q>, jobq:turns:<q>, jobq:fair:<q>, jobq:turn:<q>:<tenant>.
 -- Idempotent: a job that the first call queued answers queued.
 -- Full memory: the first write is ZREM, which frees.
 local P, N = ARGV[2], ARGV[3]
@@ -19,6 +20,28 @@ local LIVE = { queued = true, scheduled = true, started = true, deferred = true,
   ready_to_enqueue = true, rate_limited = true }
 local words, push, order = {}, {}, {}
 redis.call('ZREM', KEYS[1], '')
+
+-- Gives a queued job its place: among its tenant's jobs, else among those of no tenant, by the moment from which it
+-- waits and its order. Those that are placed in one call keep their order. A key of the wrong type gives no place.
+local placed = 0
+local function place(queue, id, at, order, tenant)
+  if not order and not tenant then return end
+  local function whole(text) return tonumber((text or ''):match('^%d+$') or '') end
+  local state, kind = N .. 'q:' .. queue, tenant and 'fair' or 'order'
+  local row = redis.pcall('HMGET', state, kind, 'turn', 'step')
+  if not row[1] then redis.pcall('HSET', state, kind, '1') end
+  if not (at > 0 and at < 1e15) then at = 0 end
+  placed = placed + 1
+  at = at + placed / 1000 + ((whole(order) or 5) - 5) * (tonumber(row[3] or '') or 30000)
+  local zset = N .. 'order:' .. queue
+  if tenant then
+    -- A tenant of whom nothing waited has the next turn.
+    redis.pcall('ZADD', N .. 'turns:' .. queue, 'NX', (whole(row[2]) or 0) + 1, tenant)
+    redis.pcall('SADD', N .. 'fair:' .. queue, id)
+    zset = N .. 'turn:' .. queue .. ':' .. tenant
+  end
+  redis.pcall('ZADD', zset, string.format('%.3f', at), id)
+end
 
 -- The live job that holds this dedup key instead of the one that is replayed, or nil.
 local function rival(dk, id)
@@ -51,7 +74,7 @@ end
 for a = 4, #ARGV, 2 do
   local id, word = ARGV[a], nil
   local key = P .. 'job:' .. id
-  local row = redis.pcall('HMGET', key, 'status', 'origin', 'dk', 'q', 'data')
+  local row = redis.pcall('HMGET', key, 'status', 'origin', 'dk', 'q', 'data', 'or', 'tn')
   if row.err or not row[1] or not row[5] or not row[2] then
     word = 'gone'
   else
@@ -91,6 +114,7 @@ for a = 4, #ARGV, 2 do
           order[#order + 1] = queue
         end
         push[queue][#push[queue] + 1] = id
+        place(queue, id, now, row[6], row[7])
       end
     end
   end

@@ -11,7 +11,8 @@
 -- Returns  {held 0|1, id, queue, word, ...}; word: queued | dead (poison) | cancelled
 -- Keys built inside: P:job:<id>, P:wip:<q>, P:queue:<q>, P:failed:<q>, P:canceled:<q>, P:results:<id>,
 --          P:job:<id>:dependents, jobq:attempts:<id>, jobq:dedup:<name>, jobq:wait:<id>, jobq:done:<id>;
---          of jobs with limits: jobq:held:<gate>, jobq:gates.
+--          of jobs with limits: jobq:held:<gate>, jobq:gates; of jobs with an order or a tenant: jobq:q:<q>,
+--          jobq:order:<q>, jobq:turns:<q>, jobq:fair:<q>, jobq:turn:<q>:<tenant>.
 -- Idempotent: what was moved has no lease any more.
 -- Full memory: the first write is a ZREM of nobody.
 local P, N = ARGV[2], ARGV[3]
@@ -49,12 +50,34 @@ if foreign then redis.call('HSET', KEYS[2], 'f', text) end
 
 local out, orphans, back, order = { 0 }, {}, {}, {}
 
+-- Gives a queued job its place: among its tenant's jobs, else among those of no tenant, by the moment from which it
+-- waits and its order. Those that are placed in one call keep their order. A key of the wrong type gives no place.
+local placed = 0
+local function place(queue, id, at, order, tenant)
+  if not order and not tenant then return end
+  local function whole(text) return tonumber((text or ''):match('^%d+$') or '') end
+  local state, kind = N .. 'q:' .. queue, tenant and 'fair' or 'order'
+  local row = redis.pcall('HMGET', state, kind, 'turn', 'step')
+  if not row[1] then redis.pcall('HSET', state, kind, '1') end
+  if not (at > 0 and at < 1e15) then at = 0 end
+  placed = placed + 1
+  at = at + placed / 1000 + ((whole(order) or 5) - 5) * (tonumber(row[3] or '') or 30000)
+  local zset = N .. 'order:' .. queue
+  if tenant then
+    -- A tenant of whom nothing waited has the next turn.
+    redis.pcall('ZADD', N .. 'turns:' .. queue, 'NX', (whole(row[2]) or 0) + 1, tenant)
+    redis.pcall('SADD', N .. 'fair:' .. queue, id)
+    zset = N .. 'turn:' .. queue .. ':' .. tenant
+  end
+  redis.pcall('ZADD', zset, string.format('%.3f', at), id)
+end
+
 -- One interrupted job: its member, and the queue when the registry it came from tells.
 local function move(member)
   local id = member:match('^([^:]*):')
   if not id then return end
   local key = P .. 'job:' .. id
-  local row = redis.pcall('HMGET', key, 'status', 'origin', 'lost', 'attempts', 'dk', 'cx', 'lm')
+  local row = redis.pcall('HMGET', key, 'status', 'origin', 'lost', 'attempts', 'dk', 'cx', 'lm', 'q', 'or', 'tn')
   if row.err then
     redis.call('ZADD', KEYS[4], now, id)
     orphans[#orphans + 1] = member
@@ -89,6 +112,7 @@ local function move(member)
       order[#order + 1] = queue
     end
     table.insert(back[queue], 1, id)
+    place(queue, id, tonumber(row[8] or '') or now, row[9], row[10])
   else
     if word == 'dead' then
       redis.call('HSET', key, 'status', 'failed', 'lost', lost, 'why', 'poison', 'ended_at', ARGV[6], 'st', 'rescue')

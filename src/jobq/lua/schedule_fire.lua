@@ -11,7 +11,8 @@
 -- ARGV[11] dedup name or ''   ARGV[12] mode f|s|w   ARGV[13] window ms   ARGV[14] new payload or '' (as it is)
 -- ARGV[15] number of slots, then per slot: slot, job id, count of what follows, field, value, ... of the job hash
 -- Returns  {'stale'} | {'full', word, ...} | {'ok', word, ...}: queued | duplicate | overlap | mine, per slot dealt with
--- Keys built inside: P:job:<id>, jobq:dedup:<name>.
+-- Keys built inside: P:job:<id>, jobq:dedup:<name>; of jobs with an order or a tenant: jobq:q:<q>, jobq:order:<q>,
+--          jobq:turns:<q>, jobq:fair:<q>, jobq:turn:<q>:<tenant>.
 -- Idempotent: a slot is dealt with only while the schedule stands at it, at this revision; its job id is its own.
 -- Full memory: the first write is a HSET, so all is refused and nothing written: the slots stay due.
 local P, N = ARGV[2], ARGV[3]
@@ -32,6 +33,28 @@ end
 local LIVE = { queued = true, scheduled = true, started = true, deferred = true, created = true,
   ready_to_enqueue = true, rate_limited = true }
 local overlap, name, mode = ARGV[10], ARGV[11], ARGV[12]
+
+-- Gives a queued job its place: among its tenant's jobs, else among those of no tenant, by the moment from which it
+-- waits and its order. Those that are placed in one call keep their order. A key of the wrong type gives no place.
+local placed = 0
+local function place(queue, id, at, order, tenant)
+  if not order and not tenant then return end
+  local function whole(text) return tonumber((text or ''):match('^%d+$') or '') end
+  local state, kind = N .. 'q:' .. queue, tenant and 'fair' or 'order'
+  local row = redis.pcall('HMGET', state, kind, 'turn', 'step')
+  if not row[1] then redis.pcall('HSET', state, kind, '1') end
+  if not (at > 0 and at < 1e15) then at = 0 end
+  placed = placed + 1
+  at = at + placed / 1000 + ((whole(order) or 5) - 5) * (tonumber(row[3] or '') or 30000)
+  local zset = N .. 'order:' .. queue
+  if tenant then
+    -- A tenant of whom nothing waited has the next turn.
+    redis.pcall('ZADD', N .. 'turns:' .. queue, 'NX', (whole(row[2]) or 0) + 1, tenant)
+    redis.pcall('SADD', N .. 'fair:' .. queue, id)
+    zset = N .. 'turn:' .. queue .. ':' .. tenant
+  end
+  redis.pcall('ZADD', zset, string.format('%.3f', at), id)
+end
 
 local function status_of(id)
   local status = redis.pcall('HGET', P .. 'job:' .. id, 'status')
@@ -84,6 +107,11 @@ for k, job in ipairs(plan) do
 end
 if fired > 0 then
   redis.call('RPUSH', KEYS[4], unpack(push))
+  for _, job in ipairs(plan) do
+    local asked = {}
+    for a = job.first, job.last, 2 do asked[ARGV[a]] = ARGV[a + 1] end
+    place(KEYS[5]:sub(#N + 3), job.id, now, asked['or'], asked.tn)
+  end
   redis.call('SADD', KEYS[6], KEYS[4])
   if name ~= '' then
     local value = mode .. ':' .. last_job

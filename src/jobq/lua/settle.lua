@@ -20,7 +20,9 @@
 -- Returns  {word, ...} in order: ok | already | lost | cancelled | gone
 -- Keys built inside: P:job:<id>, P:results:<id>, P:job:<id>:dependents, jobq:dedup:<name>, jobq:attempts:<id>,
 --          jobq:wait:<id>, jobq:done:<id>, jobq:parked:<q>:<bucket>, jobq:n:<q>:<minute>; for jobs with limits:
---          jobq:held:<gate>, jobq:rate:<gate>, jobq:closed:<gate>, jobq:gate:<gate>, jobq:gates, jobq:blocked:<q>.
+--          jobq:held:<gate>, jobq:rate:<gate>, jobq:closed:<gate>, jobq:gate:<gate>, jobq:gates, jobq:blocked:<q>; of
+--          jobs with an order or a tenant: jobq:q:<q>, jobq:order:<q>, jobq:turns:<q>, jobq:fair:<q>,
+--          jobq:turn:<q>:<tenant>.
 -- A job that was limited waits at its rate gate, which is closed for the delay; without one its queue is, if that has
 -- a rate; else it is snoozed. open.lua lets in who waits for a run that has ended here.
 -- Idempotent: membership in leases is the fence; a token that settled before is found in st.
@@ -52,7 +54,7 @@ local flagged = redis.call('EXISTS', unpack(flags)) > 0
 local free, uncancel, broken, seen, gated, unnamed = {}, {}, {}, {}, {}, {}
 for i, job in ipairs(jobs) do
   local row = redis.pcall('HMGET', P .. 'job:' .. job.id, 'status', 'attempts', 'dk', 'cx', 'st', 'lost', 'crashes',
-    'q', 'lm')
+    'q', 'lm', 'or', 'tn')
   if row.err then
     answers[i] = 'gone'
     if scores[i] then
@@ -115,6 +117,28 @@ local finished, failed, canceled, scheduled, retrying, back, counts, names = {},
 local function add(list, score, id)
   local k = #list
   list[k + 1], list[k + 2] = score, id
+end
+
+-- Gives a queued job its place: among its tenant's jobs, else among those of no tenant, by the moment from which it
+-- waits and its order. Those that are placed in one call keep their order. A key of the wrong type gives no place.
+local placed = 0
+local function place(queue, id, at, order, tenant)
+  if not order and not tenant then return end
+  local function whole(text) return tonumber((text or ''):match('^%d+$') or '') end
+  local state, kind = N .. 'q:' .. queue, tenant and 'fair' or 'order'
+  local row = redis.pcall('HMGET', state, kind, 'turn', 'step')
+  if not row[1] then redis.pcall('HSET', state, kind, '1') end
+  if not (at > 0 and at < 1e15) then at = 0 end
+  placed = placed + 1
+  at = at + placed / 1000 + ((whole(order) or 5) - 5) * (tonumber(row[3] or '') or 30000)
+  local zset = N .. 'order:' .. queue
+  if tenant then
+    -- A tenant of whom nothing waited has the next turn.
+    redis.pcall('ZADD', N .. 'turns:' .. queue, 'NX', (whole(row[2]) or 0) + 1, tenant)
+    redis.pcall('SADD', N .. 'fair:' .. queue, id)
+    zset = N .. 'turn:' .. queue .. ':' .. tenant
+  end
+  redis.pcall('ZADD', zset, string.format('%.3f', at), id)
 end
 
 -- Closes what limits a job until `till`: where it waits instead of running again at once.
@@ -233,6 +257,7 @@ for _, job in ipairs(jobs) do
     else
       set[word] = 'queued'
       back[#back + 1] = id
+      place(queue, id, tonumber(row[8] or '') or now, row[10], row[11])
     end
     redis.call('HSET', key, unpack(set))
     if set[word] == 'queued' then redis.call('HDEL', key, 'started_at', 'worker_name') end

@@ -5,7 +5,8 @@
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] job id   ARGV[5] ended_at, ISO
 -- ARGV[6]  seconds to keep the withdrawn job
 -- Returns  withdrawn | started | finished | gone (it never came, and will find itself mine if it still does)
--- Keys built inside: of the job's queue: list, scheduled, deferred, canceled, jobq:retrying, jobq:parked, jobq:q;
+-- Keys built inside: of the job's queue: list, scheduled, deferred, canceled, jobq:retrying, jobq:parked, jobq:q,
+--          jobq:order, jobq:fair, jobq:turn;
 --          of the job: results, dependents, jobq:attempts, jobq:dedup, jobq:wait, jobq:done.
 -- Idempotent: what it leaves behind gives the same answer.
 -- Full memory: the first write is a ZREM of nobody.
@@ -15,12 +16,22 @@ if not now then
   local t = redis.call('TIME')
   now = t[1] * 1000 + math.floor(t[2] / 1000)
 end
+-- Takes a queued job out of its place.
+local function displace(queue, id, order, tenant)
+  if tenant then
+    redis.pcall('SREM', N .. 'fair:' .. queue, id)
+    redis.pcall('ZREM', N .. 'turn:' .. queue .. ':' .. tenant, id)
+  elseif order then
+    redis.pcall('ZREM', N .. 'order:' .. queue, id)
+  end
+end
+
 -- Out of every place where a waiting job can stand.
-local function leave(queue, status, bucket)
+local function leave(queue, status, bucket, order, tenant)
   if status == 'queued' then
     -- LREM at the far end of a million entries takes 22 ms; what is left in a long list, claim drops.
     if redis.call('LLEN', P .. 'queue:' .. queue) <= 10000 then redis.call('LREM', P .. 'queue:' .. queue, 0, id) end
-    redis.call('ZREM', N .. 'order:' .. queue, id)
+    displace(queue, id, order, tenant)
   elseif status == 'scheduled' then
     redis.call('ZREM', P .. 'scheduled:' .. queue, id)
     redis.call('ZREM', N .. 'retrying:' .. queue, id)
@@ -52,7 +63,7 @@ local function tell()
     redis.call('EXPIRE', N .. 'done:' .. id, 60)
   end
 end
-local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'st', 'attempts')
+local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'st', 'attempts', 'or', 'tn')
 if row.err then return 'gone' end
 local status, queue = row[1], row[2]
 redis.call('ZREM', KEYS[2], '')
@@ -65,7 +76,7 @@ end
 if status == 'canceled' then return row[5] == 'withdraw' and 'withdrawn' or 'finished' end
 if status == 'finished' or status == 'failed' or status == 'stopped' then return 'finished' end
 if status == 'started' then return 'started' end
-leave(queue or '', status, row[4])
+leave(queue or '', status, row[4], row[7], row[8])
 redis.call('HSET', KEYS[1], 'status', 'canceled', 'cx', '1', 'why', 'withdrawn', 'ended_at', ARGV[5], 'st', 'withdraw')
 redis.call('HDEL', KEYS[1], 'park', 'pb')
 redis.call('ZADD', P .. 'canceled:' .. (queue or ''), math.floor(now / 1000), id)
