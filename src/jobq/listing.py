@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -25,6 +25,9 @@ SCAN_LIMIT = 10_000
 """Jobs that one page looks at, at most; a page that found fewer than asked for then carries a cursor."""
 
 _CHUNK = 200
+_SIEVED = 1_000
+_SIEVED_PER_LOOK = 10
+"""Ids that are told apart by an index alone cost about so much less than jobs whose hashes are read."""
 
 T = TypeVar("T")
 
@@ -67,9 +70,7 @@ class JobFilter:
     def by_id_alone(self) -> bool:
         """Whether being in the container is enough, so that no hash needs to be read."""
         asked = (self.task, self.error, self.tag, self.correlation_id, self.since, self.before)
-        shared = ({JobState.SCHEDULED, JobState.RETRYING}, {JobState.DEFERRED, JobState.PARKED})
-        whole = all(len(pair & {*self.states}) != 1 for pair in shared)
-        return whole and all(each is None for each in asked)
+        return all(each is None for each in asked)
 
     def takes(self, job: Job) -> bool:
         """Whether the job passes."""
@@ -131,16 +132,32 @@ def states_of(state: JobState | str | Iterable[JobState | str] | None) -> tuple[
 
 @dataclass(slots=True)
 class _Container:
-    """One key that holds ids, read from ``offset`` on."""
+    """One key that holds ids, read from ``offset`` on.
+
+    Attributes:
+        kind: ``list``, ``due``, ``set`` or ``named``; see :meth:`command`.
+        others: Keys that hold those of its ids which are in another state.
+        due_ms: How many ms one of its scores is, where that is when the job is due.
+        name: Stands for it in a cursor; empty: its place does, as containers of this kind are always there.
+        ready: Ids, their jobs, and the offset behind each.
+    """
 
     queue: str
     kind: str
     key: str
-    offset: int
+    offset: int = 0
+    others: tuple[str, ...] = ()
+    due_ms: int = 1_000
+    name: str = ""
     ended: bool = False
-    ready: list[tuple[str, Job | None]] = field(default_factory=list)
+    ready: list[tuple[str, Job | None, int]] = field(default_factory=list)
 
-    def command(self, count: int = _CHUNK) -> tuple[Any, ...]:
+    @property
+    def chunk(self) -> int:
+        """How many ids are read at once."""
+        return _SIEVED if self.others else _CHUNK
+
+    def command(self, count: int) -> tuple[Any, ...]:
         """The command that reads the next ``count`` ids."""
         first, last = self.offset, self.offset + count - 1
         if self.kind == "list":  # the newest is at the right
@@ -165,51 +182,68 @@ def scored(reply: Sequence[Any]) -> list[tuple[Any, Any]]:
     return list(zip(reply[::2], reply[1::2], strict=True))
 
 
-_KINDS = {
-    JobState.SCHEDULED: "due",
-    JobState.RETRYING: "due",
-    JobState.QUEUED: "list",
-    JobState.RUNNING: "set",
-    JobState.DEFERRED: "set",
-    JobState.PARKED: "set",
-    JobState.SUCCEEDED: "set",
-    JobState.DEAD: "set",
-    JobState.CANCELLED: "set",
-}
+def _containers_of(
+    keys: Keys, queue: str, states: Sequence[JobState], buckets: Sequence[str]
+) -> Iterator[_Container]:
+    """Where a queue's jobs of these states are, each container once.
+
+    Where one registry of rq's holds two states, and one of them is asked for, our index of the other is gone by: it
+    lists the state, or it tells who is not of it. So a state costs what it holds, however many jobs the other has.
+    """
+    asked = {*states}
+    parked = (keys.blocked(queue), *(keys.bucket(queue, bucket) for bucket in buckets))
+    for state in states:
+        match state:
+            case JobState.RETRYING if JobState.SCHEDULED not in asked:
+                yield _Container(queue, "due", keys.retrying(queue), due_ms=1)
+            case JobState.SCHEDULED | JobState.RETRYING:
+                retries = () if JobState.RETRYING in asked else (keys.retrying(queue),)
+                yield _Container(queue, "due", keys.scheduled(queue), others=retries)
+            case JobState.PARKED if JobState.DEFERRED not in asked:
+                for key in parked:
+                    yield _Container(queue, "set", key, name=key.removeprefix(keys.n))
+            case JobState.DEFERRED | JobState.PARKED:
+                yield _Container(
+                    queue, "set", keys.deferred(queue), others=() if JobState.PARKED in asked else parked
+                )
+            case JobState.QUEUED:
+                yield _Container(queue, "list", keys.queue(queue))
+            case JobState.RUNNING:
+                yield _Container(queue, "set", keys.wip(queue))
+            case JobState.SUCCEEDED:
+                yield _Container(queue, "set", keys.finished(queue))
+            case JobState.DEAD:
+                yield _Container(queue, "set", keys.failed(queue))
+            case JobState.CANCELLED:
+                yield _Container(queue, "set", keys.canceled(queue))
 
 
-def container_key(keys: Keys, queue: str, state: JobState) -> str:
-    """The key that holds the ids of a queue's jobs in this state."""
-    match state:
-        case JobState.SCHEDULED | JobState.RETRYING:
-            return keys.scheduled(queue)
-        case JobState.QUEUED:
-            return keys.queue(queue)
-        case JobState.RUNNING:
-            return keys.wip(queue)
-        case JobState.DEFERRED | JobState.PARKED:
-            return keys.deferred(queue)
-        case JobState.SUCCEEDED:
-            return keys.finished(queue)
-        case JobState.DEAD:
-            return keys.failed(queue)
-        case JobState.CANCELLED:
-            return keys.canceled(queue)
+def _containers(keys: Keys, wanted: JobFilter, cursor: str | None) -> Plan[list[_Container]]:
+    """Where the jobs of a filter are, as far as a listing has read them.
 
-
-def _containers(keys: Keys, wanted: JobFilter, offsets: Sequence[int]) -> list[_Container]:
+    Raises:
+        ValueError: The cursor is damaged, or belongs to another filter.
+    """
+    offsets, named = decode_cursor(cursor, wanted.digest())
     made: dict[str, _Container] = {}
     tags = () if wanted.tag is None else (wanted.tag,)
     # Of all queues and states: these name far fewer.
     for key in names(keys, tags, wanted.correlation_id)[-1:]:
-        made[key] = _Container("", "named", key, 0)
-    for queue in () if made else wanted.queues:
-        for state in wanted.states:
-            key = container_key(keys, queue, state)
-            if key not in made:
-                made[key] = _Container(queue, _KINDS[state], key, 0)
+        made[key] = _Container("", "named", key)
+    if not made:
+        buckets: dict[str, list[str]] = {}
+        if (JobState.PARKED in wanted.states) != (JobState.DEFERRED in wanted.states):
+            replies = yield Batch(tuple(("SMEMBERS", keys.parked(queue)) for queue in wanted.queues))
+            for queue, reply in zip(wanted.queues, replies, strict=True):
+                found = () if isinstance(reply, Exception) else reply
+                buckets[queue] = sorted(as_text(bucket) for bucket in found)
+        for queue in wanted.queues:
+            for each in _containers_of(keys, queue, wanted.states, buckets.get(queue, ())):
+                made.setdefault(each.key, each)
     containers = list(made.values())
-    for container, offset in zip(containers, offsets, strict=False):
+    fixed = iter(offsets)
+    for container in containers:
+        offset = named.get(container.name, 0) if container.name else next(fixed, 0)
         container.offset, container.ended = max(offset, 0), offset < 0
     return containers
 
@@ -230,29 +264,28 @@ def jobs_plan(
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    containers = _containers(keys, wanted, decode_cursor(cursor, wanted.digest()))
+    containers = yield from _containers(keys, wanted, cursor)
     items: list[Job] = []
     unreadable: list[str] = []
     scanned = 0
-    while True:
+    while len(items) < limit:
         empty = [each for each in containers if not each.ended and not each.ready]
-        if empty:
+        if empty:  # what it holds next may come before what the others hold
             if scanned >= SCAN_LIMIT:
                 break
             scanned += yield from _fill(keys, empty, owner)
+            continue
         live = [each for each in containers if each.ready]
-        if not live or len(items) >= limit:
+        if not live:
             break
         chosen = min(live, key=_rank)
-        job_id, job = chosen.ready.pop(0)
-        chosen.offset += 1
+        job_id, job, chosen.offset = chosen.ready.pop(0)
         if job is None:
             unreadable.append(job_id)
         elif job.id and wanted.takes(job):
             items.append(job)
     done = all(each.ended and not each.ready for each in containers)
-    offsets = [-1 if each.ended and not each.ready else each.offset for each in containers]
-    return Page(items, None if done else encode_cursor(offsets, wanted.digest()), tuple(unreadable))
+    return Page(items, None if done else encode_cursor(containers, wanted.digest()), tuple(unreadable))
 
 
 def ids_plan(keys: Keys, wanted: JobFilter, limit: int | None = None) -> Plan[list[str]]:
@@ -277,14 +310,30 @@ def ids_plan(keys: Keys, wanted: JobFilter, limit: int | None = None) -> Plan[li
 def _container_ids(keys: Keys, wanted: JobFilter, limit: int | None) -> Plan[list[str]]:
     """All ids in the containers of a filter that needs no hash, newest first within each queue."""
     ids: dict[str, None] = {}
-    for container in _containers(keys, wanted, ()):
+    for container in (yield from _containers(keys, wanted, None)):
         while not container.ended and (limit is None or len(ids) < limit):
-            reply = (yield Batch((container.command(1_000),)))[0]
-            found = [job_id for job_id, _ in container.ids(reply)]
+            reply = (yield Batch((container.command(_SIEVED),)))[0]
+            found = container.ids(reply)
+            kept = yield from _sieve(container, found)
             container.offset += len(found)
-            container.ended = len(found) < 1_000
-            ids |= dict.fromkeys(found)
+            container.ended = len(found) < _SIEVED
+            ids |= dict.fromkeys(job_id for job_id, _, _ in kept)
     return list(ids)[:limit]
+
+
+def _sieve(container: _Container, found: Sequence[tuple[str, float]]) -> Plan[list[tuple[str, float, int]]]:
+    """Those of the next ids of a container that are of no other state, each with the offset behind it."""
+    placed = [(job_id, score, at) for at, (job_id, score) in enumerate(found, container.offset + 1)]
+    if not container.others or not found:
+        return placed
+    ids = [job_id for job_id, _ in found]
+    replies = yield Batch(tuple(("ZMSCORE", other, *ids) for other in container.others))
+    elsewhere = [reply for reply in replies if not isinstance(reply, Exception)]
+    kept = [each for at, each in enumerate(placed) if all(reply[at] is None for reply in elsewhere)]
+    if kept:  # what comes behind the last of them has been seen
+        job_id, score, _ = kept.pop()
+        kept.append((job_id, score, container.offset + len(found)))
+    return kept
 
 
 _GONE = Job(id="", task="", queue="", state=JobState.CANCELLED)
@@ -292,47 +341,52 @@ _GONE = Job(id="", task="", queue="", state=JobState.CANCELLED)
 
 def _fill(keys: Keys, containers: Sequence[_Container], owner: JobOwner | None) -> Plan[int]:
     """Read the next chunk of each container, ids first and then all their hashes, in two round trips."""
-    replies = yield Batch(tuple(each.command() for each in containers))
-    found: list[tuple[_Container, str, float]] = []
+    replies = yield Batch(tuple(each.command(each.chunk) for each in containers))
+    found: list[tuple[_Container, str, float, int]] = []
+    looks = 0
     for container, reply in zip(containers, replies, strict=True):
         ids = container.ids(reply)
         if isinstance(reply, Exception):  # the container itself has the wrong type: say so, once
-            container.ready.append((container.key, None))
-        container.ended = len(ids) < _CHUNK
-        found += [(container, job_id, score) for job_id, score in ids]
+            container.ready.append((container.key, None, container.offset))
+        container.ended = len(ids) < container.chunk
+        kept = yield from _sieve(container, ids)
+        if not kept:
+            container.offset += len(ids)
+        found += [(container, *each) for each in kept]
+        looks += len(ids) // _SIEVED_PER_LOOK if container.others else 0
     if not found:
-        return 0
-    hashes = yield Batch(tuple(hash_command(keys, job_id) for _, job_id, _ in found))
+        return looks
+    hashes = yield Batch(tuple(hash_command(keys, job_id) for _, job_id, _, _ in found))
     gone: list[tuple[Any, ...]] = []
     delayed: list[tuple[str, tuple[Any, ...]]] = []
-    for (container, job_id, score), values in zip(found, hashes, strict=True):
+    for (container, job_id, score, behind), values in zip(found, hashes, strict=True):
         if isinstance(values, Exception):
-            container.ready.append((job_id, None))
+            container.ready.append((job_id, None, behind))
             continue
-        due = score * 1000 if container.kind == "due" else None
+        due = score * container.due_ms if container.kind == "due" else None
         job = job_from_fields(job_id, values, due_ms=due, owner=owner)
         if container.kind != "named":
-            container.ready.append((job_id, job or _GONE))
+            container.ready.append((job_id, job or _GONE, behind))
         elif job is None:
             gone.append(("ZREM", container.key, job_id))  # nobody else does; the listing goes on behind it
         else:
-            container.ready.append((job_id, job))
+            container.ready.append((job_id, job, behind))
             if job.state in (JobState.SCHEDULED, JobState.RETRYING):
                 delayed.append((job_id, ("ZSCORE", keys.scheduled(job.queue), job_id)))
     if gone or delayed:
         scores = yield Batch((*(command for _, command in delayed), *gone))
         _note_due(containers, dict(zip((job_id for job_id, _ in delayed), scores, strict=False)))
-    return len(found)
+    return looks + len(found)
 
 
 def _note_due(containers: Sequence[_Container], scores: Mapping[str, Any]) -> None:
     """When the jobs that a tag or a correlation id has named are due, which its own set does not say."""
     for container in containers:
-        for place, (job_id, job) in enumerate(container.ready):
+        for place, (job_id, job, behind) in enumerate(container.ready):
             score = scores.get(job_id)
             if job is not None and isinstance(score, bytes | float | int):
                 due = datetime.fromtimestamp(float(score), tz=UTC)
-                container.ready[place] = job_id, replace(job, due_at=due)
+                container.ready[place] = job_id, replace(job, due_at=due), behind
 
 
 def _rank(container: _Container) -> float:
@@ -343,24 +397,27 @@ def _rank(container: _Container) -> float:
     return -moment.timestamp() if moment else float("inf")
 
 
-def encode_cursor(offsets: Sequence[int], digest: str) -> str:
+def encode_cursor(containers: Sequence[_Container], digest: str) -> str:
     """An opaque text for where a listing stopped."""
-    return (
-        urlsafe_b64encode(json.dumps([digest, *offsets], separators=(",", ":")).encode()).decode().rstrip("=")
-    )
+    offsets = {each.key: -1 if each.ended and not each.ready else each.offset for each in containers}
+    fixed = [offsets[each.key] for each in containers if not each.name]
+    named = {each.name: offsets[each.key] for each in containers if each.name and offsets[each.key]}
+    text = json.dumps([digest, *fixed, *([named] if named else ())], separators=(",", ":"))
+    return urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def decode_cursor(cursor: str | None, digest: str) -> list[int]:
-    """The offsets of a cursor; empty for None.
+def decode_cursor(cursor: str | None, digest: str) -> tuple[list[int], dict[str, int]]:
+    """The offsets of a cursor, by place and by name; none for None.
 
     Raises:
         ValueError: It is damaged, or was made for another filter.
     """
     if not cursor:
-        return []
+        return [], {}
     try:
         made_for, *offsets = json.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        numbers = [int(offset) for offset in offsets]
+        named = offsets.pop() if offsets and isinstance(offsets[-1], dict) else {}
+        numbers = [int(offset) for offset in offsets], {name: int(at) for name, at in named.items()}
     except (ValueError, TypeError) as error:
         raise ValueError(f"not a cursor: {cursor!r}") from error
     if made_for != digest:
