@@ -13,8 +13,9 @@ import psutil  # type: ignore[import-untyped]
 
 from jobq.job import JobState
 from tests.chaos import lease_app
-from tests.chaos.field import QUEUES, Field, send
+from tests.chaos.field import QUEUES, THREADS, Field, lane, send
 from tests.chaos.frame import Report, Setup, experiment
+from tests.chaos.ledger import Kill
 from tests.chaos.points import POINTS
 from tests.chaos.scenes import Stage
 from tests.support.processes import until
@@ -147,14 +148,15 @@ def killed_at_points(setup: Setup) -> Report:
 
 @experiment(
     "FI-04",
-    fault="SIGSTOP of a whole worker, or of its supervisor alone, beyond the lease; then SIGCONT",
-    criterion="stale completions accepted 0; the final result is written once in 100 %",
+    fault="SIGSTOP of a whole worker, or of its supervisor alone, beyond the lease; then SIGCONT; of an executor alone",
+    criterion="stale completions accepted 0; the final result is written once in 100 %; an executor's jobs run again "
+    "within 15 s (p99), 30 s (max)",
     gate=True,
     minutes=10,
 )
 def zombies(setup: Setup) -> Report:
-    """At a lease of 1 s in both forms. The two workers freeze in turn; every other time only the supervisor does, so
-    that the executor, alive, comes to its end while another one runs the same job."""
+    """At a lease of 1 s in both forms; executors alone apart. The two workers freeze in turn; every other time only the
+    supervisor does, so that the executor, alive, comes to its end while another one runs the same job."""
     report = Report()
     freezes = setup.times(200, short=4)
     with Field(setup, slots=2, lease_s=ZOMBIE_LEASE_S) as field:
@@ -192,6 +194,30 @@ def zombies(setup: Setup) -> Report:
     report.at_least("leases lost to another worker meanwhile", len(stale), freezes)
     report.zero("stale completions accepted", sum(token in results[id_] for id_, token in stale.items()))
     report.zero("results not written once", sum(len(written) != 1 for written in results.values()))
+    report.add(_stopped_executors(setup))
+    return report
+
+
+def _stopped_executors(setup: Setup) -> Report:
+    """Executors that stand still alone, while their supervisor would extend their leases for ever."""
+    report, stops = Report(), setup.times(10, short=1)
+    with Field(setup, setup.part("executors"), slots=2) as field:
+        field.start(2)
+        for number in range(stops):
+            begun = len(field.runs())
+            for n in range(4):
+                field.offer(f"stopped{number}-{n}", 1.0, 0)
+            until(lambda begun=begun: len(field.runs()) >= begun + 4)
+            victim = next(p for p in field.workers[number % 2].executors() if lane(p) == THREADS)
+            last = {entry.job_id: entry for entry in field.runs()}
+            send(victim, signal.SIGSTOP)
+            held = [id_ for id_, entry in last.items() if entry.word == "start" and entry.pid == victim.pid]
+            field.kills.append(Kill(time.time(), frozenset(held)))
+            until(lambda: not field.waiting(), 60)
+        report.expect("all jobs of stopped executors ended", field.drain(60))
+        field.judge_reruns(report)
+        field.judge(report)
+    report.figure("executors stopped", stops)
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -60,6 +61,14 @@ def nothing() -> None:
 def nap(key: str, seconds: float) -> None:
     trace("start", key)
     time.sleep(seconds)
+    trace("ran", key)
+
+
+@jobq.task("t.grip", priority="high", timeout=60)
+def grip(key: str, seconds: float) -> None:
+    """Sleeps in C and keeps the interpreter's lock: no other Python code of its process runs meanwhile."""
+    trace("start", key)
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
     trace("ran", key)
 
 

@@ -14,6 +14,7 @@ import redis
 import jobq
 from jobq.job import JobState
 from jobq.private_server import free_port
+from jobq.worker.lane import HUNG_S
 from tests.process import ledger_app as app
 from tests.process.conftest import WorkerFactory
 from tests.support.processes import until
@@ -105,6 +106,37 @@ def test_an_executor_that_cannot_claim_is_not_ready(
         proxy.clear()
         assert job.wait(timeout=10).state is JobState.SUCCEEDED
         until(lambda: readiness(port)[0], NOT_READY_WITHIN_S)
+
+
+def test_an_executor_that_is_stopped_alone_is_replaced_and_its_jobs_run_again(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+) -> None:
+    port = free_port()
+    first = worker("--concurrency", "1", "--health-port", str(port), JOBQ_LEASE="1s")
+    victim = first.executor()
+    job = app.nap.options(client=client).enqueue(key="a", seconds=3.0)
+    ledger.wait("start")
+    stopped_at = time.time()
+    victim.send_signal(signal.SIGSTOP)
+    again = ledger.wait("start", count=2)[-1]
+    assert again.at - stopped_at < HUNG_S / 2, "long before a loop that merely stands still would be given up"
+    assert again.pid != victim.pid
+    assert job.wait(timeout=20).state is JobState.SUCCEEDED
+    assert ledger.count("ran", "a") == 1
+    assert "is stopped: it is replaced" in first.output()
+    until(lambda: readiness(port)[0])
+
+
+def test_a_call_into_c_that_keeps_the_interpreters_lock_is_run_once(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+) -> None:
+    """It stops the loop for many leases; a second worker stands by."""
+    for _ in range(2):
+        running = worker("--concurrency", "2", JOBQ_LEASE="1s")
+    job = app.grip.options(client=client).enqueue(key="a", seconds=6.0)
+    assert job.wait(timeout=20).state is JobState.SUCCEEDED
+    assert (ledger.count("start", "a"), ledger.count("ran", "a")) == (1, 1)
+    assert running.events("worker.lost") == []
 
 
 def test_a_reply_that_breaks_off_is_asked_for_again(

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import time
+from collections.abc import Iterator
 
 import pytest
 
+from jobq.steps import Claimed
+from jobq.worker.alive import is_stopped
+from jobq.worker.attempt import Assignment
 from jobq.worker.channel import Channel
+from jobq.worker.inbox import Inbox
 from jobq.worker.lane import HUNG, HUNG_S, Lane
+from jobq.worker.lanes import Lanes
 from jobq.worker.slots import SlotState, SlotTable
 from jobq.worker.spec import LaneSpec
+from tests.support.processes import until
 
 
 @pytest.fixture
@@ -82,21 +91,126 @@ def test_pulses_go_both_ways(table: SlotTable) -> None:
     assert (table.pulse, table.last_beat) == (5.0, 6.0)
 
 
-def test_an_executor_whose_loop_stands_still_is_found_and_its_runs_count_as_lost() -> None:
+@pytest.fixture
+def lane() -> Iterator[Lane]:
     channel, theirs = Channel.pair()
-    spec = LaneSpec(queue="high", slots=2, worker="w", lease_ms=1000, exec_id="e")
-    lane = Lane(spec, "lane-1", SlotTable.create(2), channel, started_at=0.0)
+    spec = LaneSpec(queue="high", slots=2, worker="w", lease_ms=12_000, exec_id="e")
+    made = Lane(spec, "lane-1", SlotTable.create(4), channel, started_at=0.0)
+    yield made
+    made.close()
+    theirs.close()
+
+
+def test_an_executor_whose_loop_stands_still_is_found_and_its_runs_count_as_lost(lane: Lane) -> None:
     lane.table.start(lane.table.take("ran", "e.1"), now=1.0, deadline=1e9)
     lane.table.take("waited", "e.1")
     lane.table.beat(100.0)
+    lane.table.tick(100.0 + HUNG_S)  # other code runs in it: no job keeps the interpreter's lock
 
     assert not lane.hung(100.0 + HUNG_S)
     assert lane.hung(100.1 + HUNG_S)
-    assert not lane.hung(190.0, since=170.0)  # the supervisor itself stood still until then
+    assert not lane.hung(190.0, since=175.0)  # the supervisor itself stood still until then
 
     lane.killed = HUNG
     outcomes = {outcome.job_id: outcome for outcome in lane.last_will(-9).outcomes}
     assert (outcomes["ran"].kind, outcomes["ran"].crash) == ("interrupted", False)
     assert outcomes["waited"].kind == "hand_back"
-    lane.close()
-    theirs.close()
+
+
+def test_a_job_that_keeps_the_interpreters_lock_is_left_to_its_timeout(lane: Lane) -> None:
+    lane.table.beat(100.0)
+    lane.table.tick(100.0)
+    held = lane.table.take("held", "e.1")
+    assert lane.hung(190.0), "what has not started keeps nothing"
+    lane.table.start(held, now=99.0, deadline=200.0)
+    assert not lane.hung(190.0)
+    assert "held:e.1" in lane.members(190.0), "its lease is its own: it runs"
+    assert not lane.hung(204.0)
+    assert lane.overdue(206.0)[1], "from here on its hard timeout counts"
+    assert lane.hung(206.0)
+
+
+def test_a_queue_is_served_while_it_answers_or_nothing_is_wanted_of_it(lane: Lane) -> None:
+    lanes, now = Lanes((), signs=False), time.monotonic()
+    lanes.add(lane)
+    lane.table.beat(now)
+    lane.table.set_ready(True)
+    assert lanes.serving(4.0, 10.0) == set(), "it has not asked yet"
+    lane.table.polled(now)
+    assert lanes.serving(4.0, 10.0) == {"high"}
+    lane.table.polled(now - 11)  # its blocked read died without a word
+    assert lanes.serving(4.0, 10.0) == set()
+
+
+def test_an_isolated_job_keeps_no_lock_of_its_executor(lane: Lane) -> None:
+    lane.table.beat(100.0)
+    lane.table.start(lane.table.take("apart", "e.1", isolated=True), now=99.0, deadline=1e9)
+    assert lane.hung(190.0)
+
+
+def test_what_a_silent_executor_has_not_started_is_left_to_others(lane: Lane) -> None:
+    lane.table.take("waits", "e.1")
+    lane.table.start(lane.table.take("runs", "e.1"), now=99.0, deadline=1e9)
+    lane.table.beat(100.0)
+    assert set(lane.members(112.0)) == {"waits:e.1", "runs:e.1"}
+    assert lane.members(112.1) == ["runs:e.1"]
+    lane.table.beat(113.0)
+    assert set(lane.members(113.1)) == {"waits:e.1", "runs:e.1"}
+
+
+def test_a_stopped_executor_is_ended_after_a_lease(lane: Lane) -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        lane.pid = process.pid
+        lane.table.beat(100.0)
+        lane.table.start(lane.table.take("runs", "e.1"), now=99.0, deadline=1e9)
+        assert not lane.hung(113.0)
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: is_stopped(process.pid))
+        assert not lane.hung(101.0), "a busy machine"
+        assert not lane.hung(113.0), "one look may strike a process that is about to be woken"
+        assert not lane.hung(113.1)
+        process.send_signal(signal.SIGCONT)
+        until(lambda: not is_stopped(process.pid))
+        assert not lane.hung(113.6)
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: is_stopped(process.pid))
+        assert not lane.hung(114.0)
+        assert lane.hung(114.6) == "is stopped"
+    finally:
+        process.kill()
+        process.wait()
+    assert not is_stopped(process.pid)
+
+
+# -- the other side: what an executor that stood still starts no more -------------------------------------------------
+
+
+def assignment(table: SlotTable, job_id: str, claimed_at: float) -> Assignment:
+    job = Claimed(job_id, "e.1", b"", 0, 0, 0, 0, b"", 60, "t.x", b"", None)
+    return Assignment(table.take(job_id, "e.1"), job, claimed_at, 0)
+
+
+def test_nothing_starts_while_its_lease_may_be_left_to_others(table: SlotTable) -> None:
+    """The executor goes by the same sign as its supervisor, and earlier."""
+    spec = LaneSpec(queue="high", slots=2, worker="w", lease_ms=12_000, exec_id="e")
+    assert spec.doubt_s < spec.void_s == 12.0
+    inbox, now = Inbox(table, doubt_s=spec.doubt_s), time.monotonic()
+    table.beat(now)
+    assert inbox.started(assignment(table, "fresh", now))
+    table.beat(now - 9.5)
+    assert not inbox.started(assignment(table, "stale", now - 9.5))
+
+
+def test_what_was_claimed_before_the_loop_stood_still_does_not_start_after_it(table: SlotTable) -> None:
+    inbox, now = Inbox(table, doubt_s=9.0), time.monotonic()
+    assert not inbox.stood_still(now), "it has not turned yet"
+    table.beat(now - 8.0)
+    assert not inbox.stood_still(now)
+    table.beat(now - 10.0)
+    work = assignment(table, "old", now - 10.0)
+    assert inbox.stood_still(now)
+    table.beat(now)
+    assert not inbox.started(work)
+    assert work.started_at == 0.0
+    assert inbox.started(assignment(table, "new", time.monotonic()))

@@ -59,9 +59,10 @@ class Hooks:
         self.running = threading.Semaphore(0)
         self.ended = threading.Semaphore(0)
 
-    def started(self, work: Assignment) -> None:
+    def started(self, work: Assignment) -> bool:
         work.started_at = time.monotonic()
         self.running.release()
+        return True
 
     def postponed(self, work: Assignment, deadline: float) -> None:
         self.deadlines.setdefault(work.job.id, []).append(deadline)

@@ -124,9 +124,10 @@ class Hooks:
         self.begun: list[str] = []
         self.back: list[Assignment] = []
 
-    def started(self, work: Assignment) -> None:
+    def started(self, work: Assignment) -> bool:
         work.started_at = time.monotonic()
         self.begun.append(work.job.id)
+        return True
 
     def postponed(self, work: Assignment, deadline: float) -> None: ...
 

@@ -25,6 +25,7 @@ from jobq.rq_bridge import iso
 from jobq.steps import MOST_JOBS, Call, Claim, Claimed
 from jobq.store import Link
 from jobq.tasks import Registry, registry
+from jobq.worker.alive import start_ticking
 from jobq.worker.attempt import Assignment, Report
 from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.children import ChildExecutor
@@ -74,7 +75,7 @@ class LaneExecutor:
         self._control = control
         self._table = table
         self._keys = Keys(settings.key_prefix)
-        self._inbox = Inbox(table)
+        self._inbox = Inbox(table, lane.doubt_s)
         codec = settings.codec()
         runner = Runner(
             codec=codec,
@@ -106,6 +107,8 @@ class LaneExecutor:
         """Serve until told to drain, or until a burst is over. Returns the exit code."""
         while True:
             now = time.monotonic()
+            if self._inbox.stood_still(now):
+                self._executors.hand_back(self._executors.take_back())
             self._table.beat(now)
             if now - self._last_listened > _LISTEN_EVERY_S:
                 self._listen(0.0, queue=False)  # no turn of a busy loop sleeps, yet others have their say
@@ -222,6 +225,7 @@ class LaneExecutor:
 
     def _take(self, claim: Claim) -> None:
         now = time.monotonic()
+        self._table.polled(now)
         self._claims.answered(claim, now)
         if claim.suspects:
             self._control.send("suspects")
@@ -311,6 +315,8 @@ class LaneExecutor:
             if not listen_to_queue:  # Redis is away, and the claim will say so
                 timeout = min(timeout, _ARM_AGAIN_S)
                 self._claims.look()
+        else:
+            self._table.polled(now)  # it has no use for more jobs
         if self._held > self._lane.slots:
             if now - self._last_report > BACKLOG_PATIENCE_S:
                 self._executors.hand_back(self._executors.take_back())
@@ -358,6 +364,7 @@ def executor_entry(settings: Settings, body: dict[str, Any], fds: list[int]) -> 
     table = SlotTable(table_fd, lane.capacity)
     control, spawner = Channel.from_fd(control_fd), Channel.from_fd(spawner_fd)
     spec = settings.queue_specs()[lane.queue]
+    start_ticking(table)
     share_connections(task_connections(lane.slots))
     try:
         return LaneExecutor(lane, spec, settings, registry, table, control, spawner).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -33,10 +34,15 @@ class Inbox:
 
     Also the sink that running tasks report to (``ContextSink``), and what writes the slot table as jobs start and
     finish (``Hooks``).
+
+    Args:
+        doubt_s: See :attr:`jobq.worker.spec.LaneSpec.doubt_s`.
     """
 
-    def __init__(self, table: SlotTable) -> None:
+    def __init__(self, table: SlotTable, doubt_s: float = math.inf) -> None:
         self._table = table
+        self._doubt_s = doubt_s
+        self._void_before = 0.0  # what was claimed earlier may be somebody else's by now
         self._reports: deque[Report] = deque()
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
@@ -50,11 +56,19 @@ class Inbox:
 
     # -- Hooks --------------------------------------------------------------------------------------------------
 
-    def started(self, work: Assignment) -> None:
-        """A run begins: its record gets start and deadline."""
+    def started(self, work: Assignment) -> bool:
+        """A run begins: its record gets start and deadline.
+
+        False: the loop has stood still for so long that the job may be given to others. Asked after the record says
+        that it runs, and answered by what the supervisor goes by: its lease was kept up to here, and is from here on.
+        """
         now = time.monotonic()
         work.started_at = now
         self._table.start(work.slot, now, now + work.timeout_s)
+        if time.monotonic() - self._table.last_beat > self._doubt_s or work.claimed_at < self._void_before:
+            work.started_at = 0.0
+            return False
+        return True
 
     def postponed(self, work: Assignment, deadline: float) -> None:
         """A run may take longer, because another one has held it up."""
@@ -92,6 +106,13 @@ class Inbox:
 
     def __bool__(self) -> bool:
         return bool(self._reports)
+
+    def stood_still(self, now: float) -> bool:
+        """Whether the loop turns again after so long that nothing it had claimed before may start any more."""
+        if not 0 < self._table.last_beat < now - self._doubt_s:
+            return False
+        self._void_before = now
+        return True
 
     def take(self, limit: int) -> list[Report]:
         """Up to ``limit`` reports, oldest first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from jobq import events
@@ -93,6 +94,11 @@ class Keepers:
     def last_success(self) -> float:
         """Since when, by the monotonic clock, not every Redis has answered."""
         return min((keeper.last_success for keeper in self._keepers.values()), default=0.0)
+
+    @property
+    def last_turn(self) -> float:
+        """When the slowest of the threads last turned, by the monotonic clock, whether Redis answered or not."""
+        return min((keeper.last_turn for keeper in self._keepers.values()), default=math.inf)
 
     def stop(self, timeout_s: float) -> None:
         """Settle what was posted, sign the workers off, and end; give up on each after ``timeout_s``."""

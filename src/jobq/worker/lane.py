@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobq.steps import Outcome
+from jobq.worker.alive import is_stopped
 from jobq.worker.channel import Channel, ChannelClosed
 from jobq.worker.children import HARD_KILL_S
 from jobq.worker.maintenance import Settlement
@@ -19,11 +20,19 @@ from jobq.worker.spec import LaneSpec
 RETIRE_S = 2.0
 """Seconds past a job's soft timeout after which its executor is retired: it claims no more, a successor starts."""
 
-HUNG_S = 30.0
+HUNG_S = 20.0
 """An executor whose loop has not turned for this long is killed: it would keep its leases for ever.
 
-Twice what a turn takes at most, 14 s: with a Redis that accepts connections and does not answer.
+A turn takes 14 s at most: with a Redis that accepts connections and does not answer. A job that keeps the
+interpreter's lock stops the loop, too: while one runs that may, its own timeout decides.
 """
+
+_QUIET_S = 2.0
+"""A loop turns once a second at least; who is silent for longer, or for a lease, is looked at."""
+_SURE_S = 0.5
+"""Who was found stopped twice, so long apart, is."""
+_TICKS_S = 5.0
+"""Python code has run of late: the ticker's pace, and what a busy machine adds."""
 
 HUNG = "hung"
 
@@ -47,6 +56,7 @@ class Lane:
         replace_after: When it may be recycled, since its last successor could not start.
         called: It was told of suspects after it had started, perhaps too late for it.
         mute: Its end of the line is closed: it has gone.
+        stopped_at: When it was first found stopped, and ever since; None: it is not.
     """
 
     spec: LaneSpec
@@ -66,6 +76,7 @@ class Lane:
     replace_after: float = 0.0
     called: bool = False
     mute: bool = False
+    stopped_at: float | None = None
 
     @property
     def key(self) -> tuple[str, bool]:
@@ -83,11 +94,16 @@ class Lane:
             self.control.send(op, **body)
 
     def members(self, now: float) -> list[str]:
-        """The leases to extend: of jobs it holds, except those long past their deadline."""
+        """The leases to extend: of jobs it holds, except those long past their deadline.
+
+        What has not started in an executor that stands still is left to others; it knows, and starts it no more.
+        """
+        void = now - max(self.last_turn, self.started_at) > self.spec.void_s
         return [
             slot.member
             for slot in self.table.read()
             if not (slot.state is SlotState.STARTED and now > slot.deadline + HOPELESS_S)
+            and not (void and slot.state is SlotState.CLAIMED)
         ]
 
     def overdue(self, now: float) -> tuple[bool, tuple[Slot, ...]]:
@@ -105,13 +121,32 @@ class Lane:
                 retire = True
         return retire or bool(culprits), tuple(culprits)
 
-    def hung(self, now: float, since: float = 0.0) -> bool:
-        """Whether its loop has stopped turning, so that nobody claims, settles or hands back.
+    def hung(self, now: float, since: float = 0.0) -> str:
+        """Why it must be killed though no job of its is overdue; empty: it need not.
+
+        Its jobs run again elsewhere once it is dead, so a wrong answer never makes two runs at a time; but it costs
+        the effects of those that would have come to their end.
 
         Args:
             since: When the supervisor itself last woke from standing still, as all of a frozen container does.
         """
-        return now - max(self.last_turn, self.started_at, since) > HUNG_S
+        silent_s, lease_s = now - max(self.last_turn, self.started_at, since), self.spec.lease_ms / 1_000
+        if silent_s <= min(lease_s, _QUIET_S) or not self.pid or not is_stopped(self.pid):
+            self.stopped_at = None
+        elif self.stopped_at is None:
+            self.stopped_at = now
+        elif silent_s > lease_s and now - self.stopped_at >= _SURE_S:
+            return "is stopped"
+        if silent_s > HUNG_S and not self._held_up(now):
+            return f"has not answered for {HUNG_S:.0f} s"
+        return ""
+
+    def _held_up(self, now: float) -> bool:
+        """Whether a job may keep the interpreter's lock: then that job's timeout is the end of it."""
+        return now - self.table.last_tick > _TICKS_S and any(
+            slot.state is SlotState.STARTED and not slot.isolated and now <= slot.deadline + HARD_KILL_S
+            for slot in self.table.read()
+        )
 
     def close(self) -> None:
         """Free what belonged to it."""

@@ -129,11 +129,12 @@ class Lanes:
             return "draining"
         return "quiet" if self.quiet else ("busy" if busy else "idle")
 
-    def serving(self, within_s: float) -> set[str]:
-        """Queues with an executor that turns and can run jobs.
+    def serving(self, turned_s: float, polled_s: float) -> set[str]:
+        """Queues with an executor that turns, hears from its queue, and can run jobs.
 
         Args:
-            within_s: One that has not turned for longer does not count.
+            turned_s: One that has not turned for longer does not count.
+            polled_s: One whose queue has not answered for longer does not count, unless it wanted nothing.
         """
         now = time.monotonic()
         with self._lock:
@@ -141,6 +142,7 @@ class Lanes:
                 lane.spec.queue
                 for lane in self._lanes.values()
                 if not (lane.retired or lane.spec.apart)
-                and now - lane.last_turn < within_s
+                and now - lane.last_turn < turned_s
+                and now - lane.table.last_poll < polled_s
                 and lane.table.ready
             }

@@ -147,7 +147,9 @@ class LoopExecutor:
         self._fill()
 
     async def _run_one(self, work: Assignment) -> None:
-        self._hooks.started(work)
+        if not self._hooks.started(work):
+            self._hooks.finished(self._runner.reporter.handed_back(work))
+            return
         task = self._loop.create_task(self._runner.run_async(work))
         run = _Run(work, task, work.started_at + work.timeout_s)
         run.timer = self._loop.call_at(run.due, self._expire, run)

@@ -7,6 +7,7 @@ step, so two workers at once do no harm, and none has to be the leader.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -345,6 +346,7 @@ class Keeper:
         self._longest_pause_s = min(1.0, fleet.lease_ms / 12_000)
         self._rand = random.Random()
         self.last_success = 0.0
+        self.last_turn = math.inf  # by the monotonic clock
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
     def start(self) -> None:
@@ -373,6 +375,7 @@ class Keeper:
     def _run(self) -> None:
         failures, answered_at = 0, time.monotonic()
         while True:
+            self.last_turn = time.monotonic()
             with self._wake:
                 if not self._ending and not self._posted:
                     self._wake.wait(max(0.0, min(self._due) - time.monotonic()))
@@ -404,6 +407,7 @@ class Keeper:
             now = time.monotonic()
             if now < self._due[place]:
                 continue
+            self.last_turn = now
             self._due[place] = now + duty.period_s
             try:
                 duty.tick(self._store, self._fleet)

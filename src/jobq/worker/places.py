@@ -12,9 +12,12 @@ from jobq.worker.attempt import Assignment, Report
 
 
 class Hooks(Protocol):
-    """What a place tells its owner. Called from any thread."""
+    """What a place tells its owner. Called from any thread.
 
-    def started(self, work: Assignment) -> None: ...
+    ``started`` answers whether the run may begin; if not, it hands the job back.
+    """
+
+    def started(self, work: Assignment) -> bool: ...
     def postponed(self, work: Assignment, deadline: float) -> None: ...
     def finished(self, report: Report) -> None: ...
 

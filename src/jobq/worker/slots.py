@@ -24,7 +24,7 @@ _FILL = struct.Struct(f"<BHHxxxdd{_ID_MAX}s{_TOKEN_MAX}s")
 _TIMES = struct.Struct("<dd")
 _DOUBLE = struct.Struct("<d")
 _COUNT = struct.Struct("<Q")
-_OFF_BEAT, _OFF_CLAIMED, _OFF_READY = 8, 16, 24
+_OFF_BEAT, _OFF_CLAIMED, _OFF_READY, _OFF_TICK, _OFF_POLLED = 8, 16, 24, 32, 40
 _OFF_TIMES = 1 + struct.calcsize("<BHHxxx")
 
 ISOLATED = 1
@@ -132,6 +132,14 @@ class SlotTable:
         """The executor's sign of life, written by each turn of its loop."""
         _DOUBLE.pack_into(self._mem, _OFF_BEAT, now)
 
+    def tick(self, now: float) -> None:
+        """A sign that Python code runs in the executor's process, whatever its loop does."""
+        _DOUBLE.pack_into(self._mem, _OFF_TICK, now)
+
+    def polled(self, now: float) -> None:
+        """The queue has answered a claim, or the executor has no use for more jobs."""
+        _DOUBLE.pack_into(self._mem, _OFF_POLLED, now)
+
     def count_claimed(self, total: int) -> None:
         """How many jobs the executor has claimed, those it handed back apart."""
         _COUNT.pack_into(self._mem, _OFF_CLAIMED, total)
@@ -155,6 +163,16 @@ class SlotTable:
     def last_beat(self) -> float:
         """When the executor's loop last turned; 0.0 before its first."""
         return float(_DOUBLE.unpack_from(self._mem, _OFF_BEAT)[0])
+
+    @property
+    def last_tick(self) -> float:
+        """When Python code last ran in the executor's process, to a second or two."""
+        return float(_DOUBLE.unpack_from(self._mem, _OFF_TICK)[0])
+
+    @property
+    def last_poll(self) -> float:
+        """When the executor last heard from its queue, or wanted nothing of it; 0.0 before the first time."""
+        return float(_DOUBLE.unpack_from(self._mem, _OFF_POLLED)[0])
 
     @property
     def claimed(self) -> int:

@@ -16,6 +16,9 @@ SUSPECT_SLOTS = 2
 PREFETCH = 90
 """Most jobs that an executor holds beyond its slots."""
 
+_SHORTEST_VOID_S = 4.0
+"""A busy machine holds up a loop for a second or two; a lease may be shorter."""
+
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,100}")
 
 
@@ -93,6 +96,16 @@ class LaneSpec:
     def capacity(self) -> int:
         """Records in the slot table: all that can be in the executor's hands at once."""
         return self.slots + PREFETCH
+
+    @property
+    def void_s(self) -> float:
+        """Seconds of silence of its loop after which what it has claimed and not started may be given to others."""
+        return max(self.lease_ms / 1_000, _SHORTEST_VOID_S)
+
+    @property
+    def doubt_s(self) -> float:
+        """Seconds of silence of its own loop after which an executor starts nothing of what it had claimed before."""
+        return 0.75 * self.void_s
 
     def to_dict(self) -> dict[str, Any]:
         """As keyword arguments, JSON-able."""

@@ -26,7 +26,7 @@ from jobq.retry import RetryPolicy
 from jobq.schedule_records import Record
 from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.keepers import Keepers, check_servers
-from jobq.worker.lane import HUNG, HUNG_S, Lane, new_exec_id
+from jobq.worker.lane import HUNG, Lane, new_exec_id
 from jobq.worker.lanes import Lanes
 from jobq.worker.maintenance import Settlement, executor_name
 from jobq.worker.memory import OomWatch, rss_kb
@@ -35,6 +35,7 @@ from jobq.worker.reload import run_with_reload
 from jobq.worker.slots import SlotTable
 from jobq.worker.spawner_process import START_TIMEOUT_S, SpawnerProcess, note_warnings
 from jobq.worker.spec import SUSPECT_SLOTS, LaneSpec, WorkerSpec
+from jobq.worker.waiter import BLOCK_S
 
 if TYPE_CHECKING:
     from jobq.worker.health import HealthServer
@@ -49,6 +50,11 @@ _RESPAWN_PAUSE_S = 1.0
 _FORCED_STOP_S = 2.0
 _READY_WITHIN_S = 4.0
 """Readiness is withdrawn within 5 s, a probe's own pace apart."""
+_POLLED_WITHIN_S = BLOCK_S + 5.0
+"""An idle executor asks for jobs once a block; a connection that died without a word answers no block."""
+_STALLED_S = 30.0
+_KEEPER_STALLED_S = 60.0
+"""One duty of many calls takes so long with a Redis that answers each just in time."""
 _STOOD_STILL_S = 5.0
 """A turn this late means that this process was stopped, and its executors with it."""
 
@@ -416,12 +422,8 @@ class Supervisor:
         if culprits and not lane.killed:
             lane.culprits = culprits
             self._kill(lane, "timeout")
-        elif not lane.killed and lane.hung(now, self._awake_since):
-            _log.error(
-                "the executor of queue %s has not answered for %.0f s: it is replaced",
-                lane.spec.queue,
-                HUNG_S,
-            )
+        elif not lane.killed and (why := lane.hung(now, self._awake_since)):
+            _log.error("the executor of queue %s %s: it is replaced", lane.spec.queue, why)
             self._kill(lane, HUNG)
 
     def _kill(self, lane: Lane, why: str) -> None:
@@ -488,13 +490,20 @@ class Supervisor:
         found = ["it is draining"] if self._ending else []
         if now - self._keepers.last_success > _READY_WITHIN_S:
             found.append(f"Redis has not answered for {_READY_WITHIN_S:.0f} s")
-        serving = self._lanes.serving(_READY_WITHIN_S)
+        serving = self._lanes.serving(_READY_WITHIN_S, _POLLED_WITHIN_S)
         return found + [f"queue {name} is not served" for name in self._specs if name not in serving]
 
     def stalled(self) -> list[str]:
         """Why this worker must be started anew; empty when it need not. For the liveness probe."""
-        late_s = time.monotonic() - self._turned_at
-        return [f"the supervisor has stood still for {late_s:.0f} s"] if late_s > HUNG_S else []
+        now = time.monotonic()
+        found = []
+        for who, turned_at, most_s in (
+            ("the supervisor", self._turned_at, _STALLED_S),
+            ("a thread for Redis", self._keepers.last_turn, _KEEPER_STALLED_S),
+        ):
+            if now - turned_at > most_s:
+                found.append(f"{who} has stood still for {now - turned_at:.0f} s")
+        return found
 
     def _stop(self) -> None:
         if self._health is not None:

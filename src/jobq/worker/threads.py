@@ -83,7 +83,9 @@ class ThreadExecutor:
 
     def _run_one(self, thread_id: int, work: Assignment) -> None:
         report: Report | None = None
-        self._hooks.started(work)
+        if not self._hooks.started(work):
+            self._hooks.finished(self._runner.reporter.handed_back(work))
+            return
         running = _Running(work, work.started_at + work.timeout_s)
         try:
             self._running[thread_id] = running
