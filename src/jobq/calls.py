@@ -416,6 +416,18 @@ def declare_limits(keys: Keys, gates: Mapping[str, str], *, first: bool) -> Call
     return Call("declare_limits", names, (*script_head(keys, None), int(first), *pairs), int)
 
 
+def lift(
+    keys: Keys, queue: str, start: int = 0, limit: int = MOST_JOBS, *, now_ms: int | None = None
+) -> Call[int]:
+    """Open the gates that ``RateLimited`` closed and jobs of a queue wait at; how many jobs were looked at.
+
+    Args:
+        start: Pass over so many of those jobs: they have been looked at.
+    """
+    names = (keys.blocked(queue), keys.gates)
+    return Call("lift", names, (*script_head(keys, now_ms), start, min(limit, MOST_JOBS)), int)
+
+
 def resume(keys: Keys, queue: str) -> Call[bool]:
-    """End a pause; False when there was none."""
+    """End a pause, and what ``RateLimited`` closed the queue for; False when there was no pause."""
     return Call("resume", (keys.queue_state(queue),), (*script_head(keys, None), queue), bool)

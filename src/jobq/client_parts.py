@@ -97,7 +97,7 @@ class Queues:
         return there.run(there.plans.pause(name, for_, reason, who()))
 
     def resume(self, name: str) -> QueueInfo:
-        """End a pause."""
+        """End a pause, and whatever ``RateLimited`` closed: the queue, and limits at which its jobs wait."""
         there = self._serving(name)
         return there.run(there.plans.resume(name))
 

@@ -216,18 +216,18 @@ class Snooze(Signal):
 
 
 class RateLimited(Signal):
-    """What the task calls has had enough: run the job again later, and start none that share its rate before.
+    """What the task calls has had enough: run the job again later, and start none of its kind before.
 
-    The gate of the task's rate stays closed meanwhile; if the task has none, the queue, if that has a rate; else it
-    is a :class:`Snooze`. Spends no attempt.
+    These are the jobs that share its rate; if the task has none, those of its key, if it limits the concurrency of one;
+    else all of its queue. Spends no attempt. ``jobq queues resume`` ends it early.
 
     Args:
-        retry_after: For how long, in seconds or as a timedelta, as a ``Retry-After`` header says.
+        retry_after: For how long, in seconds or as a timedelta, as a ``Retry-After`` header says; at most a year.
     """
 
     def __init__(self, retry_after: float | timedelta) -> None:
         super().__init__("rate limited")
-        self.retry_after = _as_delta(retry_after)
+        self.retry_after = min(_as_delta(retry_after), timedelta(days=365))
 
 
 class Cancel(Signal):

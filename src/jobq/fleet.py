@@ -53,6 +53,7 @@ class QueueInfo:
         shed: The queue refuses new jobs because memory is short; see :mod:`jobq.brake`.
         limits: What the queue is limited to, over all workers.
         limits_set: An operator has set them, in place of what the settings say; ``limits_until``: until then.
+        backed_off_until: A job raised ``RateLimited``, and none starts before; ``backed_off_by``: that job's id.
     """
 
     name: str
@@ -67,6 +68,8 @@ class QueueInfo:
     limits: QueueLimits = field(default_factory=QueueLimits)
     limits_set: bool = False
     limits_until: datetime | None = None
+    backed_off_until: datetime | None = None
+    backed_off_by: str | None = None
 
 
 def worker_commands(keys: Keys, name: str) -> tuple[tuple[Any, ...], ...]:
@@ -191,6 +194,8 @@ def queue_info(
     limits_until, was_set, text = state.get("limit_set", "").partition("|")
     limits_end = as_int(limits_until)
     limits_set = bool(was_set) and (limits_end == 0 or limits_end > now_ms)
+    closed = as_int(state.get("closed"))
+    backed_off = closed > now_ms
     return QueueInfo(
         name=name,
         spec=spec,
@@ -204,4 +209,6 @@ def queue_info(
         limits=QueueLimits.of_gates(text if limits_set else state.get("limit", "")),
         limits_set=limits_set,
         limits_until=datetime.fromtimestamp(limits_end / 1000, tz=UTC) if limits_set and limits_end else None,
+        backed_off_until=datetime.fromtimestamp(closed / 1000, tz=UTC) if backed_off else None,
+        backed_off_by=(state.get("closed_by") or None) if backed_off else None,
     )

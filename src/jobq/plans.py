@@ -19,7 +19,7 @@ from jobq.keys import Keys
 from jobq.limits import Keep, QueueLimits, Rate
 from jobq.listing import JobFilter, Page, ids_plan, jobs_plan, since_moment, states_of
 from jobq.queues import QueueSpec
-from jobq.steps import Plan
+from jobq.steps import MOST_JOBS, Plan
 from jobq.units import clock_ms, in_seconds
 
 CancelAnswer = Literal["cancelled", "requested"]
@@ -317,6 +317,10 @@ class Plans:
     def resume(self, name: str) -> Plan[QueueInfo]:
         yield from self.queue(name)
         yield calls.resume(self.keys, name)
+        looked, found = 0, MOST_JOBS
+        while found == MOST_JOBS:
+            found = yield calls.lift(self.keys, name, looked)
+            looked += found
         events.emit("queue.resumed", queue=name)
         return (yield from self.queue(name))
 

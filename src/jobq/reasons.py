@@ -57,13 +57,13 @@ WORDS: Mapping[str, Words] = {
     "unreadable_job": Words(
         "a claim cannot read it, and puts it into quarantine", "jobq doctor --fix", blocks=True
     ),
-    "backed_off": Words(
-        "job {by} was told to slow down (RateLimited): no job {what} starts before", _RESUME, blocks=True
-    ),
     "queue_rate": Words(
         "queue {queue} is limited to {limit}, which is used up",
         "jobq queues limit {queue} --rate none",
         blocks=True,
+    ),
+    "backed_off": Words(
+        "job {by} was told to slow down (RateLimited): no job {what} starts before", _RESUME, blocks=True
     ),
     "queue_concurrency": Words(
         "queue {queue} may run {limit} at once, and does",

@@ -209,7 +209,7 @@ class Outcome:
 
     Attributes:
         spends: It counts as an attempt.
-        delay_ms: For retry and snooze: due so many ms from now; for limited: its gate is closed so long.
+        delay_ms: For retry and snooze: due so many ms from now; for limited: its gate or queue is closed so long.
         reason: Why it is dead, parked or cancelled; ``bucket``: where a worker that can run it looks.
         record: JSON for the attempt history; empty: none.
         result: Encoded for rq's stream; empty: no entry. ``exc``: the traceback of a dead job, likewise.

@@ -274,6 +274,33 @@ def test_a_rate_with_a_burst_that_is_used_up(
     )
 
 
+def test_a_queue_that_was_told_to_slow_down(client: Client, hand: Hand) -> None:
+    serve(client)
+    first, second = enqueue(client), enqueue(client)
+    hand.settle(hand.claim(n=1)[0], "limited", delay_ms=60_000)
+    for job_id in (first, second):
+        reason = client.why(job_id).reasons[0]
+        assert (reason.code, reason.remedy) == ("backed_off", "jobq queues resume medium")
+        assert reason.text == (
+            f"job {first} was told to slow down (RateLimited): no job of queue medium starts before"
+        )
+        assert timedelta(seconds=50) < reason.until - datetime.now(UTC) <= timedelta(seconds=60)
+    client.queues.resume("medium")
+    assert "backed_off" not in codes(client.why(second))
+
+
+def test_a_key_that_was_told_to_slow_down(client: Client, hand: Hand) -> None:
+    first, second = enqueue(client, mail), enqueue(client, mail)
+    hand.settle(hand.claim()[0], "limited", delay_ms=60_000)
+    for job_id in (first, second):
+        reason = client.why(job_id).reasons[0]
+        assert (reason.code, reason.blocks) == ("backed_off", True)
+        assert f"job {first} was told to slow down" in reason.text
+        assert "under the limit of task w.mail, for its key" in reason.text
+    client.queues.resume("medium")
+    assert codes(client.why(second))[0] == "rate"
+
+
 def test_an_entry_that_its_list_has_lost(client: Client, redis_client: redis.Redis) -> None:
     serve(client)
     job_id = enqueue(client)

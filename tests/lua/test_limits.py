@@ -351,21 +351,96 @@ def test_rate_limited_closes_the_gate_of_the_task(bench: Bench) -> None:
     assert ids(bench.claim(10)) == ["a"]
 
 
-def test_rate_limited_closes_a_queue_with_a_rate(bench: Bench) -> None:
-    limited(bench, Rate(10))
-    bench.enqueue("a", "b")
+def test_rate_limited_closes_the_gate_of_a_key_when_there_is_no_rate(bench: Bench) -> None:
+    of_a, of_b = (Concurrency(2).gate(f"c:t:{key}") for key in "ab")
+    gated(bench, "a1", "a2", "a3", lm=of_a)
+    gated(bench, "b1", lm=of_b)
+    a1, a2, _ = bench.claim(10).jobs
+    assert (a1.id, a2.id) == ("a1", "a2"), "the third of its key waits"
+    bench.settle(a1, kind="limited", delay_ms=30_000)
+    found = bench.hash("a1")
+    assert (found["status"], found["park"], found["pb"], found.get("attempts")) == (
+        "deferred", "concurrency", "~gate:c:t:a", None,
+    )  # fmt: skip
+    gated(bench, "a4", lm=of_a)
+    gated(bench, "b2", lm=of_b)
+    bench.now += 29_999
+    assert open_gates(bench) in (0, 1), "it is looked at, and stays closed"
+    assert ids(bench.claim(10)) == ["b2"], "another key goes on"
+    bench.now += 1
+    open_gates(bench)
+    assert ids(bench.claim(10)) == ["a1"], "the first of its key; one still runs"
+
+
+LIMITS = {
+    "no limit": ({}, ""),
+    "a rate of the queue": ({"rate": Rate(10)}, ""),
+    "a concurrency of the queue": ({"concurrency": 5}, ""),
+    "a concurrency of the task": ({}, Concurrency(5).gate("c:t")),
+}
+
+
+@pytest.mark.parametrize("queue", LIMITS)
+def test_rate_limited_closes_the_queue_when_no_rate_or_key_says_less(bench: Bench, queue: str) -> None:
+    """Whatever limits there are: it is never a mere snooze of one job."""
+    of_queue, lm = LIMITS[queue]
+    limited(bench, **of_queue)  # type: ignore[arg-type]
+    bench.enqueue("a", "b", fields={"lm": lm} if lm else {})
     a = bench.claim(1).jobs[0]
-    bench.settle(a, kind="limited", delay_ms=30_000)
+    assert bench.settle(a, kind="limited", delay_ms=30_000, repeats=2) == ["already"]
     assert bench.waiting() == ["a", "b"]
-    assert (bench.claim(1).status, bench.claim(1).until_ms) == ("limited", T0 + 30_000)
-    bench.now += 30_000
-    assert ids(bench.claim(10)) == ["a", "b"]
+    assert bench.hash("a").get("attempts") is None
+    bench.now += 29_999
+    refused = bench.claim(1)
+    assert (refused.status, refused.until_ms) == ("limited", T0 + 30_000)
+    bench.now += 1
+    found = bench.claim(1)
+    assert (ids(found), found.limited) == (["a"], bool(of_queue))
+    assert not bench.redis.hexists("jobq:q:q", "closed"), "what is over costs nobody anything"
+    assert ids(bench.claim(10)) == ["b"]
 
 
-def test_rate_limited_without_a_rate_is_a_snooze(bench: Bench) -> None:
+def test_the_longest_of_several_counts(bench: Bench) -> None:
+    bench.enqueue(*"abc")
+    a, b = bench.claim(2).jobs
+    bench.settle(a, kind="limited", delay_ms=30_000)
+    bench.settle(b, kind="limited", delay_ms=10_000)
+    assert bench.redis.hmget("jobq:q:q", "closed", "closed_by") == [b"%d" % (T0 + 30_000), b"a"]
+    gated(bench, "x", "y", lm=Rate(9).gate("r:t"), queue="q2")
+    x, y = bench.claim(2, queue="q2").jobs
+    bench.settle(x, kind="limited", delay_ms=30_000, queue="q2")
+    bench.settle(y, kind="limited", delay_ms=10_000, queue="q2")
+    assert bench.redis.get("jobq:closed:r:t") == b"%d x" % (T0 + 30_000)
+    assert bench.zset("jobq:gates") == {"r:t": T0 + 30_000}
+
+
+@pytest.mark.parametrize("step", ["resume", "limit", "reset"])
+def test_an_operator_opens_a_queue_that_was_told_to_slow_down(bench: Bench, step: str) -> None:
     a = bench.running("a")
     bench.settle(a, kind="limited", delay_ms=30_000)
-    assert (bench.status("a"), bench.zset("rq:scheduled:q")) == ("scheduled", {"a": (T0 + 30_000) / 1000})
+    assert bench.claim(1).status == "limited"
+    bench.run(
+        {
+            "resume": calls.resume(bench.keys, "q"),
+            "limit": calls.limit(bench.keys, "q", Rate(5).gate("q:q")),
+            "reset": calls.limit(bench.keys, "q", None),
+        }[step]
+    )
+    assert ids(bench.claim(1)) == ["a"]
+
+
+def test_an_operator_opens_the_gates_at_which_jobs_of_a_queue_wait(bench: Bench) -> None:
+    for number in range(5):
+        gated(bench, f"a{number}", lm=Rate(9).gate(f"r:t:{number}"))
+    gated(bench, "other", lm=Rate(9).gate("r:t:other"), queue="q2")
+    for queue in ("q", "q2"):
+        for job in bench.claim(10, queue=queue).jobs:
+            bench.settle(job, kind="limited", delay_ms=30_000, queue=queue)
+    assert [bench.run(calls.lift(bench.keys, "q", at, 2, now_ms=bench.now)) for at in (0, 2, 4)] == [2, 2, 1]
+    assert bench.redis.keys("jobq:closed:*") == [b"jobq:closed:r:t:other"]
+    open_gates(bench)
+    assert sorted(ids(bench.claim(10))) == [f"a{number}" for number in range(5)]
+    assert bench.waiting("q2") == []
 
 
 # --------------------------------------------------------------------------- quotas

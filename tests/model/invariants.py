@@ -196,7 +196,7 @@ def live_holder_is_alone(step: Step, history: History) -> None:
 
 
 def paused_and_cancelled_stay(step: Step, history: History) -> None:
-    """9. After pause returned, no lease begins; after cancel answered ``cancelled``, no run begins."""
+    """9. After pause returned, or while a queue is backed off, no lease begins; none of what a cancel ended runs."""
     begun = {job_id for job_id, (_, now) in step.moved().items() if now == "started"}
     assert not begun & history.cancelled, f"{begun & history.cancelled} were cancelled, and run"
     if step.name == "claim":
@@ -205,6 +205,9 @@ def paused_and_cancelled_stay(step: Step, history: History) -> None:
         if state.get("paused") == "1" and (ends == 0 or ends > step.now_ms):
             new = step.after.leases.keys() - step.before.leases.keys()
             assert not new, f"{new} began on a paused queue"
+        if int(state.get("closed", "0")) > step.now_ms:
+            new = step.after.leases.keys() - step.before.leases.keys()
+            assert not new, f"{new} began on a queue that was told to slow down"
 
 
 def nothing_early(step: Step, history: History) -> None:

@@ -116,6 +116,7 @@ class Reference:
     claims: dict[str, LastClaim] = field(default_factory=dict)
     keys: dict[str, Held] = field(default_factory=dict)
     paused: dict[str, int] = field(default_factory=dict)
+    closed: dict[str, int] = field(default_factory=dict)
     most: dict[str, int] = field(default_factory=dict)
     shed_until: dict[str, int] = field(default_factory=dict)
     foreign: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -276,6 +277,11 @@ class Reference:
             return "ok", [i for i in last.ids if (i, token) in self.leases and self._is_running(i)]
         if queue in self.paused and not 0 < self.paused[queue] <= self.now_ms:
             return "paused", []
+        if self.closed.get(queue, 0) > self.now_ms:
+            # Nobody hears of it while nothing waits, and no such claim is remembered.
+            waits = (queue, SUSPECTS) in self.buckets if suspects == "only" else bool(self._list(queue))
+            return ("limited" if waits else "ok"), []
+        self.closed.pop(queue, None)
         taken: list[str] = []
         for bucket in known:
             ids = self.buckets.get((queue, bucket), {})
@@ -384,6 +390,8 @@ class Reference:
         else:
             job.state = "queued"
             back.append(job.id)
+            if kind == "limited":
+                self.closed[queue] = max(self.closed.get(queue, 0), self.now_ms + end.delay_ms)
         return word
 
     def heartbeat(self, members: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
@@ -643,7 +651,8 @@ class Reference:
         return True
 
     def resume(self, queue: str) -> bool:
-        """Whether there was a pause."""
+        """Whether there was a pause; what was told to slow down goes on, too."""
+        self.closed.pop(queue, None)
         return self.paused.pop(queue, None) is not None
 
     # ------------------------------------------------------------------ rq's tools

@@ -48,7 +48,18 @@ keyed = st.fixed_dictionaries(
 )
 batches = st.lists(plain, min_size=1, max_size=3) | st.lists(plain | keyed, min_size=1, max_size=3)
 kinds = st.sampled_from(
-    ("succeeded", "retry", "dead", "snooze", "cancelled", "park", "hand_back", "interrupted", "interrupted")
+    (
+        "succeeded",
+        "retry",
+        "dead",
+        "snooze",
+        "cancelled",
+        "park",
+        "hand_back",
+        "limited",
+        "interrupted",
+        "interrupted",
+    )
 )
 ends = st.fixed_dictionaries(
     {

@@ -26,6 +26,15 @@ def plain(key: str) -> None:
     trace("ran", key)
 
 
+@jobq.task("t.told", priority="high", max_attempts=1)
+def told(key: str, gate: str = "") -> None:
+    """Has no limit at all, and is told to come back later, for as long as a file is there."""
+    trace("ran", key)
+    if gate and Path(gate).exists():
+        Path(gate).unlink()
+        raise jobq.RateLimited(retry_after=1)
+
+
 @jobq.task("t.refused", priority="high", rate=jobq.Rate(100, per=1), max_attempts=1)
 def refused(key: str, gate: str) -> None:
     """Is told to come back later, for as long as a file is there."""

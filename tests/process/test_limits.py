@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,25 @@ def test_a_task_that_is_told_to_slow_down(
     one, two = ledger.entries("ran")
     assert two.at - one.at >= 0.5
     assert first.refresh().attempt == 1, "it spent no attempt"
+
+
+def test_a_task_without_a_limit_that_is_told_to_slow_down_backs_off_its_queue(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    worker(app=APP)
+    first = app.told.options(client=client).enqueue(key="first", gate=str(gate))
+    until(lambda: client.queues.get("high").backed_off_by == first.id)
+    app.told.options(client=client).enqueue_many([{"key": f"{n}"} for n in range(5)])
+    until(lambda: len(ledger.entries("ran")) == 7)
+    one, *others = ledger.entries("ran")
+    assert min(entry.at for entry in others) - one.at >= 1
+    assert first.refresh().attempt == 1, "it spent no attempt"
+    gate.touch()
+    app.told.options(client=client).enqueue(key="again", gate=str(gate))
+    until(lambda: client.queues.get("high").backed_off_until)
+    started = time.monotonic()
+    assert client.queues.resume("high").backed_off_until is None
+    until(lambda: len(ledger.entries("ran")) == 9)
+    assert time.monotonic() - started < 1, "the operator did not wait for its end"

@@ -35,6 +35,8 @@ def _fields(info: QueueInfo) -> dict[str, Any]:
         "concurrency": info.limits.concurrency,
         "limits_set": info.limits_set,
         "limits_until": info.limits_until,
+        "backed_off_until": info.backed_off_until,
+        "backed_off_by": info.backed_off_by,
         "slots": spec.slots if spec else None,
         "target_s": spec.target if spec else None,
         "isolation": spec.isolation if spec else None,
@@ -114,7 +116,7 @@ def pause(state: State, name: str, for_: timedelta | None, reason: str | None) -
 @click.argument("name", metavar="Q")
 @pass_state
 def resume(state: State, name: str) -> None:
-    """End a pause."""
+    """End a pause, or what jobs closed the queue or their limits for with RateLimited."""
     client = state.client()
     check_queue(client, name)
     _show(state, client.queues.resume(name))

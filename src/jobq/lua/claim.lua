@@ -130,6 +130,7 @@ local function look(kind, limit, window, burst, name)
   local span = window + math.min(500, window / 20)
   gate = { kind = kind, name = name, room = 0, passed = {}, span = span, step = span / (limit - burst), burst = burst }
   gates[name] = gate
+  gate.closed = tonumber((redis.call('GET', N .. 'closed:' .. name) or ''):match('^%d+') or '0')
   if kind == 'c' then
     local held = redis.call('ZCARD', N .. 'held:' .. name)
     if held >= limit then
@@ -143,10 +144,7 @@ local function look(kind, limit, window, burst, name)
       held = held - #gone
     end
     gate.room = limit - held
-    return gate
-  end
-  gate.closed = tonumber(redis.call('GET', N .. 'closed:' .. name) or '') or 0
-  if kind == 'r' then
+  elseif kind == 'r' then
     -- What a gate of another kind has counted under this name says nothing.
     local trimmed = redis.pcall('ZREMRANGEBYSCORE', N .. 'rate:' .. name, '-inf', now - gate.span)
     if type(trimmed) == 'table' then redis.call('DEL', N .. 'rate:' .. name) end
@@ -178,7 +176,7 @@ local function opens(gate)
   else
     at = gate.full_at + (#gate.passed / 2 - gate.burst + 1) * gate.step
   end
-  return math.ceil(math.max(at, gate.closed or 0))
+  return math.ceil(math.max(at, gate.closed))
 end
 
 -- The first closed gate of a job; or nil, and it has passed them all.
@@ -196,6 +194,10 @@ local function stopped_by(id, lm)
   end
 end
 
+if state[6] and (tonumber(state[6]) or 0) <= now then
+  redis.call('HDEL', KEYS[5], 'closed', 'closed_by')
+  state[6] = nil
+end
 if state[4] or state[5] or state[6] then
   out[4] = 2
   local ends, text = (state[5] or ''):match('^(%d+)|(.*)$')

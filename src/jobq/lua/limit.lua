@@ -3,7 +3,7 @@
 -- ARGV[1]  now, ms (unused)   ARGV[2] P   ARGV[3] our prefix   ARGV[4] queue
 -- ARGV[5]  '<until, ms; 0 = for good>|<gates>', gates as in claim.lua, none = no limit; '' = as the settings say
 -- Returns  1.   Publishes the queue on jobq:wake.   Idempotent by nature.   Full memory: the first write is HDEL.
-redis.call('HDEL', KEYS[1], 'limit_set', 'closed')
+redis.call('HDEL', KEYS[1], 'limit_set', 'closed', 'closed_by')
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[1], 'limit_set', ARGV[5]) end
 redis.call('PUBLISH', ARGV[3] .. 'wake', ARGV[4])
 return 1

@@ -44,6 +44,8 @@ end
 -- How many a gate lets in now, and when it is worth another look.
 local function room_of(kind, limit, window, burst, name)
   local key = N .. (kind == 'c' and 'held:' or 'rate:') .. name
+  local closed = tonumber((redis.call('GET', N .. 'closed:' .. name) or ''):match('^%d+') or '0')
+  if closed > now then return 0, closed end
   if kind == 'c' then
     local held = redis.call('ZCARD', key)
     if held >= limit then
@@ -53,8 +55,6 @@ local function room_of(kind, limit, window, burst, name)
     end
     return limit - held, now + 2000
   end
-  local closed = tonumber(redis.call('GET', N .. 'closed:' .. name) or '0')
-  if closed > now then return 0, closed end
   local span = window + math.min(500, window / 20)
   if kind == 'r' then
     -- What a gate of another kind has counted under this name says nothing.

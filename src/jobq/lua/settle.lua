@@ -23,8 +23,9 @@
 --          jobq:held:<gate>, jobq:rate:<gate>, jobq:closed:<gate>, jobq:gate:<gate>, jobq:gates, jobq:blocked:<q>; of
 --          jobs with an order or a tenant: jobq:q:<q>, jobq:order:<q>, jobq:turns:<q>, jobq:fair:<q>,
 --          jobq:turn:<q>:<tenant>.
--- A job that was limited waits at its rate gate, which is closed for the delay; without one its queue is, if that has
--- a rate; else it is snoozed. open.lua lets in who waits for a run that has ended here.
+-- A job that was limited waits at its rate's gate, else at the one that counts the runs of its key; that gate is closed
+-- for the delay, as '<until, ms> <id>'. A job with neither closes its queue, and is the first of it. open.lua lets in who
+-- waits for a run that has ended here.
 -- Idempotent: membership in leases is the fence; a token that settled before is found in st.
 -- Full memory: the first write is ZREM, which frees; after it Redis lets the rest of a script pass.
 local P, N, queue, ended_at = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -141,19 +142,24 @@ local function place(queue, id, at, order, tenant)
   redis.pcall('ZADD', zset, string.format('%.3f', at), id)
 end
 
--- Closes what limits a job until `till`: where it waits instead of running again at once.
-local function close(lm, till)
-  local gate = (lm or ''):match('[rb],%d+,%d+,%d+,([^;]+)')
+-- Closes what a job shares with others until `till`: where it waits instead of running again at once.
+local function close(id, lm, till)
+  local kind, gate = (lm or ''):match('([rb]),%d+,%d+,%d+,([^;]+)')
+  -- Only a gate of a key has two colons.
+  if not gate then kind, gate = (lm or ''):match('(c),%d+,%d+,%d+,([^;:]+:[^;:]+:[^;]+)') end
   if gate then
     local name = N .. 'closed:' .. gate
-    till = math.max(till, tonumber(redis.call('GET', name) or '0'))
-    redis.call('SET', name, string.format('%.0f', till), 'PX', math.max(1, till - now))
-    redis.call('ZADD', N .. 'gates', till, gate)
-    return 'gate', gate
+    local before = redis.pcall('GET', name)
+    before = tonumber(type(before) == 'string' and before:match('^%d+') or '0')
+    if before < till then
+      redis.call('SET', name, string.format('%.0f %s', till, id), 'PX', math.max(1, till - now))
+    end
+    redis.call('ZADD', N .. 'gates', math.max(before, till), gate)
+    return 'gate', { kind = kind, name = gate }
   end
-  local state = redis.call('HMGET', KEYS[12], 'limit', 'limit_set', 'closed')
-  if not ((state[1] or '') .. (state[2] or '')):find('[rb],%d') then return 'snooze' end
-  redis.call('HSET', KEYS[12], 'closed', string.format('%.0f', math.max(till, tonumber(state[3] or '0'))))
+  if (tonumber(redis.call('HGET', KEYS[12], 'closed') or '') or 0) < till then
+    redis.call('HSET', KEYS[12], 'closed', string.format('%.0f', till), 'closed_by', id)
+  end
   return 'queue'
 end
 
@@ -188,7 +194,7 @@ for _, job in ipairs(jobs) do
     local attempts = tonumber(row[2] or '0') or 0
     local gate
     if kind == 'limited' then
-      kind, gate = close(row[9], now + tonumber(job.delay or '0'))
+      kind, gate = close(id, row[9], now + tonumber(job.delay or '0'))
     end
     local set = { 'st', job.token, 'status' }
     local function put(name, value)
@@ -249,11 +255,11 @@ for _, job in ipairs(jobs) do
       redis.call('HSET', KEYS[12], 'parked', '1')
     elseif kind == 'gate' then
       set[word] = 'deferred'
-      put('park', 'rate')
-      put('pb', '~gate:' .. gate)
+      put('park', gate.kind == 'c' and 'concurrency' or 'rate')
+      put('pb', '~gate:' .. gate.name)
       redis.call('ZADD', KEYS[8], now_s, id)
       redis.call('ZADD', N .. 'blocked:' .. queue, now, id)
-      redis.call('ZADD', N .. 'gate:' .. gate, row[8] or now, id)
+      redis.call('ZADD', N .. 'gate:' .. gate.name, row[8] or now, id)
     else
       set[word] = 'queued'
       back[#back + 1] = id
