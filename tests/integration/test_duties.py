@@ -8,9 +8,11 @@ import pytest
 import redis
 
 import jobq
-from jobq import events
+from jobq import calls, events
+from jobq.rq_bridge import iso
+from jobq.steps import Outcome
 from jobq.store import Store
-from jobq.worker.maintenance import Brake, Fleet, Sweep
+from jobq.worker.maintenance import Brake, Fleet, Promote, Sweep
 from tests.support.hand import Hand
 
 
@@ -82,3 +84,38 @@ def test_the_brake_tells_once_when_it_goes_on_and_off(
         assert not client.queues.get("low").shed
     finally:
         redis_client.config_set("maxmemory", 0)
+
+
+@jobq.task("duty.each", concurrency=jobq.Concurrency(1, key="{key}"))
+def each(key: int) -> None:
+    """One of a key at a time."""
+
+
+@pytest.mark.parametrize(("seconds", "turns"), [(60.0, 1), (0.0, 10)])
+def test_a_thousand_gates_that_open_at_once_take_a_turn_or_a_few(
+    client: jobq.Client,
+    redis_client: redis.Redis,
+    fleet: Fleet,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    turns: int,
+) -> None:
+    """A call lets in 100 jobs; a turn goes on while gates are due, but no longer than so many seconds: a heartbeat waits."""
+    keys, hand = client.keys, Hand(client)
+    each.options(client=client).enqueue_many([{"key": n % 1_000} for n in range(2_000)])
+    running = []
+    while found := hand.claim():
+        running += found
+    for start in range(0, 1_000, 100):
+        ends = [
+            Outcome(job_id=job.id, token=job.token, kind="succeeded") for job in running[start : start + 100]
+        ]
+        assert client.run(calls.settle(keys, "medium", ends, iso())) == ["ok"] * 100
+    assert redis_client.zcard("jobq:blocked:medium") == 1_000
+    monkeypatch.setattr("jobq.worker.maintenance._OPEN_FOR_S", seconds)
+    duty, store, passed = Promote(), Store(redis_client), 0
+    while redis_client.llen("rq:queue:medium") < 1_000:
+        duty.tick(store, fleet)
+        passed += 1
+    assert passed == turns
+    assert not redis_client.exists("jobq:gates")
