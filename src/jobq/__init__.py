@@ -1,4 +1,4 @@
-"""jobq: typed jobs on RQ's queues.
+"""Typed jobs on RQ's queues: lanes with targets of their own, leases that outlive a crash, dead letters you can replay.
 
 ``import jobq`` loads nothing but this file; each name is imported when it is first used. So an application
 that only names a task pays for no Redis client, and ``jobq --help`` answers at once.

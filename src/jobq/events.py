@@ -40,7 +40,7 @@ EVENTS: Mapping[str, int] = {
     "queue.limited": _INFO,
     "queue.shed": _WARNING,
     "queue.admitted": _INFO,
-    "queue.sla_breached": _WARNING,
+    "queue.sla_breached": _WARNING,  # reserved for what will watch the targets; nothing emits it yet
     "worker.started": _INFO,
     "worker.draining": _INFO,
     "worker.stopped": _INFO,
@@ -61,7 +61,7 @@ EVENTS: Mapping[str, int] = {
     "redis.unavailable": _ERROR,
     "redis.recovered": _WARNING,
     "fallback.used": _WARNING,
-    "admin.action": _INFO,
+    "admin.action": _INFO,  # reserved for the admin API; nothing emits it yet
 }
 """Every event, with the level of its log line. At info: one line an attempt, the rest at debug."""
 

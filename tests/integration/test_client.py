@@ -640,7 +640,7 @@ def default_client(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.usefixtures("default_client")
-@pytest.mark.covers("Q-21", "Y-01")
+@pytest.mark.covers("Q-21")
 def test_the_default_client_is_made_once_from_the_environment() -> None:
     job = add.enqueue(a=1)
     assert job.refresh().state is JobState.QUEUED

@@ -72,6 +72,12 @@ def grip(key: str, seconds: float) -> None:
     trace("ran", key)
 
 
+@jobq.task("t.advance", priority="high")
+def advance(key: str) -> None:
+    jobq.current_job().progress(0.4, f"as far as {key}")
+    time.sleep(1.5)
+
+
 @jobq.task("t.async_nap", priority="high")
 async def async_nap(key: str, seconds: float) -> None:
     trace("start", key)

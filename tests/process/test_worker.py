@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 
@@ -35,6 +36,46 @@ def test_runs_sync_async_and_isolated_tasks(worker: WorkerFactory, client: jobq.
     assert jobs[1].wait(timeout=10).state is JobState.SUCCEEDED
     own_process = jobs[2].result(timeout=10)
     assert own_process not in {running.pid, *(process.pid for process in running.executors())}
+
+
+@pytest.mark.covers("P-06")
+def test_critical_work_does_not_wait_behind_batch_work(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+) -> None:
+    worker(queues=("critical", "batch"))
+    heavy = [
+        app.nap.options(client=client, priority="batch").enqueue(key=f"{n}", seconds=30) for n in range(50)
+    ]
+    ledger.wait("start")
+    codes = [app.note.options(client=client, priority="critical").enqueue(key=f"otp{n}") for n in range(20)]
+    assert [code.wait(timeout=15).state for code in codes] == [JobState.SUCCEEDED] * 20
+    states = [job.refresh().state for job in heavy]
+    assert (states.count(JobState.RUNNING), states.count(JobState.QUEUED)) == (1, 49)
+
+
+@pytest.mark.covers("Y-01")
+def test_a_worker_connects_first_then_serves_and_logs_both(worker: WorkerFactory) -> None:
+    running = worker(queues=("high", "batch"))
+    names = [json.loads(line).get("event") for line in running.output().splitlines() if line.startswith("{")]
+    assert names.index("redis.connected") < names.index("worker.started")
+    (started,) = running.events("worker.started")
+    assert (started["level"], {*started["queues"]}) == ("info", {"high", "batch"})
+
+
+def test_a_worker_says_what_starts_how_far_it_is_and_how_it_ended(
+    worker: WorkerFactory, client: jobq.Client
+) -> None:
+    running = worker("-v", queues=("high", "batch"))
+    moving, apart = enqueue(client, app.advance, key="a"), enqueue(client, app.isolated, key="c")
+    far = running.wait_event("job.progressed", job_id=moving.id)
+    assert (far["progress"], far["task"], far["level"]) == (0.4, "t.advance", "debug")
+    for job in (moving, apart):
+        started = running.wait_event("job.started", job_id=job.id)
+        ended = running.wait_event("job.succeeded", job_id=job.id)
+        assert started["attempt"] == ended["attempt"] == 1
+        assert ended["level"] == "info"
+        assert ended["run_ms"] > 0
+    assert "as far as" not in running.output()
 
 
 @pytest.mark.covers("B-07", "B-08")

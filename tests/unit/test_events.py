@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 import structlog
@@ -226,3 +230,41 @@ def test_values_that_json_does_not_know_become_text():
     configure_logging("json", "INFO", out)
     emit("job.dead", job_id="a-1", what=object)
     assert "object" in json.loads(out.getvalue())["what"]
+
+
+# -- the page -------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = {
+    cells[1].strip("` "): (cells[2].strip(), cells[3])
+    for line in (ROOT / "docs/events.md").read_text().splitlines()
+    if len(cells := line.split("|")) == 5 and "`" in cells[1]
+}
+
+
+def _said() -> Iterator[tuple[str, set[str]]]:
+    """Every event that the code names where it emits one, and the fields that it gives."""
+    for path in (ROOT / "src/jobq").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            said = isinstance(node, ast.Call) and ast.unparse(node.func) == "events.emit"
+            if said and isinstance(node.args[0], ast.Constant):
+                yield node.args[0].value, {word.arg for word in node.keywords if word.arg}
+
+
+def test_the_page_has_every_event_with_its_level() -> None:
+    assert {name: level for name, (level, _) in PAGE.items()} == {
+        name: logging.getLevelName(level).lower() for name, level in events.EVENTS.items()
+    }
+
+
+def test_the_page_has_every_field() -> None:
+    for name, given in _said():
+        missing = given - set(re.findall(r"[a-z_]+", PAGE[name][1]))
+        assert not missing, f"docs/events.md: {name} has {missing}, too"
+
+
+def test_nothing_is_declared_in_vain() -> None:
+    code = "".join(p.read_text() for p in (ROOT / "src/jobq").rglob("*.py") if p.name != "events.py")
+    dynamic = re.compile(r"schedule\.")  # said as schedule.{word}
+    unsaid = {name for name in events.EVENTS if f'"{name}"' not in code and not dynamic.match(name)}
+    assert unsaid == {name for name, (_, fields) in PAGE.items() if "reserved" in fields}

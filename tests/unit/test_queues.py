@@ -18,7 +18,6 @@ def test_the_five_lanes_in_their_order_with_slots_and_targets():
     assert targets == [1, 5, 30, 300, None]
 
 
-@pytest.mark.covers("P-06")
 def test_low_and_batch_run_in_processes_of_lower_priority():
     assert [name for name, spec in LANES.items() if spec.isolation == "process"] == ["low", "batch"]
     assert [spec.nice for spec in LANES.values()] == [0, 0, 0, 10, 10]

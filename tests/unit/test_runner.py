@@ -13,8 +13,10 @@ from typing import Annotated, Any
 import pytest
 
 import jobq
+from jobq import events
 from jobq.codec import Codec
 from jobq.config import Settings
+from jobq.events import Event
 from jobq.failures import describe_error
 from jobq.queues import LANES
 from jobq.records import encode_extra
@@ -156,6 +158,21 @@ def test_a_task_reads_its_correlation_id(runner: Runner) -> None:
     named.job = replace(named.job, extra=encode_extra(correlation_id="order-7", tags=("t",)))
     for job, expected in ((named, "order-7"), (work(correlated), "")):
         assert runner.run(job).outcome.result == encode_result(Codec().encode_result(expected))
+
+
+def test_a_run_says_that_it_started(runner: Runner) -> None:
+    heard: list[Event] = []
+    end = events.subscribe(heard.append)
+    try:
+        runner.run(work(ok, value=1))
+        runner.run(work(secret, code=3))  # does not fit: it never runs
+    finally:
+        end()
+    (started,) = [event for event in heard if event.name == "job.started"]
+    assert started.fields.pop("wait_ms") >= 10  # type: ignore[attr-defined]
+    assert started.fields == {
+        "job_id": "j1", "task": "r.ok", "queue": "high", "attempt": 1, "max_attempts": 3, "worker": "w-1"
+    }  # fmt: skip
 
 
 def test_a_none_needs_no_result(runner: Runner) -> None:

@@ -76,12 +76,14 @@ class LazyGroup(Group):
 
 @click.group(cls=LazyGroup, name="jobq", context_settings={"help_option_names": ["-h", "--help"]})
 def root() -> None:
-    """Typed jobs on Redis that are neither lost nor late.
+    """Typed jobs on RQ's queues.
+
+    Lanes with targets of their own, leases that outlive a crash, dead letters you can replay.
 
     \b
     jobq worker                  serve every queue
     jobq stats                   see how it goes
-    jobq retry-failed --dry-run  see what failed
+    jobq retry-failed --dry-run  see what is dead
     """  # noqa: D301 - click's mark for lines to keep is the backspace itself
 
 

@@ -45,6 +45,13 @@ class Assignment:
         return self.job.attempts + 1
 
     @property
+    def wait_ms(self) -> float:
+        """From when it was queued, or due, until its run began; 0 for a job of plain rq's."""
+        if not self.job.queued_ms:
+            return 0.0
+        return self.claimed_ms - self.job.queued_ms + (self.started_at - self.claimed_at) * 1000
+
+    @property
     def timeout_s(self) -> float:
         """Seconds until the soft timeout; always finite."""
         return float(self.job.timeout) if self.job.timeout > 0 else 180.0

@@ -21,7 +21,8 @@ from jobq.errors import StoreError, StoreUnavailableError
 from jobq.joblog import RUNNING_S, add_lines
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
-from jobq.rq_bridge import iso
+from jobq.records import decode_progress
+from jobq.rq_bridge import iso, task_of
 from jobq.steps import MOST_JOBS, Call, Claim, Claimed
 from jobq.store import Link
 from jobq.tasks import Registry, registry
@@ -94,6 +95,7 @@ class LaneExecutor:
         self._listener = Listener(self._inbox, control, spawner, self._waiter, self._executors)
         self._works: dict[str, Assignment] = {}
         self._saying: dict[str, list[str]] = {}  # log lines that this turn sends
+        self._advanced: list[tuple[Assignment, bytes]] = []  # progress that this turn sends
         self._held = 0  # claimed and not settled
         self._claimed = 0  # in all, what was handed back apart
         self._draining = False
@@ -140,10 +142,12 @@ class LaneExecutor:
         claim = self._claims.next(self._room(len(reports)) if self._may_claim(now) else 0, now)
         if claim is not None:
             plan.append(claim)
+        self._advanced.clear()
         for job_id, text in self._inbox.due_progress(now).items():
             work = self._works.get(job_id)
             if work is not None:
                 plan.append(calls.progress(self._keys, job_id, work.job.token, text))
+                self._advanced.append((work, text))
             else:  # from a thread that the task left behind
                 self._inbox.forget(job_id)
         return plan
@@ -180,6 +184,8 @@ class LaneExecutor:
         self._failures = 0
         if reports:
             self._settled(reports, replies[[step.script for step in plan].index("settle")])
+        if self._advanced:
+            self._tell_progress(plan, replies)
         if self._claims.pending is not None:
             self._take(replies[[step.script for step in plan].index("claim")])
         now = time.monotonic()
@@ -222,6 +228,20 @@ class LaneExecutor:
                 worker=self._lane.worker,
                 **report.fields,
             )
+
+    def _tell_progress(self, plan: list[Call[Any]], replies: Sequence[Any]) -> None:
+        stored = [reply for step, reply in zip(plan, replies, strict=True) if step.script == "progress"]
+        for (work, text), kept in zip(self._advanced, stored, strict=True):
+            if kept and events.enabled("job.progressed"):
+                events.emit(
+                    "job.progressed",
+                    job_id=work.job.id,
+                    task=task_of(work.job.description),
+                    queue=self._lane.queue,
+                    attempt=work.attempt,
+                    worker=self._lane.worker,
+                    progress=decode_progress(text)[0],
+                )
 
     def _take(self, claim: Claim) -> None:
         now = time.monotonic()

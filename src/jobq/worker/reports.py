@@ -257,11 +257,7 @@ class Reporter:
         reason = reason.encode("utf-8", "replace").decode()  # a lone surrogate could not be sent
         now = time.monotonic()
         run_ms = (now - work.started_at) * 1000
-        wait_ms = (
-            work.claimed_ms - job.queued_ms + (work.started_at - work.claimed_at) * 1000
-            if job.queued_ms
-            else 0.0
-        )
+        wait_ms = work.wait_ms
         label = task or rq_bridge.task_of(job.description)
         counters = [f"{mark}:{label}", f"w:{histogram.bucket(wait_ms)}"]
         if spends:

@@ -7,6 +7,7 @@ import inspect
 import random
 import time
 
+from jobq import events
 from jobq.codec import Codec
 from jobq.context import ContextSink, running_job
 from jobq.errors import Cancel, SoftTimeout
@@ -44,6 +45,7 @@ class Runner:
         result_limit: int = 262_144,
         rand: random.Random | None = None,
     ) -> None:
+        self._queue, self._worker = spec.name, worker
         self.reporter = Reporter(
             codec=codec, spec=spec, worker=worker, result_limit=result_limit, rand=rand or random.Random()
         )
@@ -83,7 +85,7 @@ class Runner:
             return self.reporter.unclassified(work, error)
 
     def _run(self, work: Assignment) -> Report:
-        ready = self._open(work)
+        ready = self._begin(work)
         if isinstance(ready, Report):
             return ready
         try:
@@ -99,7 +101,7 @@ class Runner:
         return self.reporter.succeeded(work, ready, value)
 
     async def _run_async(self, work: Assignment) -> Report:
-        ready = self._open(work)
+        ready = self._begin(work)
         if isinstance(ready, Report):
             return ready
         try:
@@ -113,6 +115,21 @@ class Runner:
                 return self._timed_out(work, ready, error)
             return self.reporter.failed(work, ready, error)
         return self.reporter.succeeded(work, ready, value)
+
+    def _begin(self, work: Assignment) -> Ready | Report:
+        ready = self._open(work)
+        if events.enabled("job.started") and isinstance(ready, Ready):
+            events.emit(
+                "job.started",
+                job_id=work.job.id,
+                task=ready.task.name,
+                queue=self._queue,
+                attempt=work.attempt,
+                max_attempts=ready.policy.max_attempts,
+                worker=self._worker,
+                wait_ms=round(work.wait_ms, 1),
+            )
+        return ready
 
     def _open(self, work: Assignment) -> Ready | Report:
         work.started_at = work.started_at or time.monotonic()
