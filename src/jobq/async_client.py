@@ -282,7 +282,7 @@ class AsyncClient(ClientBase):
         job, entry = await there.run(outcome_plan(self.keys, job_id, there))
         if job.state is not JobState.SUCCEEDED:
             raise await there.run(failure_plan(self.keys, job))
-        return self._decode(entry.value if entry else None)
+        return self._value(job, entry)
 
     # ------------------------------------------------------------------ all jobs
 

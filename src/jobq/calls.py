@@ -188,7 +188,7 @@ def _extra(outcome: Outcome) -> list[Arg]:
         extra += ("n", ",".join(outcome.counters))
     if outcome.result:
         extra += ("res", outcome.result, "worker", outcome.worker)
-    if outcome.kind == "succeeded" and not outcome.record:
+    if outcome.kind == "succeeded" and not (outcome.record or outcome.reason):
         return extra
     pairs: tuple[tuple[str, Arg], ...] = (
         ("delay", outcome.delay_ms),

@@ -379,6 +379,7 @@ class Client(ClientBase):
 
         Raises:
             JobFailedError: The job is dead or cancelled; the message says why.
+            ResultNotKeptError: It succeeded, and what it returned could not be stored.
             TimeoutError: The job had not ended by then. It goes on.
         """
         there = self._holder(job_id)
@@ -386,7 +387,7 @@ class Client(ClientBase):
         job, entry = there.run(outcome_plan(self.keys, job_id, there))
         if job.state is not JobState.SUCCEEDED:
             raise there.run(failure_plan(self.keys, job))
-        return self._decode(entry.value if entry else None)
+        return self._value(job, entry)
 
     # ------------------------------------------------------------------ all jobs
 

@@ -10,12 +10,12 @@ from jobq.codec import Codec
 from jobq.config import Settings
 from jobq.editing import Editor
 from jobq.enqueueing import Enqueuer
-from jobq.errors import ConfigError, JobqError, StoreUnavailableError
+from jobq.errors import ConfigError, JobqError, ResultNotKeptError, StoreUnavailableError
 from jobq.inline import run_inline
 from jobq.job import AsyncJobActions, Job, JobActions
 from jobq.keys import Keys
 from jobq.plans import Plans
-from jobq.rq_bridge import bind_prefix
+from jobq.rq_bridge import StreamResult, bind_prefix
 from jobq.schedules import SchedulePlans
 from jobq.steps import Batch
 from jobq.tasks import EnqueueRequest, Registry
@@ -93,8 +93,24 @@ class ClientBase:
         # Only when nothing can have been written: an ambiguous enqueue may still run on a worker, too.
         return self.settings.fallback == "inline" and not error.ambiguous and not any(error.acknowledged)
 
-    def _decode(self, value: bytes | None) -> Any:
-        return None if value is None else self.codec.decode_result(value)
+    def _value(self, job: Job, entry: StreamResult | None) -> Any:
+        """What a success returned.
+
+        Raises:
+            ResultNotKeptError: It was not kept.
+        """
+        if job.result_dropped:
+            why = {
+                "too_large": "over JOBQ_RESULT_LIMIT: store it elsewhere and return a reference, or raise the limit"
+            }
+            raise ResultNotKeptError(
+                f"job {job.id} succeeded, but its result was not kept; it is "
+                + why.get(job.result_dropped, "nothing that JSON can hold: return plain values"),
+                job_id=job.id,
+                queue=job.queue,
+                task=job.task,
+            )
+        return None if entry is None or entry.value is None else self.codec.decode_result(entry.value)
 
 
 class Apart:

@@ -22,7 +22,8 @@
     ├── JobNotFoundError            no such job
     ├── ConflictError               the job is in a state, or its dedup key is held, that forbids the step
     ├── LeaseLostError              another worker owns the job now
-    └── JobFailedError              the job that was waited for is dead or cancelled
+    ├── JobFailedError              the job that was waited for is dead or cancelled
+    └── ResultNotKeptError          the job succeeded, and what it returned could not be stored
 
     Signal                          raised by a task to say how the attempt ends
     ├── Retry  Snooze  Cancel  Discard  RateLimited
@@ -173,6 +174,13 @@ class LeaseLostError(JobqError):
 
 class JobFailedError(JobqError):
     """The job that was waited for ended dead or cancelled."""
+
+
+class ResultNotKeptError(JobqError):
+    """The job succeeded, but what it returned is over ``JOBQ_RESULT_LIMIT`` (default 256 kB), or no JSON can hold it.
+
+    Running it again would repeat its effect: let the task store the result and return a reference.
+    """
 
 
 class SoftTimeout(BaseException):

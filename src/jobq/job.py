@@ -61,6 +61,9 @@ VERB_STATES: Mapping[Verb, tuple[JobState, ...]] = {
 DEAD_REASONS = ("exhausted", "poison", "unreadable", "no_handler", "expired", "rejected", "stopped")
 """Why a job is dead. ``stopped`` is rq's word for a job its own tools stopped."""
 
+RESULT_TOO_LARGE, RESULT_NOT_JSON = "result_too_large", "result_not_json"
+"""Why the result of a success is not kept."""
+
 ID_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
@@ -143,6 +146,7 @@ class Job:
         max_attempts: Total runs allowed, when this job overrides its task.
         progress: Fraction done, 0 to 1, and ``progress_text``, as last reported by the task.
         dead_reason: Why the job is dead: one of ``DEAD_REASONS``.
+        result_dropped: Why what a success returned was not kept: ``too_large`` or ``not_json``; None: nothing was lost.
         error_fingerprint: Equal for errors of the same kind and place.
         parked_reason: Why the job is parked.
     """
@@ -164,6 +168,7 @@ class Job:
     progress: float | None = None
     progress_text: str | None = None
     dead_reason: str | None = None
+    result_dropped: str | None = None
     error_fingerprint: str | None = None
     parked_reason: str | None = None
     cancel_requested: bool = False
@@ -212,6 +217,7 @@ class Job:
             timeout: Seconds or timedelta; None waits for as long as it takes.
         Raises:
             JobFailedError: The job is dead or cancelled.
+            ResultNotKeptError: It succeeded, and what it returned could not be stored.
             TimeoutError: The job had not ended by then. It goes on.
         """
         return self._sync().result(self.id, timeout)

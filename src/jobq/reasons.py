@@ -162,6 +162,13 @@ WORDS: Mapping[str, Words] = {
     ),
     # It has ended.
     "succeeded": Words("it succeeded"),
+    "result_too_large": Words(
+        "what it returned is over JOBQ_RESULT_LIMIT, and was not kept",
+        "let the task store it and return a reference, or raise the limit",
+    ),
+    "result_not_json": Words(
+        "what it returned is nothing that JSON can hold, and was not kept", "let the task return plain values"
+    ),
     "cancelled": Words("it was cancelled{why}", "jobq jobs retry {id} brings it back"),
     "exhausted": Words("it is dead: its last attempt failed{error}", _REPLAY),
     "poison": Words(
@@ -193,7 +200,7 @@ STATE_CODES: Mapping[str, tuple[str, ...]] = {
     "deferred": ("parents", "parents_done"),
     "parked": ("rate", "concurrency", "gate_open", "backed_off", "suspect", "unknown_task", "no_key", "newer_payload",
                "unsupported", "rate_limited", "parked"),
-    "succeeded": ("succeeded",),
+    "succeeded": ("succeeded", "result_too_large", "result_not_json"),
     "dead": ("exhausted", "poison", "unreadable", "no_handler", "expired", "rejected", "stopped", "died"),
     "cancelled": ("cancelled",),
 }  # fmt: skip

@@ -23,7 +23,7 @@ from jobq.codec import Codec
 from jobq.config import Settings
 from jobq.context import JobContext, running_job
 from jobq.errors import ConfigError, ConflictError, JobFailedError, JobqError, RateLimited, Retry, Snooze
-from jobq.job import Job, JobOwner, JobState
+from jobq.job import RESULT_NOT_JSON, RESULT_TOO_LARGE, Job, JobOwner, JobState
 from jobq.records import decode_extra, decode_overrides, decode_progress
 from jobq.replies import clean_text
 from jobq.tasks import load_app, registry
@@ -164,6 +164,7 @@ def job_from_fields(
         progress=fraction,
         progress_text=progress_text,
         dead_reason=dead_reason(status, why) if dead else None,
+        result_dropped=_dropped(why) if state is JobState.SUCCEEDED else None,
         error_fingerprint=(clean_text(fp) or None) if dead or attempts else None,
         parked_reason=(clean_text(park) or clean_text(status)) if state is JobState.PARKED else None,
         cancel_requested=bool(cx) and state is JobState.RUNNING,
@@ -177,6 +178,11 @@ def job_from_fields(
 def task_of(description: bytes | str | None) -> str:
     """The task's name from rq's description: ours is the name, plain rq's is a call, ``name(params)``."""
     return clean_text(description).partition("(")[0].strip()
+
+
+def _dropped(why: bytes | str | None) -> str | None:
+    word = clean_text(why)
+    return word.removeprefix("result_") if word in (RESULT_TOO_LARGE, RESULT_NOT_JSON) else None
 
 
 def dead_reason(status: bytes | str | None, why: bytes | str | None) -> str:

@@ -210,7 +210,8 @@ class Outcome:
     Attributes:
         spends: It counts as an attempt.
         delay_ms: For retry and snooze: due so many ms from now; for limited: its gate or queue is closed so long.
-        reason: Why it is dead, parked or cancelled; ``bucket``: where a worker that can run it looks.
+        reason: Why it is dead, parked or cancelled, or its result not kept.
+        bucket: Where a worker that can run a parked job looks.
         record: JSON for the attempt history; empty: none.
         result: Encoded for rq's stream; empty: no entry. ``exc``: the traceback of a dead job, likewise.
         keep_s: Seconds that an ended job is kept, at least 60.

@@ -406,6 +406,9 @@ def _ended(facts: _Facts) -> list[Reason]:
         word = job.dead_reason or "exhausted"
         code = word if word in STATE_CODES["dead"] else "died"
         return [reason(code, since=job.ended_at, error=facts.last_error(), why=word, **facts.values)]
+    if job.result_dropped:
+        dropped = reason(f"result_{job.result_dropped}", since=job.ended_at)
+        return [reason("succeeded", since=job.ended_at), dropped]
     why = facts.fields["why"]
     return [reason(job.state.value, since=job.ended_at, why=f": {why}" if why else "", **facts.values)]
 

@@ -542,6 +542,37 @@ def test_a_dead_job_says_why_and_what_to_do(client: Client, hand: Hand, word: st
     assert not reason.blocks
 
 
+@pytest.mark.parametrize("word", ["too_large", "not_json"])
+def test_a_result_that_was_not_kept_is_told(
+    client: Client, hand: Hand, settings: jobq.Settings, redis_client: redis.Redis, word: str
+) -> None:
+    job = add.options(client=client).enqueue(a=1)
+    hand.settle(hand.claim()[0], spends=True, reason=f"result_{word}")
+    assert codes(client.why(job.id)) == ["succeeded", f"result_{word}"]
+    assert client.get(job.id).result_dropped == word
+    with pytest.raises(jobq.ResultNotKeptError, match="was not kept") as caught:
+        job.result()
+    assert ("JOBQ_RESULT_LIMIT" in str(caught.value)) == (word == "too_large")
+    assert (caught.value.job_id, caught.value.task) == (job.id, "w.add")
+
+    async def asked() -> None:
+        async with jobq.AsyncClient(settings) as twin:
+            with pytest.raises(jobq.ResultNotKeptError):
+                await twin.result(job.id)
+
+    asyncio.run(asked())
+
+
+def test_who_keeps_a_result_pays_no_field_for_it(
+    client: Client, hand: Hand, redis_client: redis.Redis
+) -> None:
+    job = add.options(client=client).enqueue(a=1)
+    hand.succeed(value=7)
+    assert job.result() == 7
+    assert not redis_client.hexists(f"rq:job:{job.id}", "why")
+    assert client.get(job.id).result_dropped is None
+
+
 def test_a_success_and_a_cancelled_job(client: Client, hand: Hand) -> None:
     done, dropped = enqueue(client), enqueue(client)
     hand.succeed()

@@ -227,7 +227,22 @@ def test_a_sync_task_does_not_block_the_loop_it_was_sent_to_by_mistake(runner: R
 def test_a_result_that_cannot_be_kept_is_no_failure(runner: Runner) -> None:
     report = runner.run(work(unencodable))
     assert (report.outcome.kind, report.outcome.result) == ("succeeded", b"")
+    assert report.outcome.reason == "result_not_json"
     assert "result not kept" in report.fields["note"]
+
+
+def test_a_result_over_the_limit_is_no_failure_either(sink: Sink) -> None:
+    small = Runner(
+        codec=Codec(),
+        registry=tasks,
+        spec=LANES["high"],
+        worker="w-1",
+        sink=sink,
+        rand=random.Random(1),
+        result_limit=4,
+    )
+    outcome = small.run(work(ok, value=2)).outcome
+    assert (outcome.kind, outcome.result, outcome.reason) == ("succeeded", b"", "result_too_large")
 
 
 def test_broken_json_is_a_dead_letter_and_spends_nothing(runner: Runner) -> None:

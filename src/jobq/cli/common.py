@@ -24,6 +24,7 @@ from jobq.errors import (
     PayloadError,
     PayloadTooLargeError,
     QueueFullError,
+    ResultNotKeptError,
     StorePermissionError,
     StoreUnavailableError,
     UnknownTaskError,
@@ -73,7 +74,7 @@ _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Exit]
     ((PayloadError, PayloadTooLargeError), Exit.USAGE),
     ((JobNotFoundError, UnknownTaskError), Exit.NOT_FOUND),
     ((ConflictError, QueueFullError), Exit.CONFLICT),
-    (JobFailedError, Exit.BAD),
+    ((JobFailedError, ResultNotKeptError), Exit.BAD),
     (StoreUnavailableError, Exit.UNAVAILABLE),
     # A Redis user that may not run our commands is a setting to correct; exit code 4 is for roles of our own.
     ((ConfigError, NoKeyError, StorePermissionError), Exit.CONFIG),

@@ -34,6 +34,7 @@ def job_fields(job: Job) -> dict[str, Any]:
         "progress": job.progress,
         "progress_text": job.progress_text,
         "dead_reason": job.dead_reason,
+        "result_dropped": job.result_dropped,
         "error_fingerprint": job.error_fingerprint,
         "parked_reason": job.parked_reason,
         "cancel_requested": job.cancel_requested,

@@ -218,6 +218,8 @@ for _, job in ipairs(jobs) do
     if kind == 'succeeded' then
       set[word] = 'finished'
       put('ended_at', ended_at)
+      -- Of a success: why its result was not kept.
+      if job.why then put('why', job.why) end
       result = job.res
       add(finished, now_s + job.keep, id)
     elseif kind == 'dead' then

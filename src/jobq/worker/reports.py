@@ -10,9 +10,18 @@ from typing import Any
 
 from jobq import histogram, rq_bridge
 from jobq.codec import Codec
-from jobq.errors import Cancel, Discard, NoHandlerError, RateLimited, Retry, Snooze, SoftTimeout
+from jobq.errors import (
+    Cancel,
+    Discard,
+    NoHandlerError,
+    PayloadTooLargeError,
+    RateLimited,
+    Retry,
+    Snooze,
+    SoftTimeout,
+)
 from jobq.failures import ErrorDetails, describe_error, first_line, process_ended, redact
-from jobq.job import Attempt
+from jobq.job import RESULT_NOT_JSON, RESULT_TOO_LARGE, Attempt
 from jobq.queues import QueueSpec
 from jobq.records import encode_attempt
 from jobq.retry import Dead, RetryPolicy
@@ -51,19 +60,21 @@ class Reporter:
 
     def succeeded(self, work: Assignment, ready: Ready, value: Any) -> Report:
         """The function has returned ``value``."""
-        result = b""
-        note = ""
+        result, note, dropped = b"", "", ""
         if value is not None:
             try:
                 result = rq_bridge.encode_result(self._codec.encode_result(value, limit=self._result_limit))
-            except Exception as error:  # the effect has happened: losing the result must not repeat it
+            except Exception as error:
+                # The effect has happened: losing the result must not repeat it.
                 note = f"result not kept: {first_line(error, ready.secrets)}"
+                dropped = RESULT_TOO_LARGE if isinstance(error, PayloadTooLargeError) else RESULT_NOT_JSON
         keep = ready.foreign.keep_succeeded_s
         report = self.report(
             work,
             "succeeded",
             "job.succeeded",
             spends=True,
+            reason=dropped,
             result=result,
             keep_s=self._keep_succeeded if keep is None else keep,
             task=ready.task.name,
