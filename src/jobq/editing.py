@@ -124,4 +124,4 @@ def _bound(task: Task[..., Any], params: Mapping[str, Any]) -> tuple[str, str]:
     """What a job keeps in Redis of its params: its dedup key and its gates."""
     spec = task.spec
     key = dedup.render(spec.dedup.template, params) if spec.dedup is not None else ""
-    return key, limits.task_gates(task.name, spec.rate, spec.concurrency, params)
+    return key, limits.task_gates(task.name, "", spec.rate, spec.concurrency, params)

@@ -179,7 +179,7 @@ class Enqueuer:
             fields["dk"] = f"{mode}:{name}"
         rate, concurrency = task.spec.rate, task.spec.concurrency
         if rate is not None or concurrency is not None:
-            fields["lm"] = limits.task_gates(task.name, rate, concurrency, request.params)
+            fields["lm"] = limits.task_gates(task.name, queue, rate, concurrency, request.params)
         order = overrides.order or task.spec.order
         if order != 5:
             fields["or"] = str(order)
@@ -204,7 +204,7 @@ class Enqueuer:
             replace=on_duplicate == "replace",
             # An unsigned payload fits any job, so a holder can take it as it is.
             bound_id="" if self._codec.signs else "*",
-            quota="" if quota is None else quota.of_task(task.name, request.params),
+            quota="" if quota is None else quota.of_task(task.name, queue, request.params),
             shared=shared,
         )
         return _Prepared(request, new, queue)

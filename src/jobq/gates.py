@@ -176,8 +176,11 @@ def _number(reply: Any) -> float:
 
 def gate_words(gate: str) -> str:
     """What a gate limits, without the digest of its key: ``of task mail.send``, ``of task pay, for its key``."""
-    task, _, key = gate.partition(":")[2].partition(":")
-    return f"of task {task}{', for its key' if key else ''}"
+    whose, _, key = gate.partition(":")[2].partition(":")
+    words = f"of task {whose}"
+    if whose.startswith("@"):
+        words = f"of queue {whose[1:]}" if whose[1:] else "of all tasks"
+    return f"{words}{', for its key' if key else ''}"
 
 
 def queue_gates(state: dict[str, str], now_ms: int) -> tuple[Gate, ...]:

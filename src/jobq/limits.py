@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from jobq import dedup
 from jobq.errors import ConfigError
@@ -27,15 +27,25 @@ class Keep(Enum):
 MOST_COUNTED = 10_000
 """A rate without a burst counts its starts one by one up to this limit; above, a twentieth of it is the burst."""
 
+Scope = Literal["task", "queue", "all"]
+"""What counts together: the jobs of a task, those of a queue, or all whose tasks declare it."""
+
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_RATE = re.compile(r"\s*(\d{1,9})\s*/\s*(\d{1,9}(?:\.\d{1,6})?)?\s*(ms|s|m|h|d)\s*")
+_RATE = re.compile(r"\s*(\d{1,9})\s*/\s*(\d{1,9}(?:\.\d{1,6})?)?\s*(ms|s|m|h|d)(?:\s+burst\s+(\d{1,9}))?\s*")
 
 
-def _check(limit: int, key: str | None, what: str) -> None:
+def _check(limit: int, key: str | None, scope: str, what: str) -> None:
     if not is_whole(limit, 1, 1_000_000_000):
         raise ConfigError(f"the limit of a {what} must be a whole number of at least 1, got {limit!r}")
     if key == "":
         raise ConfigError(f'the key of a {what} must be a template such as "{{account_id}}", got {key!r}')
+    if scope not in ("task", "queue", "all"):
+        raise ConfigError(f'the scope of a {what} must be "task", "queue" or "all", got {scope!r}')
+    if scope != "task" and key is None:
+        raise ConfigError(
+            f"a {what} with the scope {scope!r} needs a key, which names what counts together, such as "
+            f'"{{tenant_id}}" or just "stripe"'
+        )
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -48,6 +58,8 @@ class Rate:
         key: Template over the params; each value is counted apart. None: one count for all.
         burst: Most starts at once, below ``limit``; the others are spread evenly over the window. None: all may come
             at once, and each is counted one by one, up to a limit of 10,000.
+        scope: With whom a key counts: with the jobs of its task, or with all of its queue, or with all there are,
+            whose tasks declare a rate with this scope, key and window. Each obeys the limit that its task declares.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -57,11 +69,18 @@ class Rate:
     per: timedelta
     key: str | None
     burst: int | None
+    scope: Scope
 
     def __init__(
-        self, limit: int, per: float | timedelta = 60, key: str | None = None, burst: int | None = None
+        self,
+        limit: int,
+        per: float | timedelta = 60,
+        key: str | None = None,
+        burst: int | None = None,
+        *,
+        scope: Scope = "task",
     ) -> None:
-        _check(limit, key, "rate")
+        _check(limit, key, scope, "rate")
         window = duration(per, "the window of a rate")
         if window < timedelta(milliseconds=1):
             raise ConfigError(f"the window of a rate must be at least 1 ms, got {per}")
@@ -73,19 +92,20 @@ class Rate:
                 f"the burst of a rate must be a whole number from 1 to {limit - 1}, got {burst!r}"
             )
         object.__setattr__(self, "burst", burst)
+        object.__setattr__(self, "scope", scope)
 
     @classmethod
     def parse(cls, text: str) -> Rate:
-        """A rate written as ``50/s``, ``50/m``, ``50/10s``, ``1000/h`` or ``5/d``.
+        """A rate written as ``50/s``, ``50/m``, ``50/10s``, ``1000/h``, ``5/d``, or ``50/m burst 10``.
 
         Raises:
             ConfigError: It is written in another way, or out of range.
         """
         found = _RATE.fullmatch(text)
         if found is None:
-            raise ConfigError(f"a rate is written like 50/s, 50/m or 50/10s, got {text!r}")
-        limit, count, unit = found.groups()
-        return cls(int(limit), float(count or 1) * _UNITS[unit])
+            raise ConfigError(f"a rate is written like 50/s, 50/10s or 50/m burst 10, got {text!r}")
+        limit, count, unit, burst = found.groups()
+        return cls(int(limit), float(count or 1) * _UNITS[unit], burst=int(burst) if burst else None)
 
     @property
     def per_ms(self) -> int:
@@ -93,17 +113,26 @@ class Rate:
         return self.per // timedelta(milliseconds=1)
 
     def __str__(self) -> str:
-        """As :meth:`parse` reads it, such as ``50/m``; the key and the burst are left out."""
-        ms = self.per_ms
+        """As :meth:`parse` reads it, such as ``50/m burst 10``; the key and its scope are left out."""
+        ms, burst = self.per_ms, "" if self.burst is None else f" burst {self.burst}"
         for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
             if ms % length == 0:
-                return f"{self.limit}/{'' if ms == length else ms // length}{unit}"
-        return f"{self.limit}/{ms}ms"
+                return f"{self.limit}/{'' if ms == length else ms // length}{unit}{burst}"
+        return f"{self.limit}/{ms}ms{burst}"
+
+    @property
+    def _at_once(self) -> int:
+        """Starts at once of a rate that counts no single starts; 0: it does."""
+        return self.burst or (self.limit // 20 if self.limit > MOST_COUNTED else 0)
+
+    @property
+    def counting(self) -> str:
+        """What makes two counts of one key different."""
+        return f"{'b' if self._at_once else 'r'}{self.per_ms}"
 
     def gate(self, name: str) -> str:
         """As the scripts read it."""
-        burst = self.burst or (self.limit // 20 if self.limit > MOST_COUNTED else 0)
-        return f"{'b' if burst else 'r'},{self.limit},{self.per_ms},{burst},{name}"
+        return f"{'b' if self._at_once else 'r'},{self.limit},{self.per_ms},{self._at_once},{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +142,7 @@ class Concurrency:
     Attributes:
         limit: Runs at once, at least 1.
         key: Template over the params; each value is counted apart. None: one count for all.
+        scope: As for :class:`Rate`.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -120,9 +150,13 @@ class Concurrency:
 
     limit: int
     key: str | None = None
+    scope: Scope = "task"
+
+    counting = ""
+    """As of a rate: all runs at once are counted in one way."""
 
     def __post_init__(self) -> None:
-        _check(self.limit, self.key, "concurrency limit")
+        _check(self.limit, self.key, self.scope, "concurrency limit")
 
     def gate(self, name: str) -> str:
         """As the scripts read it."""
@@ -137,15 +171,15 @@ class Quota(Rate):
         limit: Enqueues per window, at least 1.
         per: Length of the window; seconds or a timedelta, 1 ms to 365 days. Default 60 s.
         key: Template over the params, such as ``"{account_id}"``; each value is counted apart. None: one count.
-        burst: As for :class:`Rate`.
+        burst, scope: As for :class:`Rate`.
 
     Raises:
         ConfigError: A value is out of its range.
     """
 
-    def of_task(self, task: str, params: Mapping[str, Any]) -> str:
+    def of_task(self, task: str, queue: str, params: Mapping[str, Any]) -> str:
         """The gate of one enqueue."""
-        return self.gate(_name("n", task, self.key, params))
+        return self.gate(_name("n", task, queue, self, params))
 
 
 def tenant(template: str, params: Mapping[str, Any]) -> str:
@@ -158,7 +192,7 @@ def tenant(template: str, params: Mapping[str, Any]) -> str:
 
 
 def task_gates(
-    task: str, rate: Rate | None, concurrency: Concurrency | None, params: Mapping[str, Any]
+    task: str, queue: str, rate: Rate | None, concurrency: Concurrency | None, params: Mapping[str, Any]
 ) -> str:
     """The gates that one job has to pass.
 
@@ -166,12 +200,18 @@ def task_gates(
         PayloadError: A key's param is missing or no simple value.
     """
     asked = (("r", rate), ("c", concurrency))
-    return ";".join(limit.gate(_name(kind, task, limit.key, params)) for kind, limit in asked if limit)
+    return ";".join(limit.gate(_name(kind, task, queue, limit, params)) for kind, limit in asked if limit)
 
 
-def _name(kind: str, task: str, key: str | None, params: Mapping[str, Any]) -> str:
-    name = f"{kind}:{task}"
-    return name if key is None else f"{name}:{dedup.digest(task, dedup.render(key, params))}"
+def _name(kind: str, task: str, queue: str, limit: Rate | Concurrency, params: Mapping[str, Any]) -> str:
+    """``r:<task>``, ``r:<task>:<digest of the key>``; with a wider scope ``r:@<queue>:<digest>``, ``r:@:<digest>``."""
+    if limit.key is None:
+        return f"{kind}:{task}"
+    text = dedup.render(limit.key, params)
+    if limit.scope == "task":
+        return f"{kind}:{task}:{dedup.digest(task, text)}"
+    whose = "@" if limit.scope == "all" else f"@{queue}"
+    return f"{kind}:{whose}:{dedup.digest(limit.counting, text)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +230,7 @@ class QueueLimits:
         if self.rate is not None and self.rate.key is not None:
             raise ConfigError("the rate of a queue has no key: its jobs are of many tasks")
         if self.concurrency is not None:
-            _check(self.concurrency, None, "concurrency limit")
+            _check(self.concurrency, None, "task", "concurrency limit")
 
     def gates(self, queue: str) -> str:
         """As the scripts read them; empty without a limit."""

@@ -100,7 +100,7 @@ def test_a_thousand_gates_that_open_at_once_take_a_turn_or_a_few(
     seconds: float,
     turns: int,
 ) -> None:
-    """A call lets in 100 jobs; a turn goes on while gates are due, but no longer than so many seconds: a heartbeat waits."""
+    """A call lets in 100 jobs; a turn goes on while gates are due, for so many seconds at most."""
     keys, hand = client.keys, Hand(client)
     each.options(client=client).enqueue_many([{"key": n % 1_000} for n in range(2_000)])
     running = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import redis
@@ -104,6 +105,60 @@ def test_each_user_has_a_rate_of_their_own(
     assert client.stats().queues["medium"].parked == 1
     assert client.stats().queues["medium"].deferred == 0
     assert "ada" not in str(redis_client.keys("*"))
+
+
+@pytest.mark.covers("L-06")
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"rate": jobq.Rate(1, key="{tenant}", scope="all")},
+        {"concurrency": jobq.Concurrency(1, key="{tenant}", scope="all")},
+    ],
+)
+def test_a_tenant_has_one_limit_over_all_tasks_and_queues(
+    client: jobq.Client, registry: Registry, limit: dict[str, Any]
+) -> None:
+    @jobq.task("t.export", queue="exports", registry=registry, **limit)
+    def export(tenant: str) -> None: ...
+
+    @jobq.task("t.report", queue="reports", registry=registry, **limit)
+    def report(tenant: str, month: int = 1) -> None: ...
+
+    first = export.options(client=client).enqueue(tenant="ada")
+    second = report.options(client=client).enqueue(tenant="ada")
+    other = report.options(client=client).enqueue(tenant="bob")
+    hand = Hand(client)
+    assert [job.id for job in hand.claim("exports")] == [first.id]
+    assert [job.id for job in hand.claim("reports")] == [other.id]
+    assert second.refresh().state is jobq.JobState.PARKED
+    assert "of all tasks, for its key" in client.why(second.id).reasons[0].text
+
+
+@pytest.mark.covers("L-06")
+def test_a_quota_of_each_user_over_the_tasks_of_a_queue(client: jobq.Client, registry: Registry) -> None:
+    quota = jobq.Quota(2, per=3600, key="{user}", scope="queue")
+    tasks = [
+        jobq.task(f"t.{name}", queue="exports", quota=quota, registry=registry)(one_of_a_user)
+        for name in "ab"
+    ]
+    a, b = (each.options(client=client) for each in tasks)
+    a.enqueue(user="ada")
+    b.enqueue(user="ada")
+    for task in (a, b):
+        with pytest.raises(jobq.QuotaExceededError):
+            task.enqueue(user="ada")
+    b.enqueue(user="bob")
+    tasks[0].options(client=client, queue="reports").enqueue(user="ada")
+
+
+def one_of_a_user(user: str) -> None: ...
+
+
+def test_a_queue_is_limited_to_a_rate_with_a_burst(client: jobq.Client) -> None:
+    info = client.queues.limit("low", rate="50/m burst 10")
+    assert (info.limits.rate, str(info.limits.rate)) == (jobq.Rate(50, burst=10), "50/m burst 10")
+    settings = jobq.Settings(queues={"email": {"rate": "50/m burst 10"}})
+    assert settings.queue_specs()["email"].rate == jobq.Rate(50, burst=10)
 
 
 @pytest.mark.parametrize(

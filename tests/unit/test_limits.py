@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from jobq.errors import ConfigError
-from jobq.limits import Concurrency, Rate
+from jobq.limits import Concurrency, QueueLimits, Quota, Rate, task_gates
 
 
 def test_a_rate_keeps_its_window_as_a_duration():
@@ -25,14 +25,38 @@ def test_a_rate_keeps_its_window_as_a_duration():
         (" 3 / 1.5h ", Rate(3, 5400)),
         ("1000/d", Rate(1000, 86_400)),
         ("1/100ms", Rate(1, 0.1)),
+        ("50/m burst 10", Rate(50, burst=10)),
+        (" 50 / 10s  burst  1 ", Rate(50, 10, burst=1)),
+        ("20000/h burst 19999", Rate(20_000, 3600, burst=19_999)),
     ],
 )
 def test_a_rate_can_be_written_as_text(text, rate):
     assert Rate.parse(text) == rate
+    assert Rate.parse(str(rate)) == rate
+    assert QueueLimits.of_gates(QueueLimits(rate, 3).gates("q")) == QueueLimits(rate, 3), "as tables show it"
 
 
 @pytest.mark.parametrize(
-    "text", ["", "50", "50/", "/s", "0/s", "-1/s", "50/week", "50/0s", "5.5/s", "50/s/s", "50/999999999d"]
+    "text",
+    [
+        "",
+        "50",
+        "50/",
+        "/s",
+        "0/s",
+        "-1/s",
+        "50/week",
+        "50/0s",
+        "5.5/s",
+        "50/s/s",
+        "50/999999999d",
+        "50/m burst",
+        "50/m burst 0",
+        "50/m burst 50",
+        "50/m burst ten",
+        "50/mburst 5",
+        "burst 5",
+    ],
 )
 def test_a_rate_in_other_words_is_refused(text):
     with pytest.raises(ConfigError):
@@ -54,8 +78,41 @@ def test_a_rate_in_other_words_is_refused(text):
         lambda: Concurrency(0),
         lambda: Concurrency("1"),  # type: ignore[arg-type]
         lambda: Concurrency(1, key=""),
+        lambda: Rate(1, scope="all"),
+        lambda: Rate(1, scope="queue"),
+        lambda: Rate(1, key="{a}", scope="tenant"),  # type: ignore[arg-type]
+        lambda: Concurrency(1, scope="queue"),
+        lambda: Quota(1, scope="all"),
+        lambda: QueueLimits(Rate(1, key="{a}", scope="all")),
     ],
 )
 def test_a_wrong_limit_is_a_config_error(make):
     with pytest.raises(ConfigError):
         make()
+
+
+def names(rate: Rate, *asked: tuple[str, str, dict[str, object]]) -> list[str]:
+    """Names of the gates of one rate for (task, queue, params)."""
+    return [task_gates(task, queue, rate, None, params).split(",")[4] for task, queue, params in asked]
+
+
+def test_a_scope_says_who_counts_together():
+    asked = (
+        ("t.a", "q", {"tenant": {"id": 7}}),
+        ("t.a", "q2", {"tenant": {"id": 7}}),
+        ("t.b", "q", {"tenant": {"id": 7}}),
+        ("t.b", "q", {"tenant": {"id": 8}}),
+    )
+    key = "{tenant.id}"
+    one, same, other, _ = names(Rate(5, key=key), *asked)
+    assert one == same != other
+    one, other, same, eight = names(Rate(5, key=key, scope="queue"), *asked)
+    assert one == same, "another task of the queue"
+    assert len({one, other, eight}) == 3
+    one, two, three, eight = names(Rate(5, key=key, scope="all"), *asked)
+    assert one == two == three != eight
+    assert names(Rate(9, key="{id}", scope="all"), ("t.c", "x", {"id": "7"})) == [one], (
+        "however it is called there"
+    )
+    for different in (Rate(5, 30, key=key, scope="all"), Rate(5, key=key, scope="all", burst=2)):
+        assert names(different, asked[0]) != [one], "what is counted in another way is another count"

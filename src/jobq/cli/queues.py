@@ -150,8 +150,8 @@ class _Limit(click.ParamType[Any]):
 @queues.command("limit")
 @click.argument("name", metavar="Q")
 @click.option(
-    "--rate", type=_Limit("rate", Rate.parse, "50/m"), default=Keep.KEEP, metavar="50/m",
-    help="Starts per window, over all workers; none: any number.",
+    "--rate", type=_Limit("rate", Rate.parse, "50/m, '50/m burst 10'"), default=Keep.KEEP, metavar="50/m",
+    help="Starts per window, over all workers, also as '50/m burst 10'; none: any number.",
 )  # fmt: skip
 @click.option(
     "--slots", type=_Limit("slots", _slots, "5"), default=Keep.KEEP, metavar="N",
