@@ -77,8 +77,9 @@ class Survey:
         queues = [*self.specs, *sorted(listed - set(self.specs))]
         types = [
             TypeProbe(keys.queues, "set"),
-            *(TypeProbe(key, "zset") for key in (keys.leases, keys.quarantine, keys.after)),
+            *(TypeProbe(key, "zset") for key in (keys.leases, keys.quarantine, keys.after, keys.gates)),
             TypeProbe(keys.cancels, "set"),
+            TypeProbe(keys.pulse, "hash"),
             *(TypeProbe(keys.queue(queue), "list") for queue in queues),
             *(TypeProbe(keys.queue_state(queue), "hash") for queue in queues),
             *(TypeProbe(keys.parked(queue), "set") for queue in queues),
@@ -101,6 +102,7 @@ class Survey:
             cursor, names = int(page[0]), [as_text(name) for name in page[1]]
             yield from self._jobs([job_id for name in names if (job_id := sort.job_id(name))])
             yield from self._ask([probe for name in names if (probe := sort.beside_a_job(name))])
+            yield from self._ask([TypeProbe(name, kind) for name in names if (kind := sort.type_of(name))])
             self.suspects += (
                 QueueProbe(queue) for name in names if (queue := sort.queue(name)) and queue not in queues
             )
@@ -246,6 +248,14 @@ class _Sorter:
             keys.results(""): _DAY_S,
             keys.attempts(""): _DAY_S,
         }
+        self._types = {
+            keys.results(""): "stream",
+            **dict.fromkeys((keys.attempts(""), keys.log(""), keys.done("")), "list"),
+            **dict.fromkeys((keys.gate(""), keys.order(""), f"{keys.n}held:"), "zset"),
+            self._dedup: "string",
+            f"{keys.n}n:": "hash",
+            self._dependencies: "set",
+        }
         self._passing = {keys.wait(""): 60, keys.done(""): 60, f"{keys.n}n:": 93_600}
         self._passing |= dict.fromkeys((keys.tag(""), keys.correlation("")), int(KEEP.total_seconds()))
 
@@ -261,6 +271,12 @@ class _Sorter:
     def gate(self, name: str) -> str:
         """The gate, if these are the jobs that wait at it."""
         return name.removeprefix(self._gate) if name.startswith(self._gate) else ""
+
+    def type_of(self, name: str) -> str:
+        """The type that it must have, as far as its name tells; of containers that are always there others look."""
+        if name.startswith(self._job) and name.endswith(self._dependents):
+            return "set"
+        return next((kind for start, kind in self._types.items() if name.startswith(start)), "")
 
     def beside_a_job(self, name: str) -> Probe | None:
         """The probe for a key that is not a job, but belongs to one."""

@@ -339,6 +339,30 @@ def test_a_container_of_the_wrong_type_is_the_only_finding(bench: Bench, key: st
     repair(runner(bench), found)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "jobq:pulse",
+        "jobq:gates",
+        "jobq:retrying:q",
+        "jobq:gate:r:t",
+        "jobq:held:c:t",
+        "jobq:order:q",
+        "jobq:attempts:won",
+        "jobq:log:won",
+        "jobq:done:won",
+        "rq:results:won",
+        "rq:job:won:dependents",
+    ],
+)
+def test_what_is_beside_a_job_is_named_too(bench: Bench, key: str) -> None:
+    bench.redis.delete(key)
+    bench.redis.set(key, "x")
+    found = look(bench)
+    assert ("wrong_type", key) in told(found)
+    repair(runner(bench), found)
+
+
 def test_ids_that_claim_will_drop_are_noted(bench: Bench) -> None:
     bench.redis.rpush("rq:queue:q", "won", "ghost")
     found = look(bench)

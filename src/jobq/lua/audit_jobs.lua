@@ -106,8 +106,8 @@ for a = 7, #ARGV, 3 do
         local counted = ask('ZSCORE', N .. 'retrying:' .. queue, id)
         if spent ~= (counted and true or false) then
           found[#found + 1] = 'retry_count'
-          if fix and spent then redis.call('ZADD', N .. 'retrying:' .. queue, tonumber(row[4] or '') or ms, id) end
-          if fix and not spent then redis.call('ZREM', N .. 'retrying:' .. queue, id) end
+          if fix and spent then redis.pcall('ZADD', N .. 'retrying:' .. queue, tonumber(row[4] or '') or ms, id) end
+          if fix and not spent then redis.pcall('ZREM', N .. 'retrying:' .. queue, id) end
         end
       elseif status == 'deferred' and row[6] then
         local bucket = row[7] or ''

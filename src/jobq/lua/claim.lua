@@ -111,6 +111,7 @@ local raw, EMPTY = redis, { GET = false, LPOP = false, LLEN = 0, ZCARD = 0, SCAR
 local redis = { pcall = raw.pcall, call = function(...)
   local reply = raw.pcall(...)
   if type(reply) ~= 'table' or not reply.err then return reply end
+  if not tostring(reply.err):find('WRONGTYPE', 1, true) then return raw.call(...) end
   local empty = EMPTY[(...)]
   if empty == nil then return {} end
   return empty

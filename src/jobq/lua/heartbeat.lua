@@ -17,7 +17,8 @@ redis.call('ZREM', KEYS[1], '')
 for first = 6, 5 + n, 400 do
   local last = math.min(5 + n, first + 399)
   local scores = redis.call('ZMSCORE', KEYS[1], unpack(ARGV, first, last))
-  local asked = redis.call('SMISMEMBER', KEYS[2], unpack(ARGV, first + n, last + n))
+  -- Of the wrong type, it costs requests to stop, and no lease.
+  local asked = redis.pcall('SMISMEMBER', KEYS[2], unpack(ARGV, first + n, last + n))
   local extend = {}
   for i = first, last do
     if scores[i - first + 1] then

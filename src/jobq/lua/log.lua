@@ -13,9 +13,10 @@ if not redis.call('ZSCORE', KEYS[2], ARGV[4]) then return 0 end
 local row = redis.pcall('HMGET', KEYS[1], 'status', 'attempts')
 if row.err or not row[1] then return 0 end
 local attempt = (tonumber(row[2] or '0') or 0) + 1
+local last = redis.pcall('LINDEX', KEYS[3], -1)
+if type(last) == 'table' then return 0 end
 redis.call('ZREM', KEYS[2], '')
-local last = #ARGV > 6 and redis.call('LINDEX', KEYS[3], -1)
-local number = last and tonumber(last:match('^%d+')) or 0
+local number = last and tonumber(last:match('^%d+') or '') or 0
 for a = 7, #ARGV do
   redis.call('RPUSH', KEYS[3], string.format('%d %d %s', number + a - 6, attempt, ARGV[a]))
 end

@@ -50,6 +50,16 @@ local function displace(queue, id, order, tenant)
   end
 end
 
+-- Both lists are lists, or nothing is moved.
+redis.call('LLEN', KEYS[1])
+redis.call('LLEN', KEYS[2])
+-- From here on a key of the wrong type is as good as empty, and nothing is written to it: it costs itself alone.
+local raw = redis
+local redis = { pcall = raw.pcall, call = function(...)
+  local reply = raw.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  return tostring(reply.err):find('WRONGTYPE', 1, true) and {} or raw.call(...)
+end }
 for a = 6, #ARGV do
   local id, word = ARGV[a], 'late'
   local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'origin', 'q', 'or', 'tn')

@@ -16,6 +16,16 @@ if not now then
   local t = redis.call('TIME')
   now = t[1] * 1000 + math.floor(t[2] / 1000)
 end
+-- From here on a key of the wrong type is as good as empty, and nothing is written to it: it costs itself alone.
+local raw, EMPTY = redis, { GET = false, ZCARD = 0 }
+local redis = { pcall = raw.pcall, call = function(...)
+  local reply = raw.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  if not tostring(reply.err):find('WRONGTYPE', 1, true) then return raw.call(...) end
+  local empty = EMPTY[(...)]
+  if empty == nil then return {} end
+  return empty
+end }
 local most, queued, front, order = tonumber(ARGV[5]), 0, {}, {}
 redis.call('ZREM', KEYS[3], '')
 
@@ -43,6 +53,7 @@ end
 
 -- How many a gate lets in now, and when it is worth another look.
 local function room_of(kind, limit, window, burst, name)
+  if kind == 'none' then return 1, now end
   local key = N .. (kind == 'c' and 'held:' or 'rate:') .. name
   local closed = tonumber((redis.call('GET', N .. 'closed:' .. name) or ''):match('^%d+') or '0')
   if closed > now then return 0, closed end
@@ -77,8 +88,15 @@ local function spec_of(id, name)
     redis.call('ZADD', KEYS[3], now, id)
   elseif row[1] == 'deferred' and row[2] == '~gate:' .. name then
     for kind, limit, window, burst, gate in (row[3] or ''):gmatch('(%a),(%d+),(%d+),(%d+),([^;]+)') do
-      if gate == name then return kind, tonumber(limit), tonumber(window), tonumber(burst), name end
+      if gate == name and #limit < 13 and #window < 13 and #burst < 13 then
+        local most, ms, some = tonumber(limit), tonumber(window), tonumber(burst)
+        if most > 0 and (kind == 'c' or ms > 0) and (kind ~= 'b' or (some > 0 and some < most)) then
+          return kind, most, ms, some, name
+        end
+      end
     end
+    -- It says nothing of this gate any more, or nothing that makes sense: that limits nothing.
+    return 'none', 1, 1, 0, name
   end
 end
 

@@ -13,6 +13,13 @@ if not now then
   local t = redis.call('TIME')
   now = t[1] * 1000 + math.floor(t[2] / 1000)
 end
+-- From here on a key of the wrong type is as good as empty, and nothing is written to it: it costs itself alone.
+local raw = redis
+local redis = { pcall = raw.pcall, call = function(...)
+  local reply = raw.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  return tostring(reply.err):find('WRONGTYPE', 1, true) and {} or raw.call(...)
+end }
 local released, parents, room = 0, 0, tonumber(ARGV[4])
 redis.call('ZREM', KEYS[2], '')
 
@@ -43,9 +50,12 @@ local function status_of(id)
   return type(status) == 'string' and status or nil
 end
 
--- A parent that is gone does not hold its children back; neither does a failed one, if the child allows it.
+-- A parent that is gone does not hold its children back; neither does a failed one, if the child allows it. Whose
+-- parents cannot be read stays where it is.
 local function ready(child, lenient)
-  for _, parent in ipairs(redis.call('SMEMBERS', P .. 'job::' .. child .. ':dependencies')) do
+  local names = redis.pcall('SMEMBERS', P .. 'job::' .. child .. ':dependencies')
+  if names.err then return false end
+  for _, parent in ipairs(names) do
     local status = status_of(parent)
     if status and status ~= 'finished' and not (lenient and status == 'failed') then return false end
   end
@@ -56,7 +66,7 @@ for _, parent in ipairs(redis.call('ZRANGE', KEYS[1], 0, 19)) do
   if room <= 0 then break end
   local set = P .. 'job:' .. parent .. ':dependents'
   local succeeded = status_of(parent) == 'finished'
-  local children = redis.call('SRANDMEMBER', set, succeeded and room or 1000)
+  local children = redis.pcall('SRANDMEMBER', set, succeeded and room or 1000)
   for _, child in ipairs(children) do
     local key = P .. 'job:' .. child
     local row = redis.pcall('HMGET', key, 'status', 'origin', 'park', 'q', 'allow_dependency_failures', 'or', 'tn')
@@ -81,7 +91,7 @@ for _, parent in ipairs(redis.call('ZRANGE', KEYS[1], 0, 19)) do
       room = room - 1
     end
   end
-  if not succeeded or redis.call('EXISTS', set) == 0 then
+  if not succeeded or children.err or redis.call('EXISTS', set) == 0 then
     redis.call('ZREM', KEYS[1], parent)
     parents = parents + 1
   end

@@ -25,7 +25,12 @@ local third, keep = tonumber(ARGV[4]) / 3, tonumber(ARGV[7])
 local now_s = math.floor(now / 1000)
 local text = string.format('%.0f', now)
 redis.call('ZREM', KEYS[1], '')
-local pulse = redis.call('HMGET', KEYS[2], 't', 'hold', 'f')
+local pulse = redis.pcall('HMGET', KEYS[2], 't', 'hold', 'f')
+if pulse.err then
+  -- Of the wrong type: nobody would be rescued any more.
+  redis.call('DEL', KEYS[2])
+  pulse = {}
+end
 local last, hold, looked = tonumber(pulse[1] or ''), tonumber(pulse[2] or ''), tonumber(pulse[3] or '')
 -- No pass for a third of a lease: Redis or everybody was away. Who is alive gets that long to say so.
 if not last or math.abs(now - last) > third then
@@ -47,6 +52,17 @@ redis.call('HSET', KEYS[2], 't', text)
 if hold and hold > now and hold - now <= third then return { 1 } end
 local foreign = not looked or math.abs(now - looked) > 10000
 if foreign then redis.call('HSET', KEYS[2], 'f', text) end
+
+-- From here on a key of the wrong type is as good as empty, and nothing is written to it: it costs itself alone.
+local raw, EMPTY = redis, { GET = false }
+local redis = { pcall = raw.pcall, call = function(...)
+  local reply = raw.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  if not tostring(reply.err):find('WRONGTYPE', 1, true) then return raw.call(...) end
+  local empty = EMPTY[(...)]
+  if empty == nil then return {} end
+  return empty
+end }
 
 local out, orphans, back, order = { 0 }, {}, {}, {}
 
@@ -97,7 +113,8 @@ local function move(member)
     end
   end
   if row[1] ~= 'started' then return end
-  local lost = (tonumber(row[3] or '0') or 0) + 1
+  local lost = tonumber(row[3] or '') or 0
+  lost = (lost >= 0 and lost < 1e15 and math.floor(lost) or 0) + 1
   local word = 'queued'
   if row[6] then word = 'cancelled' elseif lost >= 6 then word = 'dead' end
   if ARGV[8] ~= '' then

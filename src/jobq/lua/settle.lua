@@ -28,6 +28,8 @@
 -- waits for a run that has ended here.
 -- Idempotent: membership in leases is the fence; a token that settled before is found in st.
 -- Full memory: the first write is ZREM, which frees; after it Redis lets the rest of a script pass.
+-- Once a lease is freed its job is settled, whatever type the keys beside it have: what would go there is left out, and
+-- doctor names the key.
 local P, N, queue, ended_at = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local now = tonumber(ARGV[1])
 if not now then
@@ -50,6 +52,23 @@ for i = 1, count do
 end
 local scores = redis.call('ZMSCORE', KEYS[1], unpack(members))
 local flagged = redis.call('EXISTS', unpack(flags)) > 0
+
+-- From here on a key of the wrong type is as good as empty, and nothing is written to it: it costs itself alone.
+local raw, EMPTY = redis, { GET = false, HGET = false }
+local redis = { pcall = raw.pcall, call = function(...)
+  local reply = raw.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  if not tostring(reply.err):find('WRONGTYPE', 1, true) then return raw.call(...) end
+  local empty = EMPTY[(...)]
+  if empty == nil then return {} end
+  return empty
+end }
+
+-- A number that a hash counts with.
+local function whole(text)
+  local number = tonumber(text or '')
+  return number and number >= 0 and number < 1e15 and math.floor(number) or 0
+end
 
 -- First look at everything, then write.
 local free, uncancel, broken, seen, gated, unnamed = {}, {}, {}, {}, {}, {}
@@ -191,7 +210,7 @@ for _, job in ipairs(jobs) do
   if job.go then
     local id, row, kind = job.id, job.row, job.kind
     local key = P .. 'job:' .. id
-    local attempts = tonumber(row[2] or '0') or 0
+    local attempts = whole(row[2])
     local gate
     if kind == 'limited' then
       kind, gate = close(id, row[9], now + tonumber(job.delay or '0'))
@@ -205,7 +224,7 @@ for _, job in ipairs(jobs) do
     if kind == 'interrupted' then
       local counter, slot = 'lost', 6
       if job.crash == '1' then counter, slot = 'crashes', 7 end
-      local total = (tonumber(row[slot] or '0') or 0) + 1
+      local total = whole(row[slot]) + 1
       if (counter == 'crashes' and job.alone == '1' and total >= 2) or (counter == 'lost' and total >= 6) then
         kind, job.why = 'dead', 'poison'
       end
@@ -261,7 +280,7 @@ for _, job in ipairs(jobs) do
       put('pb', '~gate:' .. gate.name)
       redis.call('ZADD', KEYS[8], now_s, id)
       redis.call('ZADD', N .. 'blocked:' .. queue, now, id)
-      redis.call('ZADD', N .. 'gate:' .. gate.name, row[8] or now, id)
+      redis.call('ZADD', N .. 'gate:' .. gate.name, (row[8] or ''):match('^%d+$') or now, id)
     else
       set[word] = 'queued'
       back[#back + 1] = id

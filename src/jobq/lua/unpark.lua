@@ -40,6 +40,13 @@ local function place(queue, id, at, order, tenant)
 end
 
 local ids, push = redis.call('ZRANGE', KEYS[1], 0, tonumber(ARGV[5]) - 1), {}
+-- From here on a key of the wrong type is as good as empty, and nothing is written to it: it costs itself alone.
+local raw = redis
+local redis = { pcall = raw.pcall, call = function(...)
+  local reply = raw.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  return tostring(reply.err):find('WRONGTYPE', 1, true) and {} or raw.call(...)
+end }
 if #ids > 0 then
   redis.call('ZREM', KEYS[1], unpack(ids))
   redis.call('ZREM', KEYS[4], unpack(ids))

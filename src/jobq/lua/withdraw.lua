@@ -16,6 +16,16 @@ if not now then
   local t = redis.call('TIME')
   now = t[1] * 1000 + math.floor(t[2] / 1000)
 end
+-- From here on a key of the wrong type is as good as empty, and nothing is written to it: it costs itself alone.
+local raw, EMPTY = redis, { GET = false, LLEN = 0 }
+local redis = { pcall = raw.pcall, call = function(...)
+  local reply = raw.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  if not tostring(reply.err):find('WRONGTYPE', 1, true) then return raw.call(...) end
+  local empty = EMPTY[(...)]
+  if empty == nil then return {} end
+  return empty
+end }
 -- Takes a queued job out of its place.
 local function displace(queue, id, order, tenant)
   if tenant then
