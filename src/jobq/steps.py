@@ -170,6 +170,11 @@ class Claimed:
     rq: dict[str, str] | None
     gated: bool = False
 
+    @property
+    def suspect(self) -> bool:
+        """Whether it ended a process before, or was lost three times: the rule of claim.lua."""
+        return self.crashes >= 1 or self.lost >= 3
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:

@@ -105,6 +105,13 @@ def crash(key: str) -> None:
     os._exit(9)
 
 
+@jobq.task("t.kill_parent", priority="high")
+def kill_parent(key: str) -> None:
+    trace("ran", key)
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+
 @jobq.task("t.isolated_crash", priority="high", isolation="process")
 def isolated_crash(key: str) -> None:
     trace("ran", key)

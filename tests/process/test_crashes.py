@@ -173,6 +173,28 @@ def test_jobs_of_a_killed_spawner_run_again(
     assert "Traceback" not in running.output()
 
 
+@pytest.mark.timeout(180)  # six spawners
+@pytest.mark.parametrize("queue", ["high", "batch"])
+def test_a_job_that_kills_its_parent_is_condemned_and_nobody_else(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger, queue: str
+) -> None:
+    running = worker("--concurrency", "3", queues=("high", "batch"))
+    long = [
+        app.nap.options(client=client, queue=each).enqueue(key=each, seconds=4.0)
+        for each in ("high", "batch")
+    ]
+    ledger.wait("start", count=2)
+    killer = app.kill_parent.options(client=client, queue=queue).enqueue(key="k")
+    dead = killer.wait(timeout=60)
+    assert (dead.state, dead.dead_reason, dead.attempt) == (JobState.DEAD, "poison", 0)
+    assert [attempt.outcome for attempt in client.attempts(dead.id)] == ["interrupted"] * 6
+    for job in long:
+        done = job.wait(timeout=60)
+        assert (done.state, done.attempt) == (JobState.SUCCEEDED, 1)
+    assert ledger.count("ran", "k") == 6
+    assert "Traceback" not in running.output()
+
+
 def test_a_dead_workers_jobs_are_rescued_by_another(
     worker: WorkerFactory, client: jobq.Client, ledger: Ledger
 ) -> None:

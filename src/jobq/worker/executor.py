@@ -266,7 +266,8 @@ class LaneExecutor:
         ):  # rescued from here, and claimed again: what was said of the old lease is over
             self._inbox.forget(job.id)
         place = self._executors.place(job)
-        slot = self._table.take(job.id, job.token, isolated=isinstance(place, ChildExecutor))
+        isolated = isinstance(place, ChildExecutor)
+        slot = self._table.take(job.id, job.token, isolated=isolated, suspect=job.suspect)
         work = Assignment(slot, job, now, now_ms, executor=place)
         self._works[job.id] = work
         return work

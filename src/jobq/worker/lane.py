@@ -49,7 +49,9 @@ class Lane:
         ref: Its name between supervisor and spawner.
         replaces: The one that serves until this one does.
         retired: It finishes what it runs; a successor claims.
-        killed: Why the worker ended it: ``timeout``, ``grace``, ``force`` or ``spawner``; empty: it did not.
+        killed: Why the worker ended it: ``timeout``, ``grace``, ``force`` or ``spawner``, with which it went; empty: it
+            did not.
+        blamed: The leases of runs that may have ended the spawner.
         first_rss_kb: Its memory when it had claimed its first job.
         stillborn: It ended before its loop turned once.
         cpu_s: Processor time it had taken when it ended.
@@ -70,6 +72,7 @@ class Lane:
     killed: str = ""
     started_at: float = field(default_factory=time.monotonic)
     culprits: tuple[Slot, ...] = ()
+    blamed: frozenset[str] = frozenset()
     first_rss_kb: int = 0
     stillborn: bool = False
     cpu_s: float = 0.0
@@ -148,6 +151,10 @@ class Lane:
             for slot in self.table.read()
         )
 
+    def running(self) -> list[Slot]:
+        """What runs."""
+        return [slot for slot in self.table.read() if slot.state is SlotState.STARTED]
+
     def close(self) -> None:
         """Free what belonged to it."""
         self.control.close()
@@ -171,8 +178,13 @@ class Lane:
             if slot.state is SlotState.CLAIMED
         ]
         if self.killed and self.killed != HUNG:
-            # We did it: because of a culprit, or because the grace is over. The others lose nothing.
-            outcomes += [Outcome(job_id=slot.job_id, token=slot.token, kind="hand_back") for slot in running]
+            # Because of a culprit, or because the grace is over, or with the spawner. The others lose nothing.
+            outcomes += _interrupted((s for s in running if s.member in self.blamed), crash=False)
+            outcomes += [
+                Outcome(job_id=slot.job_id, token=slot.token, kind="hand_back")
+                for slot in running
+                if slot.member not in self.blamed
+            ]
         else:
             outcomes += _interrupted(own, crash=crash)
             outcomes += _interrupted((slot for slot in running if slot.isolated), crash=False)

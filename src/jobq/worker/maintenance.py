@@ -190,9 +190,8 @@ class LookForSuspects:
     period_s = SUSPECTS_S
 
     def tick(self, store: Store, fleet: Fleet) -> None:
-        queues = [name for name, spec in fleet.specs.items() if spec.isolation != "process"]
-        if queues:
-            for queue in store.run(calls.queues_with_suspects(fleet.keys, queues)):
+        if fleet.specs:
+            for queue in store.run(calls.queues_with_suspects(fleet.keys, list(fleet.specs))):
                 fleet.found_suspects(queue)
 
 

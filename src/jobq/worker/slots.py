@@ -30,6 +30,9 @@ _OFF_TIMES = 1 + struct.calcsize("<BHHxxx")
 ISOLATED = 1
 """Flag: the job runs in a child of its own; its crash or kill touches nobody else."""
 
+SUSPECT = 2
+"""Flag: the job ended a process before, or was lost several times."""
+
 
 class SlotState(IntEnum):
     """What became of the job in a record."""
@@ -47,6 +50,7 @@ class Slot:
     index: int
     state: SlotState
     isolated: bool
+    suspect: bool
     job_id: str
     token: str
     started: float
@@ -90,7 +94,7 @@ class SlotTable:
 
     # -- the executor's side ------------------------------------------------------------------------------------
 
-    def take(self, job_id: str, token: str, *, isolated: bool = False) -> int:
+    def take(self, job_id: str, token: str, *, isolated: bool = False, suspect: bool = False) -> int:
         """Fill a free record as claimed and return its index.
 
         Raises:
@@ -102,7 +106,7 @@ class SlotTable:
         _FILL.pack_into(
             self._mem,
             at + 1,
-            ISOLATED if isolated else 0,
+            ISOLATED * isolated | SUSPECT * suspect,
             len(raw_id),
             len(raw_token),
             0.0,
@@ -201,6 +205,7 @@ class SlotTable:
                     index,
                     SlotState(state),
                     bool(flags & ISOLATED),
+                    bool(flags & SUSPECT),
                     raw_id[:id_len].decode(errors="replace"),
                     raw_token[:token_len].decode(errors="replace"),
                     started,

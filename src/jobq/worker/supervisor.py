@@ -87,6 +87,7 @@ class Supervisor:
         self._restarts: dict[tuple[str, bool], float] = {}  # when the next executor is started
         self._spawner: SpawnerProcess | None = None
         self._spawner_due: float | None = None  # when the next one is started
+        self._one_suspect = False  # one has died under jobs: suspects run one at a time
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
@@ -173,10 +174,19 @@ class Supervisor:
             self._start_lane(queue)
 
     def _spawner_died(self) -> None:
-        """Its executors went with it: settle what they held, and begin again, later when it could not even start."""
+        """Its executors went with it: settle what they held, and begin again, later when it could not even start.
+
+        A job can have ended it, as the parent of its process, and would for ever if that did not count. Which one
+        nobody can tell, so all that ran are blamed; once there are suspects among them, these alone. To tell suspects
+        from each other, from now on no two of them run at once.
+        """
         now = time.monotonic()
+        running = [slot for lane in self._lanes.all() if not lane.killed for slot in lane.running()]
+        suspects = [slot for slot in running if slot.suspect]
+        blamed = frozenset(slot.member for slot in suspects or running)
+        self._one_suspect = self._one_suspect or bool(blamed)
         for lane in self._lanes.all():
-            lane.killed = lane.killed or "spawner"
+            lane.killed, lane.blamed = lane.killed or "spawner", blamed
             self._bury(lane, -9)
         self._restarts.clear()  # every queue gets an executor as soon as there is a spawner
         spawner, self._spawner = self._spawner, None
@@ -218,13 +228,13 @@ class Supervisor:
         spec = self._specs[queue]
         lane_spec = LaneSpec(
             queue=queue,
-            slots=SUSPECT_SLOTS if apart else self._slots(spec),
+            slots=(1 if self._one_suspect else SUSPECT_SLOTS) if apart else self._slots(spec),
             worker=executor_name(self._name, queue),
             lease_ms=self._lease_ms,
             exec_id=new_exec_id(),
-            burst=self._worker.burst or (apart and max_jobs is not None),
+            burst=self._worker.burst or (apart and (self._one_suspect or max_jobs is not None)),
             max_jobs=max_jobs,
-            suspects="only" if apart else "run" if spec.isolation == "process" else "park",
+            suspects="only" if apart else "park" if self._sets_apart(queue) else "run",
         )
         self._numbers += 1
         table = SlotTable.create(lane_spec.capacity)
@@ -248,8 +258,16 @@ class Supervisor:
         if self._lanes.quiet:
             lane.send("quiet")
 
+    def _sets_apart(self, queue: str) -> bool:
+        """Whether its suspects do not run among its other jobs."""
+        return self._one_suspect or self._specs[queue].isolation != "process"
+
     def _serve_suspects(self, queue: str) -> None:
         """Jobs of this queue wait to run apart: tell who runs them, or start it."""
+        if not self._sets_apart(queue):
+            return
+        if self._one_suspect and any(lane.spec.apart and lane.key[0] != queue for lane in self._lanes.all()):
+            return  # it will be found again
         serving = next((lane for lane in self._lanes.like((queue, True)) if not lane.killed), None)
         if serving is not None:
             serving.called = True
