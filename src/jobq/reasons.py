@@ -48,6 +48,12 @@ WORDS: Mapping[str, Words] = {
     # It is in its queue.
     "next": Words("it is the next of queue {queue}"),
     "behind": Words("{ahead} of queue {queue} are ahead of it; the queue ends {pace}"),
+    "order": Words("it has order {order} of 1 to 10: it stands as if it had come {shift}"),
+    "no_order": Words("some jobs of queue {queue} have an order, and a low one may go before it"),
+    "turn": Words("the tenants of queue {queue} take turns; {own} of its own tenant are before it"),
+    "no_turn": Words(
+        "the tenants of queue {queue} take turns, and jobs of none share the turns of one; {own} of those are before it"
+    ),
     "dropped": Words("it is queued, and not in the list of queue {queue}", "jobq doctor --fix", blocks=True),
     "paused": Words("queue {queue} is paused by {by}: {reason}", _RESUME, blocks=True),
     "suspended": Words("rq suspend is in force: no worker starts a job", "rq resume", blocks=True),
@@ -213,6 +219,9 @@ CLAIM_CODES: Mapping[str, tuple[str, ...]] = {
 }
 """What a claim answers when it takes nothing, and the reasons that say so."""
 
+
+ORDER_CODES: Mapping[str, tuple[str, ...]] = {"order": ("order", "no_order"), "fair": ("turn", "no_turn")}
+"""How a queue may choose who is next, beside the list, and the reasons that say so."""
 
 OUTCOME_CODES: Mapping[str, tuple[str, ...]] = {
     "succeeded": STATE_CODES["succeeded"],

@@ -13,6 +13,7 @@ from jobq.job import Attempt, Job, JobOwner, JobState
 from jobq.job_reading import job_plan
 from jobq.keys import Keys
 from jobq.listing import scored
+from jobq.places import Place, place_plan
 from jobq.reasons import STATE_CODES, Reason, park_code, reason
 from jobq.records import decode_attempt
 from jobq.replies import as_int, as_map, as_text
@@ -20,11 +21,11 @@ from jobq.snapshot import Counters
 from jobq.steps import Batch, Plan
 from jobq.units import redis_ms
 
-FARTHEST = 100_000
-"""Jobs of the list that are looked through for one: 2 ms of Redis."""
-
 LONGEST_ID = 180
 """A claim reads no longer one: its id stands in names and records."""
+
+ORDER_STEP_MS = 30_000
+"""What one step of order is worth, as the scripts have it where a queue's state has no other."""
 
 _PACE_MINUTES = 5
 _SHOWN = 20
@@ -86,7 +87,7 @@ class _Facts:
         return f": {words}" if words else ""
 
 
-_MORE = ("q", "pb", "rp", "park", "why", "lost", "crashes", "cx", "dk", "lm", "st", "sz")
+_MORE = ("q", "pb", "rp", "park", "why", "lost", "crashes", "cx", "dk", "lm", "st", "sz", "or", "tn")
 
 _PASSING = ("busy", "queue_rate", "queue_concurrency", "rate", "concurrency", "backed_off", "gate_open")
 """What goes by as the others do: it is no reason to expect nothing."""
@@ -237,16 +238,14 @@ def _queued(keys: Keys, facts: _Facts) -> Plan[tuple[list[Reason], int | None, d
     minute = facts.now_ms // 60_000
     minutes = range(minute - _PACE_MINUTES + 1, minute + 1)
     gates = gates_of(facts.fields["lm"])
-    position, *counted = yield Batch(
+    counted = yield Batch(
         (
-            ("LPOS", keys.queue(job.queue), job.id, "MAXLEN", FARTHEST),
             *(("HGETALL", keys.counters(job.queue, each)) for each in minutes),
             *(("ZCARD", keys.gate(gate.name)) for gate in gates),
         )
     )
     counted, before = counted[: len(minutes)], counted[len(minutes) :]
     pace = _pace(counted, minutes, now)
-    ahead = position if isinstance(position, int) else None
     asked = [(gate, as_int(many)) for gate, many in zip(gates, before, strict=True)]
     found = [
         _at_gate(standing, facts, None)
@@ -254,20 +253,38 @@ def _queued(keys: Keys, facts: _Facts) -> Plan[tuple[list[Reason], int | None, d
         # Whoever is parked there is let in by room alone, and a claim passes what has any.
         if standing.room < 1
     ]
-    since = _of_ms(facts.fields["q"])
+    fields = facts.fields
+    since = _of_ms(fields["q"])
+    place = yield from place_plan(keys, job.queue, job.id, facts.state, fields["or"], fields["tn"])
+    if place.lost:
+        return [*found, reason("dropped", since=since, **facts.values)], None, None
+    found += _standing_words(place, facts)
+    ahead = None if place.more else place.ahead
     if ahead == 0:
         found.append(reason("next", since=since, **facts.values))
-    elif ahead is None and facts.info.queued < FARTHEST:
-        found.append(reason("dropped", since=since, **facts.values))
     else:
-        many = (
-            f"more than {FARTHEST:,} jobs" if ahead is None else f"{ahead:,} job{'s' if ahead != 1 else ''}"
-        )
+        many = f"{'more than ' if place.more else ''}{place.ahead:,} job{'s' if place.ahead != 1 else ''}"
         words = f"{pace:.3g} a second" if pace else "none of late"
         eta = now + timedelta(seconds=(ahead + 1) / pace) if pace and ahead is not None else None
         found.append(reason("behind", since=since, until=eta, ahead=many, pace=words, **facts.values))
     eta = now + timedelta(seconds=ahead / pace) if pace and ahead is not None else None
     return found, ahead, eta
+
+
+def _standing_words(place: Place, facts: _Facts) -> list[Reason]:
+    """What its order and its tenant's turns do to a queued job."""
+    found = []
+    if place.ordered:
+        step = as_int(facts.state.get("step")) or ORDER_STEP_MS
+        seconds = (place.order - 5) * step / 1000
+        shift = f"{abs(seconds):g} s {'later' if seconds > 0 else 'earlier'}" if seconds else "when it did"
+        found.append(reason("order", order=place.order, shift=shift))
+    elif facts.state.get("order") and not place.turns:
+        found.append(reason("no_order", **facts.values))
+    if place.turns:
+        own = f"{place.own:,} job{'s' if place.own != 1 else ''}"
+        found.append(reason("turn" if place.tenant else "no_turn", own=own, **facts.values))
+    return found
 
 
 def _pace(counted: Sequence[Any], minutes: Sequence[int], now: datetime) -> float:

@@ -20,7 +20,7 @@ from jobq import calls, lua
 from jobq.client import Client
 from jobq.errors import JobNotFoundError
 from jobq.job import DEAD_REASONS, JobState
-from jobq.reasons import CLAIM_CODES, OUTCOME_CODES, STATE_CODES, WORDS, park_code
+from jobq.reasons import CLAIM_CODES, ORDER_CODES, OUTCOME_CODES, STATE_CODES, WORDS, park_code
 from jobq.registration import register_worker
 from jobq.steps import Batch, Claim, OutcomeKind
 from jobq.tasks import Registry, task
@@ -43,6 +43,11 @@ def pay(a: int) -> int:
 
 @task("w.mail", registry=registry, rate=jobq.Rate(1, per=60, key="{a}"))
 def mail(a: int) -> int:
+    return a
+
+
+@task("w.fair", registry=registry, fair="{a}")
+def fair(a: int) -> int:
     return a
 
 
@@ -123,9 +128,12 @@ def test_every_state_end_and_refusal_has_words() -> None:
     assert {*OUTCOME_CODES} == {*get_args(OutcomeKind)}
     kinds = {*re.findall(r"kind [=~]= '([a-z_]{2,})'", lua.script("settle").text.decode())}
     assert kinds - {"gate"} <= {*OUTCOME_CODES}
+    modes = re.search(r"tenant and '(\w+)' or '(\w+)'", lua.script("enqueue").text.decode())
+    assert modes
+    assert {*ORDER_CODES} == {*modes.groups()}
     named = {
         code
-        for table in (STATE_CODES, CLAIM_CODES, OUTCOME_CODES)
+        for table in (STATE_CODES, CLAIM_CODES, OUTCOME_CODES, ORDER_CODES)
         for found in table.values()
         for code in found
     }
@@ -179,6 +187,33 @@ def test_jobs_ahead_and_the_time_they_take(client: Client, hand: Hand) -> None:
     behind = only(why, "behind")
     assert "10 jobs of queue medium are ahead of it" in behind.text
     assert abs(behind.since - datetime.now(UTC)) < timedelta(seconds=30)
+
+
+def test_an_order_says_where_the_job_stands(client: Client, hand: Hand) -> None:
+    serve(client)
+    ids = [job.id for job in add.options(client=client).enqueue_many([{"a": n} for n in range(500)])]
+    first, last = enqueue(client, order=1), enqueue(client, order=10)
+    why = client.why(first)
+    assert (codes(why), why.ahead) == (["order", "next"], 0)
+    assert only(why, "order").text == "it has order 1 of 1 to 10: it stands as if it had come 120 s earlier"
+    assert only(client.why(last), "order").text.endswith("150 s later")
+    assert client.why(last).ahead == 501
+    assert client.why(ids[0]).ahead == 1
+    assert only(client.why(ids[0]), "no_order").text.startswith("some jobs of queue medium have an order")
+    assert hand.claim(n=1)[0].id == first
+
+
+def test_turns_say_how_many_of_ones_own_are_before(client: Client, hand: Hand) -> None:
+    serve(client, tasks=("w.add", "w.fair"))
+    flood = [fair.options(client=client).enqueue(a=1).id for _ in range(50)]
+    small, plain = fair.options(client=client).enqueue(a=2).id, enqueue(client)
+    assert client.why(small).ahead <= 2
+    assert "0 jobs of its own tenant" in only(client.why(small), "turn").text
+    why = client.why(flood[-1])
+    assert why.ahead == 51
+    assert "49 jobs of its own tenant" in only(why, "turn").text
+    assert only(client.why(plain), "no_turn").text.endswith("0 jobs of those are before it")
+    assert client.why(plain).ahead <= 2
 
 
 def test_the_queue_is_paused(client: Client) -> None:

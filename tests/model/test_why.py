@@ -61,6 +61,14 @@ class Scene:
         new = NewJob(id=self.ids[-1], fields=fields, at_ms=self.now + delay_ms if delay_ms else 0)
         self.store.run(calls.enqueue(KEYS, QUEUE, [new], now_ms=self.now))
 
+    def wish(self, order: int | None, tenant: str | None) -> None:
+        """Add a job with an order, or one of a tenant."""
+        self.ids.append(f"j{len(self.ids)}")
+        fields = {"data": b"{}", "origin": QUEUE, "description": "t.x", "timeout": "180"}
+        fields |= {"or": str(order)} if order else {}
+        fields |= {"tn": tenant} if tenant else {}
+        self.store.run(calls.enqueue(KEYS, QUEUE, [NewJob(id=self.ids[-1], fields=fields)], now_ms=self.now))
+
     def claim(self, n: int, *, known: tuple[str, ...] = ("b",)) -> list[str]:
         """Take jobs as a worker that knows the parked bucket does."""
         self.number += 1
@@ -172,5 +180,42 @@ def test_whoever_is_not_taken_is_told_what_blocks_it_and_nobody_else(
             blocks = [each.code for each in why.reasons if each.blocks and each.code != "no_worker"]
             taken = scene.alone(job_id, aside) == [job_id]
             assert bool(blocks) != taken, (why.job.state, blocks, [r.text for r in why.reasons])
+
+    check()
+
+
+wishes = st.tuples(
+    st.sampled_from((None, None, 1, 4, 6, 10)),
+    st.sampled_from((None, None, "a", "b", "c")),
+    st.integers(0, 90_000),
+)
+
+
+@pytest.mark.timeout(300)
+def test_the_jobs_ahead_are_those_that_a_claim_takes_before(
+    databases: tuple[redis.Redis, redis.Redis],
+) -> None:
+    client, _ = databases
+
+    @settings(
+        max_examples=60,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(asked=st.lists(wishes, min_size=1, max_size=12), claimed=st.integers(0, 4))
+    def check(asked: list[tuple[int | None, str | None, int]], claimed: int) -> None:
+        scene = Scene(client)
+        for order, tenant, later in asked:
+            scene.now += later
+            scene.wish(order, tenant)
+        if claimed:
+            scene.claim(claimed)
+        waiting = [job_id for job_id in scene.ids if scene.why(job_id).job.state is JobState.QUEUED]
+        told = {job_id: scene.why(job_id).ahead for job_id in waiting}
+        taken = [job_id for _ in waiting for job_id in scene.claim(1)]
+        assert told == {job_id: place for place, job_id in enumerate(taken)}
 
     check()
