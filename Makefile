@@ -20,7 +20,8 @@ setup: $(READY)  ## only make .venv
 demo: $(READY)  ## real work through real parts, in a minute
 	@$(BIN)/jobq demo
 
-test: check  ## all checks, then all tests
+test: $(READY)  ## all checks, then all tests
+	@$(SHELL) tests/support/get-redis.sh $(VENV)/redis & redis=$$!; $(MAKE) check; wait $$redis
 	@echo "test: pytest in 2 processes"
 	@$(BIN)/pytest -n 2 --cov --cov-report=term
 

