@@ -57,6 +57,17 @@ def patient(token: str) -> None:
     raise jobq.Cancel("asked to stop")
 
 
+@jobq.task("chaos.asked", priority="high", max_attempts=1, timeout=60)
+def asked(token: str, obeys: bool) -> None:
+    """Waits until it is asked to stop; does so, or ends all the same."""
+    context = jobq.current_job()
+    while not context.cancelled:
+        time.sleep(0.01)
+    if obeys:
+        raise jobq.Cancel("asked to stop")
+    append(os.environ[LEDGER], f"end {token} {context.job_id} {context.attempt} {os.getpid()} {_now():.6f}")
+
+
 @jobq.task("chaos.single", priority="high", max_attempts=1, timeout=60, dedup="{key}")
 def single(key: str) -> None:
     """One of its key at a time, as long as it waits or runs."""

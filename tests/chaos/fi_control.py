@@ -14,9 +14,16 @@ from tests.chaos import app
 from tests.chaos.field import Field
 from tests.chaos.frame import Report, Setup, experiment
 from tests.chaos.ledger import Entry
+from tests.support.processes import until
 
 CALLERS = 4
 LONGEST_S = 0.015
+GROUP, DELAY_S = 10, 0.05
+"""Jobs that a caller enqueues before it cancels them; some come due meanwhile, so that their start is raced, too."""
+
+
+WAYS = ("cancelled, cancelled", "requested, cancelled", "requested, succeeded", "ended, succeeded")
+"""What whoever cancelled was told, and the job's state in the end."""
 
 
 @experiment(
@@ -27,12 +34,14 @@ LONGEST_S = 0.015
     minutes=3,
 )
 def cancel_races_completion(setup: Setup) -> Report:
-    """Jobs of a few ms, half of which look whether they were asked to stop; each cancelled at a random moment."""
+    """Jobs of a few ms, half of which look whether they were asked to stop; each cancelled at a random moment. How
+    many of these end in which way, the machine decides: one of each way comes about by hand before them."""
     report = Report()
     jobs = setup.times(10_000, short=400)
     answers: dict[str, str] = {}
     with Field(setup) as field:
         field.start(2)
+        _end_in_each_way(field, answers)
         callers = [
             threading.Thread(
                 target=_cancel_some, args=(field, setup.rand(f"caller {number}"), number, jobs, answers)
@@ -64,25 +73,57 @@ def cancel_races_completion(setup: Setup) -> Report:
         told[job_id] != (answer != "cancelled") for job_id, answer in answers.items()
     ))  # fmt: skip
     report.zero("requests left over", asked)
-    report.at_least("jobs", len(answers), jobs // CALLERS * CALLERS)
+    report.at_least("jobs", len(answers), len(WAYS) + jobs // CALLERS * CALLERS)
     return report
 
 
 def _cancel_some(field: Field, rand: random.Random, caller: int, jobs: int, answers: dict[str, str]) -> None:
     """One caller's share of the jobs, one after the other; half of the cancels are sent twice."""
-    for number in range(jobs // CALLERS):
-        kind = app.polite if rand.random() < 0.5 else app.work
-        task = kind.options(client=field.client, queue=field.queues[number % 8 == 0])
-        seconds = rand.uniform(0.0, LONGEST_S)
-        job_id = field.enqueue(task, f"c{caller}.{number}", seconds=seconds)
-        time.sleep(max(0.0, rand.uniform(-0.2, 1.2) * seconds))  # around its start, or around its end
-        try:
-            answers[job_id] = field.client.cancel(job_id)
-        except ConflictError:
-            answers[job_id] = "ended"
-        if rand.random() < 0.5:
-            with suppress(ConflictError):
-                field.client.cancel(job_id)
+    for first in range(0, jobs // CALLERS, GROUP):
+        group: list[tuple[str, float]] = []
+        for number in range(first, min(first + GROUP, jobs // CALLERS)):
+            kind = app.polite if rand.random() < 0.5 else app.work
+            task = kind.options(
+                client=field.client,
+                queue=field.queues[number % 8 == 0],
+                delay=DELAY_S if rand.random() < 0.3 else None,
+            )
+            seconds = rand.uniform(0.0, LONGEST_S)
+            group.append((field.enqueue(task, f"c{caller}.{number}", seconds=seconds), seconds))
+        rand.shuffle(group)
+        for job_id, seconds in group:
+            time.sleep(
+                max(0.0, rand.uniform(-0.2, 1.2) * seconds)
+            )  # before its start, around it, around its end
+            answers[job_id] = _cancel(field, job_id)
+            if rand.random() < 0.5:
+                with suppress(ConflictError):
+                    field.client.cancel(job_id)
+
+
+def _cancel(field: Field, job_id: str) -> str:
+    """What whoever cancels is told."""
+    try:
+        return field.client.cancel(job_id)
+    except ConflictError:
+        return "ended"
+
+
+def _end_in_each_way(field: Field, answers: dict[str, str]) -> None:
+    """Four jobs, each cancelled once it is where that has this outcome."""
+
+    def cancel_in(state: JobState, job_id: str) -> None:
+        until(lambda: field.client.get(job_id).state is state)
+        answers[job_id] = _cancel(field, job_id)
+
+    queue = field.queues[0]
+    asked, work = (task.options(client=field.client, queue=queue) for task in (app.asked, app.work))
+    field.client.queues.pause(queue)
+    cancel_in(JobState.QUEUED, field.enqueue(work, "waits", seconds=0.0))
+    field.client.queues.resume(queue)
+    cancel_in(JobState.RUNNING, field.enqueue(asked, "obeys", obeys=True))
+    cancel_in(JobState.RUNNING, field.enqueue(asked, "goes-on", obeys=False))
+    cancel_in(JobState.SUCCEEDED, field.enqueue(work, "has-ended", seconds=0.0))
 
 
 def _judge(
@@ -102,7 +143,7 @@ def _judge(
         }[answer]
         # The effect and the verdict agree.
         wrong += ends[job_id] != (state is JobState.SUCCEEDED)
-    for way in ("cancelled, cancelled", "requested, cancelled", "requested, succeeded", "ended, succeeded"):
+    for way in WAYS:
         report.at_least(way, ways[way], least)
     report.zero("both, or another outcome than was said", wrong)
     report.zero(

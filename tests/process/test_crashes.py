@@ -152,7 +152,7 @@ def test_a_killed_executor_is_replaced_and_its_jobs_run_again(
     killed_at = time.time()
     executor.kill()
     again = ledger.wait("start", "n0", count=2)
-    assert again[1].at - killed_at < 2.0  # noticed at once, not when the lease ends
+    assert again[1].at - killed_at < 6.0  # noticed at once, not when the lease of 12 s ends
     for job in jobs:
         done = job.wait(timeout=15)
         assert (done.state, done.attempt) == (JobState.SUCCEEDED, 1)

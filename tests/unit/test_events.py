@@ -222,7 +222,9 @@ def test_a_log_that_cannot_be_written_breaks_no_job():
     out = io.StringIO()
     configure_logging("json", "INFO", out)
     out.close()
+    found = seen()
     emit("job.dead", job_id="a-1")
+    assert [event.name for event in found] == ["job.dead"]
 
 
 def test_values_that_json_does_not_know_become_text():
