@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pytest
 
 import jobq
+from tests.support.cli import Cli, shell
 from tests.support.workers import LEDGER_APP, Ledger, Worker
 
 
@@ -25,6 +26,12 @@ class WorkerFactory(Protocol):
         cwd: Path = ...,
         **env: str,
     ) -> Worker: ...
+
+
+@pytest.fixture
+def cli(redis_url: str, tmp_path: Path) -> Cli:
+    """``jobq`` on the test's server, with the tasks of ``cli_tasks``."""
+    return Cli(shell(JOBQ_REDIS_URL=redis_url), tmp_path)
 
 
 @pytest.fixture

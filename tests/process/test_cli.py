@@ -5,15 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import pty
-import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,96 +18,12 @@ import jobq
 from jobq.cli import COMMANDS, root
 from jobq.cli.common import Exit
 from jobq.private_server import free_port
-from tests.support.processes import search_path
+from tests.support.cli import JOBQ, Cli, one_line
+from tests.support.processes import until
 
 pytestmark = pytest.mark.process
 
-JOBQ = str(Path(sys.executable).parent / "jobq")
-HERE = str(Path(__file__).parent)
 HEAVY = ("rq", "redis", "pydantic", "pydantic_settings", "rich", "structlog", "cryptography", "asyncio")
-
-
-@dataclass
-class Cli:
-    """Runs the console script as a shell would, piped or on a terminal."""
-
-    env: dict[str, str]
-    cwd: Path
-
-    def __call__(
-        self, *args: str, code: int = 0, text: str = "", **env: str
-    ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [JOBQ, *args],
-            env=self.env | env,
-            cwd=self.cwd,
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=50,
-        )
-        assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
-
-    def json(self, *args: str, code: int = 0) -> dict:
-        found = json.loads(self(*args, "--json", code=code).stdout)
-        assert isinstance(found, dict)
-        return found
-
-    def start(self, *args: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [JOBQ, *args],
-            env=self.env,
-            cwd=self.cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def on_terminal(self, *args: str, answer: str | int = "", **env: str) -> tuple[int, str]:
-        """Exit code and all that the terminal showed; ``answer`` is typed, or sent as a signal, at a question."""
-        ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            [JOBQ, *args], env=self.env | {"TERM": "xterm", "COLUMNS": "160"} | env, cwd=self.cwd,
-            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-        )  # fmt: skip
-        os.close(theirs)
-        shown = b""
-        deadline = time.monotonic() + 40
-        try:
-            while time.monotonic() < deadline:
-                if not select.select([ours], [], [], 1)[0]:
-                    continue
-                try:
-                    part = os.read(ours, 65_536)
-                except OSError:  # EIO: the last holder of the other end has closed it
-                    break
-                if not part:
-                    break
-                shown += part
-                if b"[y/N]" in shown and answer != "":
-                    if isinstance(answer, int):
-                        process.send_signal(answer)
-                    else:
-                        os.write(ours, answer.encode() + b"\n")
-                    answer = ""
-            return process.wait(10), shown.decode()
-        finally:
-            os.close(ours)
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-
-
-@pytest.fixture
-def cli(redis_url: str, tmp_path: Path) -> Cli:
-    env = {
-        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "TERM")
-    }
-    return Cli(
-        env | {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": search_path(HERE)},
-        tmp_path,
-    )
 
 
 @pytest.fixture
@@ -121,14 +32,6 @@ def dead_job(cli: Cli) -> str:
     found = cli.json("enqueue", "shop.fail", '{"order_id": "1", "code": "s3cret-otp"}')
     cli("worker", "--priority", "high", "--burst", "-q")
     return str(found["id"])
-
-
-def one_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    assert len(lines) == 1, text
-    assert lines[0].startswith("jobq: "), text
-    assert "Traceback" not in text
-    return lines[0]
 
 
 # --- start-up and help ---------------------------------------------------------------
@@ -531,18 +434,11 @@ def test_pause_and_resume(cli: Cli) -> None:
     assert cli.json("queues", "show", "high")["slots"] == 10
 
 
-def wait_until(fact: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not fact():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.05)
-
-
 @pytest.mark.covers("P-15", "Y-04")
 def test_a_worker_shows_up_is_healthy_and_drains(cli: Cli, client: jobq.Client) -> None:
     with cli.start("worker", "--priority", "high", "--name", "w1", "-q") as worker:
         try:
-            wait_until(lambda: bool(client.workers.list()))
+            until(client.workers.list)
             assert cli.json("workers", "list")["workers"][0]["queues"] == ["high"]
             assert cli.json("health", "worker")["status"] == "ok"
             assert cli.json("health", "worker", "--name", "w1")["status"] == "ok"

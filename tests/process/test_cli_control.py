@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +15,9 @@ from jobq.cli.common import Exit
 from jobq.client import Client
 from jobq.private_server import free_port
 from jobq.tasks import Registry, task
-from tests.process.test_cli import HERE, Cli, one_line
+from tests.support.cli import Cli, one_line
 from tests.support.hand import Hand
-from tests.support.processes import search_path
+from tests.support.processes import until
 
 pytestmark = pytest.mark.process
 
@@ -30,17 +27,6 @@ registry = Registry()
 @task("shop.confirm", priority="high", dedup="{order_id}", registry=registry)
 def confirm(order_id: str) -> str:
     return order_id
-
-
-@pytest.fixture
-def cli(redis_url: str, tmp_path: Path) -> Cli:
-    env = {
-        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "TERM")
-    }
-    return Cli(
-        env | {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": search_path(HERE)},
-        tmp_path,
-    )
 
 
 @pytest.fixture
@@ -256,13 +242,6 @@ def test_waiting_for_several_shows_a_bar(cli: Cli, client: Client, hand: Hand) -
 
 
 # --- workers --------------------------------------------------------------------------------
-
-
-def until(what: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "in vain"
-        time.sleep(0.02)
 
 
 def test_a_worker_is_quieted_resumed_and_stopped(cli: Cli, client: Client, redis_client: redis.Redis) -> None:

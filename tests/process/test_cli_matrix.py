@@ -25,9 +25,9 @@ from jobq.private_server import PrivateServer, free_port
 from jobq.registration import register_worker
 from tests.process import cli_tasks
 from tests.process.cli_rows import COLUMNS, ROWS, Row
-from tests.process.test_cli import HERE, JOBQ, Cli, one_line
+from tests.support import zygote
+from tests.support.cli import Cli, one_line, shell
 from tests.support.hand import Hand
-from tests.support.processes import search_path
 
 pytestmark = pytest.mark.process
 
@@ -186,7 +186,7 @@ def as_lines(cell: Cell) -> None:
 
 
 def piped(cell: Cell) -> None:
-    done = cell.call(cell.agreed, code=cell.row.code)
+    done = cell.cli(*cell.words(cell.agreed), code=cell.row.code, installed=True)
     cell.shown(done.stdout)
     assert "\x1b" not in done.stdout + done.stderr
     assert "[y/N]" not in done.stderr
@@ -203,13 +203,14 @@ def piped(cell: Cell) -> None:
 def closed_pipe(cell: Cell) -> None:
     read, write = os.pipe()
     os.close(read)
-    with os.fdopen(write, "wb") as out:
-        done = subprocess.run(
-            [JOBQ, *cell.words(cell.agreed)], env=cell.cli.env, cwd=cell.cli.cwd, stdin=subprocess.DEVNULL, stdout=out,
-            stderr=subprocess.PIPE, text=True, timeout=30,
-        )  # fmt: skip
-    assert done.returncode in (0, cell.row.code), done.stderr
-    assert not {"Traceback", "BrokenPipe", "Exception ignored"} & set(done.stderr.replace(":", " ").split())
+    with os.fdopen(write, "wb") as out, (cell.cli.cwd / "stderr").open("w+b") as complaints:
+        streams = (0, out.fileno(), complaints.fileno())
+        process = zygote.start(cell.words(cell.agreed), cell.cli.env, cell.cli.cwd, streams)
+        code = process.wait(30)
+        complaints.seek(0)
+        said = complaints.read().decode()
+    assert code in (0, cell.row.code), said
+    assert not {"Traceback", "BrokenPipe", "Exception ignored"} & set(said.replace(":", " ").split())
 
 
 def dry_run(cell: Cell) -> None:
@@ -334,16 +335,13 @@ def test_whoever_can_ask_or_preview_is_seen_to_do_so() -> None:
 def test_each_column(name: str, scene: Scene, tmp_path: Path) -> None:
     row, known = ROWS[name], documented()
     columns = [column for column in COLUMNS if column not in row.without]
-    env = {
-        key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "TERM")
-    } | {"JOBQ_APP": "cli_tasks", "PYTHONPATH": search_path(HERE)}
 
     def check(database: int, column: str) -> str:
         folder = tmp_path / column.replace(" ", "-")
         folder.mkdir()
         with scene.copy(database) as server:
             before = contents(server)
-            cli = Cli(env | {"JOBQ_REDIS_URL": scene.url(database)}, folder)
+            cli = Cli(shell(JOBQ_REDIS_URL=scene.url(database)), folder)
             names = scene.names | {"tmp": str(folder)}
             try:
                 CHECKS[column](Cell(row, tuple(name.split()), cli, server, names, known))

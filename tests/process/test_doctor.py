@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 from datetime import timedelta
@@ -17,9 +16,9 @@ from jobq.cli.common import Exit
 from jobq.job import JobState
 from tests.process import ledger_app as app
 from tests.process.conftest import WorkerFactory
-from tests.process.test_cli import HERE, Cli
+from tests.support.cli import Cli
 from tests.support.hand import Hand
-from tests.support.processes import search_path, until
+from tests.support.processes import until
 from tests.support.workers import Ledger
 
 pytestmark = pytest.mark.process
@@ -99,15 +98,6 @@ def test_repairs_beside_a_worker_lose_nothing_and_repeat_nothing_that_settled(
 
 
 # --------------------------------------------------------------------------- the command line
-
-
-@pytest.fixture
-def cli(redis_url: str, tmp_path: Path) -> Cli:
-    env = {n: value for n, value in os.environ.items() if n not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
-    return Cli(
-        env | {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": search_path(HERE)},
-        tmp_path,
-    )
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from jobq.job import JobState
 from jobq.private_server import PrivateServer
 from tests.process import ledger_app as app
 from tests.process.conftest import WorkerFactory
-from tests.process.test_cli import HERE, Cli
-from tests.support.processes import search_path, until
+from tests.support.cli import Cli, shell
+from tests.support.processes import until
 from tests.support.workers import Ledger
 
 pytestmark = pytest.mark.process
@@ -38,9 +37,7 @@ def split(redis_url: str, other: PrivateServer) -> Iterator[jobq.Client]:
 
 @pytest.fixture
 def cli(redis_url: str, other: PrivateServer, tmp_path: Path) -> Cli:
-    env = {n: value for n, value in os.environ.items() if n not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
-    known = {"JOBQ_REDIS_URL": redis_url, "JOBQ_QUEUES__CRITICAL__REDIS_URL": other.url}
-    return Cli(env | known | {"JOBQ_APP": "cli_tasks", "PYTHONPATH": search_path(HERE)}, tmp_path)
+    return Cli(shell(JOBQ_REDIS_URL=redis_url, JOBQ_QUEUES__CRITICAL__REDIS_URL=other.url), tmp_path)
 
 
 def test_one_worker_serves_both_and_outlives_the_loss_of_one(

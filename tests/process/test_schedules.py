@@ -15,20 +15,13 @@ import redis
 import jobq
 from jobq.cli.common import Exit
 from tests.process.conftest import WorkerFactory
-from tests.process.test_cli import HERE, Cli, one_line
-from tests.support.processes import search_path, until
+from tests.support.cli import Cli, one_line
+from tests.support.processes import until
 from tests.support.workers import Ledger, Worker
 
 pytestmark = pytest.mark.process
 
 APP = "tests.process.schedule_app"
-
-
-@pytest.fixture
-def shell(redis_url: str, tmp_path: Path) -> Cli:
-    """The console script, with the tasks of ``cli_tasks``."""
-    known = {"JOBQ_REDIS_URL": redis_url, "JOBQ_APP": "cli_tasks", "PYTHONPATH": search_path(HERE)}
-    return Cli(dict(os.environ) | known, tmp_path)
 
 
 def ticks(client: jobq.Client) -> int:
@@ -79,11 +72,11 @@ def test_a_worker_writes_what_its_code_declares_and_takes_it_back(
 
 
 @pytest.mark.covers("O-03")
-def test_a_schedule_on_the_command_line(shell: Cli, client: jobq.Client) -> None:
+def test_a_schedule_on_the_command_line(cli: Cli, client: jobq.Client) -> None:
     add = ("schedules", "add", "nightly", "shop.confirm", '{"order_id": "1"}', "--cron", "0 0 * * *")
-    shell(*add, "--dry-run")
+    cli(*add, "--dry-run")
     assert client.schedules.list() == []
-    made = shell.json(*add, "--tz", "Europe/Berlin", "--tag", "a", "--overlap", "skip", "--jitter", "10s",
+    made = cli.json(*add, "--tz", "Europe/Berlin", "--tag", "a", "--overlap", "skip", "--jitter", "10s",
                     "--misfire", "all", "--misfire-max", "7", "--misfire-within", "2h", "--timeout", "5m")  # fmt: skip
     assert (made["state"], made["queue"], made["tz"], made["misfire_max"]) == (
         "active",
@@ -92,28 +85,28 @@ def test_a_schedule_on_the_command_line(shell: Cli, client: jobq.Client) -> None
         7,
     )
     assert (made["misfire_within_s"], made["jitter_s"], made["tags"]) == (7200.0, 10.0, ["a"])
-    assert one_line(shell(*add, code=Exit.CONFLICT).stderr)
-    shell(*add, "--replace", "-p", "batch")
+    assert one_line(cli(*add, code=Exit.CONFLICT).stderr)
+    cli(*add, "--replace", "-p", "batch")
     assert client.schedules.get("nightly").queue == "batch"
 
-    listed = shell("schedules", "list").stdout.splitlines()
+    listed = cli("schedules", "list").stdout.splitlines()
     assert listed[0].split("\t")[:4] == ["name", "state", "task", "queue"]
     assert listed[1].split("\t")[:4] == ["nightly", "active", "shop.confirm", "batch"]
-    assert [row["name"] for row in shell.json("schedules", "list", "--tag", "b")["schedules"]] == []
+    assert [row["name"] for row in cli.json("schedules", "list", "--tag", "b")["schedules"]] == []
 
-    upcoming = shell.json("schedules", "next", "nightly", "-n", "3")["next"]
+    upcoming = cli.json("schedules", "next", "nightly", "-n", "3")["next"]
     assert len(upcoming) == 3
     assert datetime.fromisoformat(upcoming[0]) > datetime.now(UTC)
-    assert shell.json("schedules", "pause", "nightly")["paused_by"]
-    assert shell.json("schedules", "resume", "nightly")["state"] == "active"
-    shell("schedules", "run", "nightly", "--dry-run")
+    assert cli.json("schedules", "pause", "nightly")["paused_by"]
+    assert cli.json("schedules", "resume", "nightly")["state"] == "active"
+    cli("schedules", "run", "nightly", "--dry-run")
     assert client.jobs(state="queued").items == []
-    assert shell.json("schedules", "run", "nightly")["queue"] == "batch"
-    shell("schedules", "run", "nightly", code=Exit.CONFLICT)  # its dedup key is held
+    assert cli.json("schedules", "run", "nightly")["queue"] == "batch"
+    cli("schedules", "run", "nightly", code=Exit.CONFLICT)  # its dedup key is held
 
-    shell("schedules", "remove", "nightly", code=Exit.USAGE)  # nobody there to confirm
-    shell("schedules", "remove", "nightly", "--dry-run")
-    assert shell.json("schedules", "remove", "nightly", "--yes")["removed"] == ["nightly"]
+    cli("schedules", "remove", "nightly", code=Exit.USAGE)  # nobody there to confirm
+    cli("schedules", "remove", "nightly", "--dry-run")
+    assert cli.json("schedules", "remove", "nightly", "--yes")["removed"] == ["nightly"]
 
 
 @pytest.mark.parametrize(
@@ -128,24 +121,24 @@ def test_a_schedule_on_the_command_line(shell: Cli, client: jobq.Client) -> None
     ],
 )
 def test_what_is_wrong_ends_with_its_code_and_one_line(
-    shell: Cli,
+    cli: Cli,
     client: jobq.Client,
     args: tuple[str, ...],
     code: int,
 ) -> None:
-    one_line(shell("schedules", *args, code=code).stderr)
+    one_line(cli("schedules", *args, code=code).stderr)
     assert client.schedules.list() == []
 
 
-def test_a_near_name_is_suggested(shell: Cli, client: jobq.Client) -> None:
-    shell("schedules", "add", "nightly", "shop.confirm", '{"order_id": "1"}', "--cron", "@daily")
-    assert "did you mean 'nightly'" in shell("schedules", "show", "nightli", code=Exit.NOT_FOUND).stderr
-    done = shell("schedules", "remove", "nightly", "nope", "--yes", "--json", code=Exit.PARTIAL)
+def test_a_near_name_is_suggested(cli: Cli, client: jobq.Client) -> None:
+    cli("schedules", "add", "nightly", "shop.confirm", '{"order_id": "1"}', "--cron", "@daily")
+    assert "did you mean 'nightly'" in cli("schedules", "show", "nightli", code=Exit.NOT_FOUND).stderr
+    done = cli("schedules", "remove", "nightly", "nope", "--yes", "--json", code=Exit.PARTIAL)
     assert json.loads(done.stdout)["removed"] == ["nightly"]
 
 
 def test_rq_schedulers_entries_are_imported(
-    shell: Cli,
+    cli: Cli,
     client: jobq.Client,
     redis_client: redis.Redis,
     tmp_path: Path,
@@ -161,10 +154,10 @@ def test_rq_schedulers_entries_are_imported(
         theirs.cron("0 2 * * *", "cli_tasks.confirm", ["o1"], id="nightly")
         theirs.enqueue_in(timedelta(hours=1), "os.system", "true")
     run = ("schedules", "import-rq-scheduler", "--tz", "Europe/Berlin")
-    looked = json.loads(shell(*run, "--dry-run", "--json", code=Exit.PARTIAL).stdout)
+    looked = json.loads(cli(*run, "--dry-run", "--json", code=Exit.PARTIAL).stdout)
     assert [entry["error"] is None for entry in looked["entries"]].count(True) == 1
     assert client.schedules.list() == []
-    shell(*run, code=Exit.USAGE)  # nobody there to confirm
-    shell(*run, "--yes", code=Exit.PARTIAL)
+    cli(*run, code=Exit.USAGE)  # nobody there to confirm
+    cli(*run, "--yes", code=Exit.PARTIAL)
     assert client.schedules.get("nightly").times == "At 02:00 every day, Europe/Berlin"
     assert redis_client.zcard("rq:scheduler:scheduled_jobs") == 1
