@@ -200,6 +200,8 @@ def _of_tasks(spec: QueueSpec) -> int:
 
 def queue_checks(client: Client) -> Iterator[Check]:
     """Who serves what waits, and what else waits in vain."""
+    from jobq.health import Thresholds  # late: redis
+
     stats = client.stats()
     anybody = any(queue.workers for queue in stats.queues.values())
     for name, queue in stats.queues.items():
@@ -214,10 +216,9 @@ def queue_checks(client: Client) -> Iterator[Check]:
             "leases", "bad", f"{stats.stalled:,} running jobs have no live worker", "start jobq worker"
         )
     if stats.totals.dead:
-        status = "bad" if stats.totals.dead > 100 else "warn" if stats.totals.dead > 10 else "ok"
-        yield Check(
-            "dead letters", status, f"{stats.totals.dead:,}", "" if status == "ok" else "see jobq dead groups"
-        )
+        limits, dead = Thresholds(), stats.totals.dead
+        status = "bad" if dead > limits.dead_bad else "warn" if dead > limits.dead_warn else "ok"
+        yield Check("dead letters", status, f"{dead:,}", "" if status == "ok" else "see jobq dead groups")
 
 
 def _queue(client: Client, name: str, queue: QueueStats, *, anybody: bool) -> Check | None:

@@ -39,12 +39,16 @@ local function displace(queue, id, order, tenant)
   end
 end
 
+-- Out of the list. LREM at the far end of a million entries takes 22 ms; what is left in a long one, claim drops.
+local function unlist(queue, id, order, tenant)
+  if redis.call('LLEN', P .. 'queue:' .. queue) <= 10000 then redis.call('LREM', P .. 'queue:' .. queue, 0, id) end
+  displace(queue, id, order, tenant)
+end
+
 -- Out of every place where a waiting job can stand.
-local function leave(queue, status, bucket, order, tenant)
+local function leave(queue, id, status, bucket, order, tenant)
   if status == 'queued' then
-    -- LREM at the far end of a million entries takes 22 ms; what is left in a long list, claim drops.
-    if redis.call('LLEN', P .. 'queue:' .. queue) <= 10000 then redis.call('LREM', P .. 'queue:' .. queue, 0, id) end
-    displace(queue, id, order, tenant)
+    unlist(queue, id, order, tenant)
   elseif status == 'scheduled' then
     redis.call('ZREM', P .. 'scheduled:' .. queue, id)
     redis.call('ZREM', N .. 'retrying:' .. queue, id)
@@ -64,18 +68,23 @@ local function leave(queue, status, bucket, order, tenant)
     end
   end
 end
-local function free(dk)
+
+-- Frees the dedup key, unless another job holds it, or a window runs.
+local function free(id, dk)
   if dk and dk:sub(1, 2) ~= 'w:' then
     local name = N .. 'dedup:' .. dk:sub(3)
     if redis.call('GET', name) == dk:sub(1, 2) .. id then redis.call('DEL', name) end
   end
 end
-local function tell()
+
+-- Answers whoever waits for the job.
+local function tell(id)
   if redis.call('EXISTS', N .. 'wait:' .. id) == 1 then
     redis.call('RPUSH', N .. 'done:' .. id, 'cancelled')
     redis.call('EXPIRE', N .. 'done:' .. id, 60)
   end
 end
+
 local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'attempts', 'or', 'tn')
 if row.err then
   redis.call('ZREM', KEYS[4], '')
@@ -96,7 +105,7 @@ if status == 'started' then
   redis.call('PUBLISH', N .. 'cancel', id)
   return 'requested'
 end
-leave(queue, status, row[4], row[6], row[7])
+leave(queue, id, status, row[4], row[6], row[7])
 -- st tells a later claim, after an rq tool's requeue, that there is an expiry to take away.
 redis.call('HSET', KEYS[1], 'status', 'canceled', 'cx', '1', 'ended_at', ARGV[5], 'st', 'cancel')
 redis.call('HDEL', KEYS[1], 'park', 'pb')
@@ -106,8 +115,8 @@ if row[5] then
   redis.call('EXPIRE', N .. 'attempts:' .. id, keep)
   redis.call('EXPIRE', P .. 'results:' .. id, keep)
 end
-free(row[3])
-tell()
+free(id, row[3])
+tell(id)
 redis.call('EXPIRE', P .. 'job::' .. id .. ':dependencies', keep)
 if redis.call('EXPIRE', P .. 'job:' .. id .. ':dependents', keep) == 1 then redis.call('ZADD', KEYS[3], now, id) end
 return 'cancelled'

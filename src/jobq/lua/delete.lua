@@ -45,6 +45,7 @@ local function unlist(queue, id, order, tenant)
     redis.call('LREM', list, 0, id)
   end
 end
+
 -- Out of every place where a waiting job can stand.
 local function leave(queue, id, status, bucket, order, tenant)
   if status == 'queued' then
@@ -68,18 +69,23 @@ local function leave(queue, id, status, bucket, order, tenant)
     end
   end
 end
+
+-- Frees the dedup key, unless another job holds it, or a window runs.
 local function free(id, dk)
   if dk and dk:sub(1, 2) ~= 'w:' then
     local name = N .. 'dedup:' .. dk:sub(3)
     if redis.call('GET', name) == dk:sub(1, 2) .. id then redis.call('DEL', name) end
   end
 end
+
+-- Answers whoever waits for the job.
 local function tell(id)
   if redis.call('EXISTS', N .. 'wait:' .. id) == 1 then
     redis.call('RPUSH', N .. 'done:' .. id, 'cancelled')
     redis.call('EXPIRE', N .. 'done:' .. id, 60)
   end
 end
+
 -- The entries by which it was found. Most jobs carry neither tags nor a correlation id, and pay nothing.
 local function forget(id, jk)
   local read, extra = pcall(cjson.decode, jk)

@@ -21,7 +21,6 @@ from jobq import brake, calls, events, rq_bridge
 from jobq.errors import SoftTimeout, StoreError, StoreUnavailableError
 from jobq.failures import describe_error, process_ended
 from jobq.job import Attempt
-from jobq.kept_bytes import fitting_plan
 from jobq.keys import Keys
 from jobq.probes import free_dedup
 from jobq.queues import KEEP_DEAD, QueueSpec, Retention
@@ -32,6 +31,7 @@ from jobq.retry import Dead, RetryPolicy
 from jobq.steps import MOST_JOBS, Batch, Outcome
 from jobq.store import Store
 from jobq.worker.opening import override_policy
+from jobq.worker.retention import fitting_plan
 
 _log = logging.getLogger("jobq")
 
