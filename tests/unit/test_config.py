@@ -5,10 +5,11 @@ import pickle
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
-from jobq import config
+from jobq import config, sources
 from jobq.config import Settings, warn_secret_unprotected
 from jobq.errors import ConfigError
 from jobq.limits import Rate
@@ -403,3 +404,11 @@ def test_limits_of_a_queue_by_environment(load):
     assert (spec.limits.rate, spec.limits.concurrency) == (Rate(50, per=60), 3)
     with pytest.raises(ConfigError, match="whole number of at least 1"):
         load({"JOBQ_QUEUES__EMAIL__CONCURRENCY": "0"})
+
+
+def test_the_page_has_every_setting_and_every_other_name():
+    page = (Path(__file__).resolve().parents[2] / "docs/configuration.md").read_text()
+    ours = {f"JOBQ_{name.upper()}" for name in Settings.model_fields if name != "queues"}
+    theirs = {label for _, label, _ in sources._ALIASES} | {"JOBQ_CONFIG", "REDIS_ENABLED", "QUEUE_ENABLED"}
+    assert not {name for name in ours | theirs if f"`{name}`" not in page}
+    assert not {queue for queue in sources._QUEUE_ALIASES if queue not in page}
