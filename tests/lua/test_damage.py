@@ -11,7 +11,7 @@ from jobq.control import hasten, move_many
 from jobq.errors import StoreError
 from jobq.joblog import add_lines
 from jobq.limits import Concurrency, QueueLimits, Rate
-from jobq.steps import Claim
+from jobq.steps import Claim, Outcome
 from tests.lua.conftest import Bench
 
 C1 = Concurrency(1).gate("c:t")
@@ -224,7 +224,7 @@ def test_settle(bench: Bench, key: str, request: pytest.FixtureRequest) -> None:
     bench.redis.sadd("rq:job:a:dependents", "child")
     spoil(bench, key)
     outcomes = [
-        calls.Outcome(
+        Outcome(
             job_id=name, token=job.token, kind="succeeded" if name == "a" else name, spends=True,
             record=b"{}", result=b"MQ==", exc=b"x", bucket="t.new", delay_ms=9, counters=("o:t.x",),
         )  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ def _functions() -> dict[str, dict[str, str]]:
     found: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for script in lua.names():
         text = lua.script(script).text.decode()
-        for match in re.finditer(r"^local function (\w+)\(.*?^end$", text, re.MULTILINE | re.DOTALL):
+        for match in re.finditer(r"^local function (\w+)\((?:.* end$|(?s:.*?)^end$)", text, re.MULTILINE):
             found[match[1]][script] = match[0]
     return found
 

@@ -65,7 +65,7 @@ local redis = { pcall = raw.pcall, call = function(...)
 end }
 
 -- A number that a hash counts with.
-local function whole(text)
+local function count_of(text)
   local number = tonumber(text or '')
   return number and number >= 0 and number < 1e15 and math.floor(number) or 0
 end
@@ -210,7 +210,7 @@ for _, job in ipairs(jobs) do
   if job.go then
     local id, row, kind = job.id, job.row, job.kind
     local key = P .. 'job:' .. id
-    local attempts = whole(row[2])
+    local attempts = count_of(row[2])
     local gate
     if kind == 'limited' then
       kind, gate = close(id, row[9], now + tonumber(job.delay or '0'))
@@ -224,7 +224,7 @@ for _, job in ipairs(jobs) do
     if kind == 'interrupted' then
       local counter, slot = 'lost', 6
       if job.crash == '1' then counter, slot = 'crashes', 7 end
-      local total = whole(row[slot]) + 1
+      local total = count_of(row[slot]) + 1
       if (counter == 'crashes' and job.alone == '1' and total >= 2) or (counter == 'lost' and total >= 6) then
         kind, job.why = 'dead', 'poison'
       end
