@@ -143,6 +143,8 @@ class Enqueuer:
         self._clock = clock
         self._shared: dict[tuple[Task[Any, Any], str], dict[str, str]] = {}
         self._registered: dict[str, float] = {}
+        here = {n: s for n, s in self._specs.items() if not s.redis_url or s.redis_url == self._redis_url}
+        self._brake = brake.ClientBrake(keys, settings.shed_at().by_queue(here), clock)
 
     def plan(self, requests: Sequence[EnqueueRequest]) -> Plan[list[Job]]:
         """Send the requests, each queue's in chunks of 100; their jobs, in the order of the requests.
@@ -363,7 +365,9 @@ class Enqueuer:
         register = now >= self._registered.get(queue, -math.inf)
         if register:
             self._registered[queue] = now + _REGISTER_EVERY_S
-        return calls.enqueue(self._keys, queue, [each.new for each in chunk], register)
+        call = calls.enqueue(self._keys, queue, [each.new for each in chunk], register)
+        rider = self._brake.rider(len(chunk), sum(len(each.new.fields["data"]) for each in chunk))
+        return call if rider is None else replace(call, rider=rider)
 
     def _ask(self, chunk: Sequence[_Prepared]) -> Plan[list[EnqueueAnswer]]:
         try:

@@ -6,6 +6,7 @@ redis-py's pool costs 45 us for each command (events, metrics, a health check), 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
 
@@ -24,6 +25,12 @@ _AHEAD = 2
 
 def _packed(command: tuple[Any, ...]) -> bytes:
     return cast("bytes", pack_command(command))
+
+
+def _with_rider(call: Call[Any]) -> bytes:
+    packed = _packed(call.command())
+    # By itself, and not by its digest: it is rare, and nothing is asked again.
+    return packed if call.rider is None else packed + _packed(call.rider.call.full_command())
 
 
 class KeptStore(Store):
@@ -52,8 +59,10 @@ class KeptStore(Store):
                 wire.send(b"".join(map(_packed, step.commands)), deadline)
                 return checked([wire.receive_for(self.client, command[0]) for command in step.commands])
         with self._wires.lent(deadline) as wire:
-            wire.send(_packed(step.command()), deadline)
+            wire.send(_with_rider(step), deadline)
             reply = wire.receive(deadline)
+            if step.rider is not None:
+                step.rider.took(wire.receive(deadline))
             if isinstance(reply, NoScriptError):
                 wire.send(_packed(step.full_command()), deadline)
                 reply = wire.receive(deadline)
@@ -71,7 +80,7 @@ class KeptStore(Store):
             with self._wires.lent(self._deadline()) as wire:
                 for call in calls:
                     flying.append((call, self._deadline()))
-                    wire.send(_packed(call.command()), flying[-1][1])
+                    wire.send(_with_rider(call), flying[-1][1])
                     if len(flying) > _AHEAD:
                         self._land(wire, flying, stream)
                 while flying:
@@ -86,7 +95,9 @@ class KeptStore(Store):
     ) -> None:
         call, deadline = flying[0]
         reply = wire.receive(deadline)
+        if call.rider is not None:
+            call.rider.took(wire.receive(deadline))
         flying.popleft()
         # What was refused is asked again by itself: it loads the script, or finds out what is wrong.
         refused = isinstance(reply, Exception)
-        stream.took(self._tried(call, deadline) if refused else call.decode(reply))
+        stream.took(self._tried(replace(call, rider=None), deadline) if refused else call.decode(reply))

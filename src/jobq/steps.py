@@ -23,6 +23,19 @@ MOST_JOBS = 100
 
 
 @dataclass(frozen=True, slots=True)
+class Rider:
+    """A call that goes along with another one, behind it in the same write.
+
+    Attributes:
+        call: It is sent once, whatever becomes of it.
+        took: Told its raw reply, which may be an error.
+    """
+
+    call: Call[Any]
+    took: Callable[[Any], object]
+
+
+@dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
     """One run of a script.
 
@@ -30,6 +43,7 @@ class Call(Generic[T]):
         script: Its name.
         decode: Turns the raw reply into the answer.
         idempotent: It may be sent again after a lost reply.
+        rider: What goes along.
     """
 
     script: str
@@ -37,6 +51,7 @@ class Call(Generic[T]):
     args: tuple[Arg, ...]
     decode: Callable[[Any], T]
     idempotent: bool = True
+    rider: Rider | None = None
 
     def __post_init__(self) -> None:
         lua.script(self.script).check(len(self.keys))

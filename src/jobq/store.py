@@ -33,6 +33,7 @@ from jobq.steps import (
     Call,
     Pause,
     Plan,
+    Rider,
     Step,
     Stream,
 )
@@ -189,6 +190,10 @@ class Store:
         return self._script(step)
 
     def _script(self, call: Call[Any]) -> Any:
+        if call.rider is not None:
+            with self.client.pipeline(transaction=False) as pipe:
+                reply, other = _both(pipe, call).execute(raise_on_error=False)
+            return _taken(call.rider, reply, other)
         try:
             return self._execute(*call.command())
         except NoScriptError:
@@ -287,6 +292,10 @@ class AsyncStore:
                 for command in step.commands:
                     pipe.execute_command(*command)
                 return checked(await pipe.execute(raise_on_error=False))
+        if step.rider is not None:
+            async with self.client.pipeline(transaction=False) as pipe:
+                reply, other = await _both(pipe, step).execute(raise_on_error=False)
+            return _taken(step.rider, reply, other)
         try:
             return await self._execute(*step.command())
         except NoScriptError:
@@ -295,6 +304,21 @@ class AsyncStore:
     async def close(self) -> None:
         """Close the client's connections."""
         await self.client.aclose()
+
+
+def _both(pipe: Any, call: Call[Any]) -> Any:
+    """A pipeline with a call and its rider: once by their texts, for a digest may not be known in a pipeline."""
+    assert call.rider is not None
+    pipe.execute_command(*call.full_command())
+    pipe.execute_command(*call.rider.call.full_command())
+    return pipe
+
+
+def _taken(rider: Rider, reply: Any, other: Any) -> Any:
+    rider.took(other)
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
 
 
 def checked(replies: list[Any]) -> list[Any]:

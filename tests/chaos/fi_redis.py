@@ -14,7 +14,10 @@ from typing import Self
 
 import redis
 
+import jobq
+from jobq.errors import QueueFullError
 from jobq.private_server import PrivateServer
+from tests.chaos import app
 from tests.chaos.field import QUEUES, Field
 from tests.chaos.frame import Report, Setup, experiment
 from tests.chaos.ledger import compare
@@ -303,6 +306,7 @@ def out_of_memory(setup: Setup) -> Report:
         judge_workers(field, report)
         field.drain(leases=0)
         field.judge(report)
+        _judge_without_workers(setup, field, report)
     report.problems = sorted(set(report.problems))
     return report
 
@@ -321,6 +325,23 @@ def _judge_step(
         report.expect("a typed error", word in ("acked", "QueueFullError"), word)
     used = field.raw.info("memory")
     report.figure(f"memory at {share:.0%}", used["used_memory"] / used["maxmemory"])
+
+
+def _judge_without_workers(setup: Setup, field: Field, report: Report) -> None:
+    """A backlog fills memory when nobody serves it: then producers look themselves."""
+    field.raw.flushall()
+    with jobq.Client(jobq.Settings(redis_url=field.server.url)) as client:
+        bulk = app.idle.options(client=client, queue="batch")
+        try:
+            for _ in range(1_000):
+                bulk.enqueue_many([{"number": n} for n in range(1_000)])
+        except QueueFullError as error:
+            report.expect("it is refused by the brake", "takes no new jobs" in str(error), str(error))
+        used = field.raw.info("memory")
+        report.figure("batch accepted without a worker", field.raw.llen("rq:queue:batch"))
+        share = used["used_memory"] / used["maxmemory"]
+        report.at_most("memory when batch is refused without a worker, share", share, 0.85)
+        app.idle.options(client=client, queue="critical").enqueue(number=0)
 
 
 def _fill_memory(raw: redis.Redis, share: float) -> None:

@@ -74,6 +74,25 @@ def test_a_plain_enqueue_is_one_round_trip_of_six_commands(
     assert sum(used.values()) <= MOST_PER_ENQUEUE * JOBS, used
 
 
+def test_where_memory_has_a_limit_a_look_once_a_second_goes_along(
+    through: jobq.Client, proxy: Proxy, server: redis.Redis
+) -> None:
+    server.config_set("maxmemory", 2**30)
+    try:
+        app.quiet.enqueue("first")
+        proxy.requests.clear()
+        server.config_resetstat()
+        began = time.monotonic()
+        for n in range(JOBS):
+            app.quiet.enqueue(f"{n}")
+        looks = int(time.monotonic() - began) + 1
+        used = commands(server)
+        assert len(proxy.requests) == JOBS, "in no round trip of its own"
+        assert sum(used.values()) <= MOST_PER_ENQUEUE * JOBS + 25 * looks, used
+    finally:
+        server.config_set("maxmemory", 0)
+
+
 def test_a_bulk_is_one_round_trip_for_a_hundred_jobs(
     through: jobq.Client, proxy: Proxy, server: redis.Redis
 ) -> None:

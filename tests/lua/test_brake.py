@@ -66,7 +66,8 @@ def test_who_refuses(real: Bench, use: Use, percent: float, takes: list[str]) ->
 def test_it_ends_some_points_below_so_that_it_does_not_flap(use: Use) -> None:
     assert use(81).shed == ("low", "batch")
     for percent in (79, 81, 80 - RELEASE_POINTS + 0.5, 82):
-        assert use(percent) == Braked(percent=round(percent))
+        assert (braked := use(percent)).percent == round(percent)
+        assert braked.shed == braked.admitted == ()
     assert use(80 - RELEASE_POINTS - 0.5).admitted == ("low", "batch")
     assert use(79).shed == ()
 
@@ -74,9 +75,15 @@ def test_it_ends_some_points_below_so_that_it_does_not_flap(use: Use) -> None:
 def test_one_worker_looks_for_all(real: Bench, use: Use) -> None:
     assert use(85).shed == ("low", "batch")
     real.now += 899
-    assert real.run(look(real.keys, AT, now_ms=real.now)) == Braked()
+    last = real.run(look(real.keys, dict.fromkeys(AT, 1), now_ms=real.now))
+    assert (last.percent, last.shed) == (85, ()), "what the last one saw, and nothing is judged"
+    assert str(last.limit) == real.redis.config_get("maxmemory")["maxmemory"]
     real.now += 1
-    assert real.run(look(real.keys, AT, now_ms=real.now)).percent == 85
+    assert real.run(look(real.keys, dict.fromkeys(AT, 1), now_ms=real.now)).shed == (
+        "critical",
+        "high",
+        "medium",
+    )
 
 
 def test_a_refusal_dies_with_those_who_look(real: Bench, use: Use) -> None:

@@ -5,8 +5,8 @@
 -- ARGV[4]  ms between two looks   ARGV[5] ms that a refusal holds   ARGV[6] points below its threshold at which it ends
 -- ARGV[7]  threshold, in percent of maxmemory, of queues not named here
 -- then per queue: name, threshold
--- Returns  {} when another worker has looked just now, else {percent in use or -1, queue, on | off, ...} with those
---          queues where it has just changed
+-- Returns  {percent in use at the last look or -1, maxmemory or 0, queue, on | off, ...} with those queues where it has
+--          just changed: none when somebody else has looked so soon before
 -- Keys built inside: jobq:q:<q>.
 -- Idempotent: a repeat finds that somebody has looked.
 -- Full memory: the first write is a HDEL of nothing.
@@ -16,10 +16,12 @@ if not now then
   local t = redis.call('TIME')
   now = t[1] * 1000 + math.floor(t[2] / 1000)
 end
-local looked = tonumber(redis.call('HGET', KEYS[1], 'm') or '')
-if looked and math.abs(now - looked) < tonumber(ARGV[4]) then return {} end
+local last = redis.call('HMGET', KEYS[1], 'm', 'mem', 'max')
+local looked = tonumber(last[1] or '')
+if looked and math.abs(now - looked) < tonumber(ARGV[4]) then
+  return { tonumber(last[2] or '') or -1, tonumber(last[3] or '') or 0 }
+end
 redis.call('HDEL', KEYS[1], '')
-redis.call('HSET', KEYS[1], 'm', string.format('%.0f', now))
 
 -- A user who may not ask has no brake; without maxmemory there is none either.
 local info = redis.pcall('INFO', 'memory')
@@ -31,7 +33,8 @@ local most = number('maxmemory')
 local used = number('used_memory') - number('mem_not_counted_for_evict')
 local percent = most > 0 and 100 * used / most or -1
 local shown = string.format('%.0f', percent)
-local out, seen = { tonumber(shown) }, {}
+redis.call('HSET', KEYS[1], 'm', string.format('%.0f', now), 'mem', shown, 'max', string.format('%.0f', most))
+local out, seen = { tonumber(shown), most }, {}
 
 local function judge(queue, threshold)
   local key = N .. 'q:' .. queue

@@ -257,10 +257,7 @@ class Brake:
     period_s = BRAKE_S
 
     def tick(self, store: Store, fleet: Fleet) -> None:
-        changed = store.run(brake.look(fleet.keys, fleet.thresholds))
-        for name, queues in (("queue.shed", changed.shed), ("queue.admitted", changed.admitted)):
-            for queue in queues:
-                events.emit(name, queue=queue, memory_percent=changed.percent, worker=fleet.name)
+        brake.tell(store.run(brake.look(fleet.keys, fleet.thresholds)), worker=fleet.name)
 
 
 class FreeRqSlots:
