@@ -20,13 +20,20 @@ from tests.chaos.ledger import append
 ADDRESS_SPACE = 4 << 30
 """``RLIMIT_AS`` of executors and job children: threads reserve much of it that they never use."""
 
+CGROUP = "CHAOS_CGROUP"
+"""The folder of a cgroup with little memory, where one can be made: the worker goes there first of all."""
+
 OOM_EVENTS = "CHAOS_OOM_EVENTS"
 """A file that stands in for the kernel's ``memory.events``."""
 
 if OOM_EVENTS in os.environ:  # in a worker
     from jobq.worker import memory
 
-    memory.OOM_KILL_FILE = Path(os.environ[OOM_EVENTS])
+    events = Path(os.environ[OOM_EVENTS])
+    if CGROUP in os.environ:
+        (Path(os.environ[CGROUP]) / "cgroup.procs").write_text(str(os.getpid()))
+    else:
+        memory.oom_kill_file = lambda: events  # type: ignore[assignment]
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, resource.RLIM_INFINITY))
 
 
@@ -63,7 +70,11 @@ def _eat_in_c() -> None:
 
 
 def _killed_for_memory() -> None:
-    """What the kernel does to a process of a full cgroup."""
+    """What the kernel does to a process of a full cgroup; imitated where none could be made."""
+    if CGROUP in os.environ:
+        eaten = []
+        while True:
+            eaten.append(b"x" * (4 << 20))
     with Path(os.environ[OOM_EVENTS]).open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # the kernel counts each, however many at once
         count = int(file.read().split()[1])

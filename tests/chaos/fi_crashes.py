@@ -24,6 +24,7 @@ from tests.chaos import app, broken_app, crash_app
 from tests.chaos.field import ISOLATED, TERMINAL, THREADS, Field, cpu_s, job_children, send
 from tests.chaos.frame import Report, Setup, experiment
 from tests.chaos.ledger import Entry, percentile
+from tests.support.cgroup import small_cgroup
 from tests.support.processes import until
 from tests.support.workers import Worker, alive
 
@@ -31,6 +32,9 @@ from tests.support.workers import Worker, alive
 
 OTHER = "medium"
 """The lane whose waits are watched while others crash."""
+
+_WORKER_MEMORY = 600 << 20
+"""Of a worker's cgroup: several times what it needs, and soon eaten."""
 
 CRASH_EVERY_S = 0.5
 REFILLED_WITHIN_S = 2.0
@@ -84,7 +88,9 @@ def crashing_jobs(setup: Setup) -> Report:
     report.figure("other lane's p95 wait, usually, ms", usual * 1000)
     report.at_most("other lane's p95 wait, ms", waits * 1000, usual * 1000 * WAITS_LONGER)
     report.notes.append(
-        "oom_kill is imitated: SIGKILL, and one more in the file that stands in for memory.events."
+        "oom_kill is the kernel's, in a cgroup of little memory."
+        if crash_app.CGROUP in field.env
+        else "oom_kill is imitated, for want of a cgroup: SIGKILL, and one more in a file for memory.events."
     )
     return report
 
@@ -106,11 +112,14 @@ def _crowd(field: Field, prefix: str) -> list[str]:
 def _crash_field(setup: Setup) -> Iterator[Field]:
     events = setup.folder / "memory.events"
     events.write_text("oom_kill 0\n")
-    with Field(
-        setup, queues=(THREADS, ISOLATED, OTHER), slots=2, program="tests.chaos.armed",
-        env={crash_app.OOM_EVENTS: str(events)},
-    ) as field:  # fmt: skip
-        yield field
+    with small_cgroup(_WORKER_MEMORY) as cgroup:
+        env = {crash_app.OOM_EVENTS: str(events)}
+        if cgroup is not None:
+            env[crash_app.CGROUP] = str(cgroup)
+        with Field(
+            setup, queues=(THREADS, ISOLATED, OTHER), slots=2, program="tests.chaos.armed", env=env
+        ) as field:
+            yield field
 
 
 @dataclass
