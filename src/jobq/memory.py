@@ -232,28 +232,38 @@ class _Namer:
             (keys.deferred(""), "registries", JobState.DEFERRED),
             (keys.parked(""), "registries", JobState.PARKED),
         )
+        n, p = keys.n, keys.p
+        by_kind: dict[str, tuple[str, ...]] = {
+            "results": (keys.results(""),),
+            "attempts": (keys.attempts(""),),
+            "logs": (keys.log(""),),
+            "dedup": (keys.dedup(""),),
+            "tags": (keys.tag(""),),
+            "correlation": (keys.correlation(""),),
+            "dependencies": (keys.dependencies("").removesuffix(":dependencies"),),
+            "counters": (f"{n}n:",),
+            "events": (f"{n}events",),
+            "workers": (keys.live_worker(""), keys.worker(""), keys.workers, keys.orders),
+            "claims": (keys.claim(""),),
+            "leases": (keys.leases, keys.cancels, keys.after, keys.quarantine, keys.pulse),
+            "waiters": (keys.wait(""), keys.done("")),
+            "queues": (keys.queue_state(""), keys.queues, keys.suspended),
+            "order": (keys.order(""), *(f"{n}{word}:" for word in ("turns", "turn", "fair"))),
+            "quotas": (f"{n}quota:",),
+            "limits": (
+                *(keys.gate(""), keys.gates, keys.blocked(""), keys.rate_limits, f"{p}rl:"),
+                *(f"{n}{word}:" for word in ("held", "rate", "closed")),
+            ),
+            "schedules": (
+                keys.schedules,
+                keys.due,
+                keys.schedule(""),
+                keys.declared(""),
+                f"{p}scheduler-lock:",
+            ),
+        }
         self._beside = (
-            (keys.results(""), "results"),
-            (keys.attempts(""), "attempts"),
-            (keys.dedup(""), "dedup"),
-            (f"{keys.n}n:", "counters"),
-            (f"{keys.n}events", "events"),
-            (keys.live_worker(""), "workers"),
-            (keys.worker(""), "workers"),
-            (keys.workers, "workers"),
-            (keys.claim(""), "claims"),
-            (keys.wait(""), "waiters"),
-            (keys.done(""), "waiters"),
-            (keys.dependencies("").removesuffix(":dependencies"), "dependencies"),
-            *((start, "limits") for start in (keys.gate(""), keys.gates, keys.blocked(""))),
-            *(
-                (f"{keys.n}{word}:", "limits")
-                for word in ("held", "rate", "closed", "order", "turns", "turn", "fair")
-            ),
-            *(
-                (start, "schedules")
-                for start in (keys.schedules, keys.due, keys.schedule(""), keys.declared(""))
-            ),
+            *((start, kind) for kind, starts in by_kind.items() for start in starts),
             (keys.n, "others of jobq"),
             (keys.p, "others of rq"),
         )

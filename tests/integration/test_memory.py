@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import re
 
 import pytest
 import redis
 
 import jobq
-from jobq import calls
+from jobq import calls, lua
 from jobq.errors import StoreError
-from jobq.memory import NOT_OURS, MemoryReport, memory_plan
+from jobq.keys import Keys
+from jobq.memory import NOT_OURS, MemoryReport, _Namer, memory_plan
 from jobq.steps import NewJob
 from tests.support.hand import Hand
 
@@ -69,6 +72,39 @@ def test_every_key_is_under_its_kind(client: jobq.Client, redis_client: redis.Re
     assert sizes == sorted(sizes, reverse=True)
     measured = sum(redis_client.memory_usage(key, samples=20) or 0 for key in redis_client.keys("*"))
     assert sum(sizes) == measured
+
+
+CHANNELS = {"cancel_channel", "wake_channel", "rq_commands"}
+PREFIXES = {"p", "n"}
+
+
+def test_every_name_that_keys_knows_has_a_kind() -> None:
+    keys = Keys()
+    others = {}
+    for name, member in inspect.getmembers(Keys):
+        if name.startswith("_") or name in CHANNELS | PREFIXES | {"prefix"}:
+            continue
+        if isinstance(member, property):
+            key = getattr(keys, name)
+        else:
+            wanted = inspect.signature(member).parameters
+            key = member(keys, *(1 if each == "minute" else "x" for each in list(wanted)[1:]))
+        kind, _, _ = _Namer(keys).of(key)
+        if kind == NOT_OURS or kind.startswith("others"):
+            others[name] = key
+    assert others == {}
+
+
+def test_every_key_that_a_script_builds_has_a_kind() -> None:
+    keys, others = Keys(), set()
+    for name in lua.names():
+        for prefix, word in re.findall(r"\b([NP]) \.\. '([a-z][a-z:-]*)", lua.script(name).text.decode()):
+            key = (keys.n if prefix == "N" else keys.p) + word + "x"
+            if prefix + word == "Ncancel":  # a channel
+                continue
+            if _Namer(keys).of(key)[0].startswith(("others", NOT_OURS)):
+                others.add(key)
+    assert others == set()
 
 
 def test_a_sample_stands_for_the_rest(client: jobq.Client) -> None:
