@@ -31,6 +31,7 @@ def test_the_help_of_a_command(path: str) -> None:
     command, own = ALL[path]
     text = command.get_help(own)
     assert not [line for line in text.splitlines() if line.endswith("...") and "Usage" not in line], text
+    assert "--help" not in text.partition("Global options")[0], "it is one of the global options"
     names = {param.make_metavar(own) for param in command.params if isinstance(param, click.Argument)}
     assert not names & {line.strip() for line in text.splitlines()}, "an argument without a text"
     assert (command.help or "").splitlines()[0].endswith("."), "the first line is a sentence"

@@ -90,7 +90,7 @@ class _WithGlobals(click.Command):
                 continue
             record = param.get_help_record(ctx)
             if record is not None:
-                (shared if param.name in _GLOBAL_NAMES or param.name == "help" else own).append(record)
+                (shared if param.name in _GLOBAL_NAMES or "--help" in param.opts else own).append(record)
         if own:
             with formatter.section("Options"):
                 formatter.write_dl(own)

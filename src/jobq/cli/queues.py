@@ -116,7 +116,10 @@ def pause(state: State, name: str, for_: timedelta | None, reason: str | None) -
 @click.argument("name", metavar="Q")
 @pass_state
 def resume(state: State, name: str) -> None:
-    """End a pause, or what jobs closed the queue or their limits for with RateLimited."""
+    """End a pause, or what RateLimited closed.
+
+    Of the queue and of the limits of its jobs.
+    """
     client = state.client()
     check_queue(client, name)
     _show(state, client.queues.resume(name))
