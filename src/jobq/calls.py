@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobq.keys import Keys
+from jobq.limits import Noted
 from jobq.queues import KEEP_DEAD, KEEP_SUCCEEDED
 from jobq.replies import bounded_int, clean_text, exact_text, exact_texts
 from jobq.rq_bridge import iso
@@ -399,21 +400,29 @@ def pause(keys: Keys, queue: str, until_ms: int = 0, by: str = "", reason: str =
     return Call("pause", (keys.queue_state(queue),), args, bool)
 
 
-def limit(keys: Keys, queue: str, gates: str | None, until_ms: int = 0) -> Call[bool]:
-    """Limit a queue to these gates in place of what the settings say; None: to what they say."""
-    text = "" if gates is None else f"{until_ms}|{gates}"
-    return Call("limit", (keys.queue_state(queue),), (*script_head(keys, None), queue, text), bool)
+def limit(
+    keys: Keys, queue: str, gates: str | None, until_ms: int = 0, *, most: int | None = None
+) -> Call[bool]:
+    """Limit a queue to these gates in place of what the settings say; None: to what they say.
+
+    Args:
+        most: The most jobs that may wait; None: any number.
+    """
+    texts = (
+        ("", "") if gates is None else (f"{until_ms}|{gates}", f"{until_ms}|{'' if most is None else most}")
+    )
+    return Call("limit", (keys.queue_state(queue),), (*script_head(keys, None), queue, *texts), bool)
 
 
-def declare_limits(keys: Keys, gates: Mapping[str, str], *, first: bool) -> Call[int]:
-    """Note what the settings limit queues to, by name; how many changed.
+def declare_limits(keys: Keys, noted: Mapping[str, Noted], *, first: bool) -> Call[int]:
+    """Note what the settings say of queues, by name, as far as scripts go by it; of how many something changed.
 
     Args:
         first: Replace what is noted; otherwise only fill in what is missing.
     """
-    pairs = [text for item in gates.items() for text in item]
-    names = tuple(keys.queue_state(queue) for queue in gates)
-    return Call("declare_limits", names, (*script_head(keys, None), int(first), *pairs), int)
+    texts = [text for queue, each in noted.items() for text in (queue, *each)]
+    names = tuple(keys.queue_state(queue) for queue in noted)
+    return Call("declare_limits", names, (*script_head(keys, None), int(first), *texts), int)
 
 
 def lift(

@@ -107,6 +107,7 @@ class Queues:
         *,
         rate: Rate | str | Keep | None = Keep.KEEP,
         concurrency: int | Keep | None = Keep.KEEP,
+        max_waiting: int | Keep | None = Keep.KEEP,
         for_: float | timedelta | None = None,
     ) -> QueueInfo:
         """Limit the queue over all workers, in place of what the settings say. What runs goes on.
@@ -114,13 +115,14 @@ class Queues:
         Args:
             rate: Starts per window, such as ``"50/m"``. None: any number. Not given: as it is now.
             concurrency: Runs at once. None: any number. Not given: as it is now.
+            max_waiting: Jobs that wait; beyond, enqueues are refused. None: any number. Not given: as it is now.
             for_: Seconds or timedelta after which the settings count again; None: ``reset_limit`` only.
         Raises:
             JobNotFoundError: There is no such queue.
             ConfigError: A limit is out of its range.
         """
         there = self._serving(name)
-        return there.run(there.plans.limit(name, rate, concurrency, for_))
+        return there.run(there.plans.limit(name, rate, concurrency, for_, max_waiting))
 
     def reset_limit(self, name: str) -> QueueInfo:
         """Limit the queue to what the settings say."""
@@ -296,11 +298,12 @@ class AsyncQueues:
         *,
         rate: Rate | str | Keep | None = Keep.KEEP,
         concurrency: int | Keep | None = Keep.KEEP,
+        max_waiting: int | Keep | None = Keep.KEEP,
         for_: float | timedelta | None = None,
     ) -> QueueInfo:
         """As :meth:`Queues.limit`."""
         there = self._serving(name)
-        return await there.run(there.plans.limit(name, rate, concurrency, for_))
+        return await there.run(there.plans.limit(name, rate, concurrency, for_, max_waiting))
 
     async def reset_limit(self, name: str) -> QueueInfo:
         """As :meth:`Queues.reset_limit`."""

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, PlainSerializer, PrivateAttr, Secret
 
 from jobq import setting_kinds as kinds
 from jobq.errors import ConfigError
-from jobq.limits import Concurrency, Rate
+from jobq.limits import MOST_WAITING, Concurrency, Rate
 from jobq.parsing import format_duration, parse_duration, redact_url
 from jobq.queues import ISOLATIONS, LANES, PROFILES, Isolation, Priority, QueueSpec, Retention, ShedAt
 from jobq.retry import MOST_ATTEMPTS, Backoff, Fixed, RetryPolicy, Steps
@@ -54,6 +54,7 @@ class QueueOptions(BaseModel):
     redis_url: Annotated[str | None, kinds.REDIS_URL] = None
     nice: Annotated[int, kinds.whole(0, 19)] = 0
     priority: Annotated[Priority | None, kinds.one_of(*Priority)] = None
+    max_waiting: Annotated[int | None, kinds.whole(0, MOST_WAITING)] = None
 
     def apply(self, spec: QueueSpec) -> QueueSpec:
         """``spec`` with what is given here in place of its own."""

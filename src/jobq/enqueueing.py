@@ -453,7 +453,7 @@ class Enqueuer:
                 queue=queue,
                 task=task,
             )
-        message = shed if answer.status == "shed" else f"queue {queue!r} takes no more jobs for now"
+        message = shed if answer.status == "shed" else full_text(queue)
         return QueueFullError(message, job_id=prepared.new.id, queue=queue, task=task)
 
     def _explain(self, error: JobqError, first: _Prepared) -> None:
@@ -461,6 +461,14 @@ class Enqueuer:
         error.job_id = error.job_id or first.new.id
         error.queue = error.queue or first.queue
         error.task = error.task or first.request.task.name
+
+
+def full_text(queue: str) -> str:
+    """What to say when a queue has reached its ``max_waiting``."""
+    return (
+        f"queue {queue!r} has as many jobs waiting as it may, its max_waiting: try again later, serve it with more"
+        f" slots, or let more wait: jobq queues limit {queue} --max N"
+    )
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

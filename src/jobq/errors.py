@@ -75,7 +75,7 @@ class PayloadTooLargeError(EnqueueError):
 
 
 class QueueFullError(EnqueueError):
-    """The queue takes no more jobs: its ``max`` is reached, or memory is short."""
+    """The queue takes no more jobs: its ``max_waiting`` wait, or memory is short."""
 
 
 class QuotaExceededError(QueueFullError):

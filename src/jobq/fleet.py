@@ -64,7 +64,6 @@ class QueueInfo:
     paused_by: str | None = None
     paused_reason: str | None = None
     shed: bool = False
-    maximum: int | None = None
     limits: QueueLimits = field(default_factory=QueueLimits)
     limits_set: bool = False
     limits_until: datetime | None = None
@@ -205,8 +204,10 @@ def queue_info(
         paused_by=(state.get("by") or None) if paused else None,
         paused_reason=(state.get("reason") or None) if paused else None,
         shed=as_int(state.get("shed")) > now_ms,
-        maximum=as_int(state.get("max")) or None,
-        limits=QueueLimits.of_gates(text if limits_set else state.get("limit", "")),
+        limits=QueueLimits.of_gates(
+            text if limits_set else state.get("limit", ""),
+            state.get("max_set", "").partition("|")[2] if limits_set else state.get("max", ""),
+        ),
         limits_set=limits_set,
         limits_until=datetime.fromtimestamp(limits_end / 1000, tz=UTC) if limits_set and limits_end else None,
         backed_off_until=datetime.fromtimestamp(closed / 1000, tz=UTC) if backed_off else None,

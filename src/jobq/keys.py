@@ -195,7 +195,7 @@ class Keys:
         return f"{self.n}claim:{exec_id}"
 
     def queue_state(self, queue: str) -> str:
-        """Hash: ``paused until by reason shed mem max parked``."""
+        """Hash: ``paused until by reason shed mem limit max step parked …``."""
         return f"{self.n}q:{queue}"
 
     def dedup(self, name: str) -> str:

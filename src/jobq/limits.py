@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jobq import dedup
 from jobq.errors import ConfigError
@@ -26,6 +26,8 @@ class Keep(Enum):
 
 MOST_COUNTED = 10_000
 """A rate without a burst counts its starts one by one up to this limit; above, a twentieth of it is the burst."""
+
+MOST_WAITING = 1_000_000_000
 
 Scope = Literal["task", "queue", "all"]
 """What counts together: the jobs of a task, those of a queue, or all whose tasks declare it."""
@@ -214,6 +216,20 @@ def _name(kind: str, task: str, queue: str, limit: Rate | Concurrency, params: M
     return f"{kind}:{whose}:{dedup.digest(limit.counting, text)}"
 
 
+class Noted(NamedTuple):
+    """What the settings say of a queue, as the scripts read it; empty: as without.
+
+    Attributes:
+        limit: Its gates.
+        most: The most jobs that may wait.
+        step: Milliseconds of waiting that one step of order is worth; empty: 30,000.
+    """
+
+    limit: str = ""
+    most: str = ""
+    step: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
     """What a whole queue is limited to, over all workers.
@@ -221,16 +237,22 @@ class QueueLimits:
     Attributes:
         rate: Starts per window; None: any number.
         concurrency: Runs at once; None: any number.
+        max_waiting: Jobs that wait, for whatever; beyond, enqueues are refused. None: any number.
     """
 
     rate: Rate | None = None
     concurrency: int | None = None
+    max_waiting: int | None = None
 
     def __post_init__(self) -> None:
         if self.rate is not None and self.rate.key is not None:
             raise ConfigError("the rate of a queue has no key: its jobs are of many tasks")
         if self.concurrency is not None:
             _check(self.concurrency, None, "task", "concurrency limit")
+        if self.max_waiting is not None and not is_whole(self.max_waiting, 0, MOST_WAITING):
+            raise ConfigError(
+                f"the most waiting jobs of a queue must be a whole number of at least 0, got {self.max_waiting!r}"
+            )
 
     def gates(self, queue: str) -> str:
         """As the scripts read them; empty without a limit."""
@@ -240,8 +262,8 @@ class QueueLimits:
         return ";".join(found)
 
     @classmethod
-    def of_gates(cls, text: str) -> QueueLimits:
-        """What :meth:`gates` wrote; what cannot be read limits nothing, as in the scripts."""
+    def of_gates(cls, text: str, most: str = "") -> QueueLimits:
+        """What :meth:`gates` wrote, and the most jobs; what cannot be read limits nothing, as in the scripts."""
         rate, concurrency = None, None
         for kind, limit, window, burst in re.findall(r"([rbc]),(\d+),(\d+),(\d+),[^;]+", text):
             if kind == "c":
@@ -249,4 +271,4 @@ class QueueLimits:
             else:
                 asked = int(burst) if int(limit) <= MOST_COUNTED or int(burst) != int(limit) // 20 else 0
                 rate = Rate(int(limit), timedelta(milliseconds=int(window)), burst=asked or None)
-        return cls(rate, concurrency)
+        return cls(rate, concurrency, int(most) if most.isdecimal() and len(most) < 15 else None)

@@ -239,6 +239,7 @@ class Plans:
         rate: Rate | str | Keep | None,
         concurrency: int | Keep | None,
         for_: float | timedelta | None,
+        max_waiting: int | Keep | None = Keep.KEEP,
     ) -> Plan[QueueInfo]:
         now = (yield from self.queue(name)).limits
         if isinstance(rate, str):
@@ -246,18 +247,18 @@ class Plans:
         wanted = QueueLimits(
             now.rate if isinstance(rate, Keep) else rate,
             now.concurrency if isinstance(concurrency, Keep) else concurrency,
+            now.max_waiting if isinstance(max_waiting, Keep) else max_waiting,
         )
-        yield calls.limit(self.keys, name, wanted.gates(name), _until_ms(for_, "a limit"))
-        events.emit("queue.limited", queue=name, rate=str(wanted.rate or ""), concurrency=wanted.concurrency)
+        until_ms = _until_ms(for_, "a limit")
+        yield calls.limit(self.keys, name, wanted.gates(name), until_ms, most=wanted.max_waiting)
+        _tell_limits(name, wanted)
         return (yield from self.queue(name))
 
     def reset_limit(self, name: str) -> Plan[QueueInfo]:
         yield from self.queue(name)
         yield calls.limit(self.keys, name, None)
         info = yield from self.queue(name)
-        events.emit(
-            "queue.limited", queue=name, rate=str(info.limits.rate or ""), concurrency=info.limits.concurrency
-        )
+        _tell_limits(name, info.limits)
         return info
 
     def drain(self, name: str, rate: float | None, dry_run: bool, progress: Progress) -> Plan[BulkReport]:
@@ -333,3 +334,13 @@ def _until_ms(for_: float | timedelta | None, what: str) -> int:
     if length <= timedelta(0):
         raise ValueError(f"{what} must be longer than 0, got {length}")
     return clock_ms() + length // timedelta(milliseconds=1)
+
+
+def _tell_limits(queue: str, limits: QueueLimits) -> None:
+    events.emit(
+        "queue.limited",
+        queue=queue,
+        rate=str(limits.rate or ""),
+        concurrency=limits.concurrency,
+        max_waiting=limits.max_waiting,
+    )

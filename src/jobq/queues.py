@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from jobq.errors import ConfigError
-from jobq.limits import Concurrency, QueueLimits, Rate
+from jobq.limits import MOST_WAITING, Concurrency, Noted, QueueLimits, Rate
 from jobq.retry import MOST_ATTEMPTS, Delays, is_duration, is_number, is_whole
 
 Isolation = Literal["thread", "process"]
@@ -20,6 +20,9 @@ ISOLATIONS: tuple[Isolation, ...] = get_args(Isolation)
 # No colon: Redis keys put the queue's name between colons. Also what an environment variable can spell.
 QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _LONGEST = timedelta(days=3650)
+
+LONGEST_STEP = timedelta(seconds=30)
+"""What a step of order is worth in a queue without a target."""
 
 
 class Priority(StrEnum):
@@ -81,6 +84,7 @@ class QueueSpec:
         target: Service level: longest wait between due and started, a timedelta or seconds. None: no target.
         rate: Starts per window, over all workers. None: unlimited.
         concurrency: Runs at once, over all workers; also as a plain number. None: unlimited.
+        max_waiting: Jobs that wait, for whatever; beyond, enqueues are refused. None: unlimited.
         max_attempts: For tasks that do not say; None: ``JOBQ_MAX_ATTEMPTS``.
         backoff: For tasks that do not say; None: the default backoff.
         timeout: For tasks that do not say; None: the default of 180 s. Always finite.
@@ -114,6 +118,7 @@ class QueueSpec:
     redis_url: str | None = None
     nice: int = 0
     priority: Priority | None = None
+    max_waiting: int | None = None
 
     def __post_init__(self) -> None:
         if not QUEUE_NAME.fullmatch(self.name):
@@ -124,6 +129,8 @@ class QueueSpec:
         self._whole("nice", self.nice, 0, 19)
         if self.max_attempts is not None:
             self._whole("max_attempts", self.max_attempts, 1, MOST_ATTEMPTS)
+        if self.max_waiting is not None:
+            self._whole("max_waiting", self.max_waiting, 0, MOST_WAITING)
         self._in_seconds()
         self._positive("target", self.target)
         self._positive("timeout", self.timeout)
@@ -143,7 +150,25 @@ class QueueSpec:
     @property
     def limits(self) -> QueueLimits:
         """What the whole queue is limited to."""
-        return QueueLimits(self.rate, self.concurrency.limit if self.concurrency else None)
+        return QueueLimits(self.rate, self.concurrency.limit if self.concurrency else None, self.max_waiting)
+
+    @property
+    def order_step(self) -> timedelta:
+        """How long a job waits to be as good as one of the next lower order.
+
+        There are nine steps, so no job is passed by one that comes more than a target later; at most half a minute.
+        """
+        return LONGEST_STEP if self.target is None else min(self.target / 9, LONGEST_STEP)
+
+    @property
+    def noted(self) -> Noted:
+        """What the scripts go by."""
+        step = self.order_step / timedelta(milliseconds=1)
+        return Noted(
+            self.limits.gates(self.name),
+            "" if self.max_waiting is None else str(self.max_waiting),
+            "" if self.order_step == LONGEST_STEP else f"{step:.3f}",
+        )
 
     @property
     def urgency(self) -> Priority:

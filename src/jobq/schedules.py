@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jobq import calls, events, schedule_calls
 from jobq.codec import Codec
 from jobq.cron import moment, zone
-from jobq.enqueueing import Enqueuer
+from jobq.enqueueing import Enqueuer, full_text
 from jobq.errors import ConfigError, ConflictError, JobNotFoundError, QueueFullError
 from jobq.job import Job, JobOwner, new_job_id
 from jobq.job_reading import job_plan
@@ -211,7 +211,9 @@ class SchedulePlans:
         )
         answer: EnqueueAnswer = (yield calls.enqueue(self.keys, stored.queue, [new], True))[0]
         if answer.status in ("full", "shed"):
-            raise QueueFullError(f"queue {stored.queue!r} takes no more jobs for now", queue=stored.queue)
+            short = f"queue {stored.queue!r} takes no more jobs while memory is short: see jobq memory"
+            text = full_text(stored.queue) if answer.status == "full" else short
+            raise QueueFullError(text, queue=stored.queue)
         if answer.status == "duplicate":
             raise ConflictError(f"job {answer.id} holds the dedup key of schedule {name!r}", job_id=answer.id)
         events.emit("job.enqueued", job_id=job_id, task=stored.task, queue=stored.queue, schedule=name)

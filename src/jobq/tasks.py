@@ -368,8 +368,8 @@ def task(
         version: Version of the params; raise it when their meaning changes.
         upcast: Turns params of an older version into this one's: ``upcast(params, version) -> params``.
         keep_result: Whether what the function returns is stored.
-        order: Place among the jobs of its queue: 1 first, 5 (default) in line, 10 last. Each step is worth half a
-            minute of waiting, so that nothing waits for ever.
+        order: Place among the jobs of its queue: 1 first, 5 (default) in line, 10 last. Each step is worth a ninth
+            of the queue's target of waiting, at most half a minute, so that nothing waits for ever.
         fair: Template such as ``"{tenant_id}"``: the tenants of a queue take turns, however much one of them
             enqueues. Its order then counts among a tenant's jobs.
         quota: Enqueues per window; beyond, ``enqueue`` raises ``QuotaExceededError``.

@@ -9,8 +9,11 @@ import pytest
 import redis
 
 import jobq
+from jobq import calls
 from jobq.errors import ConfigError
+from jobq.queues import QueueSpec
 from jobq.registry import Registry
+from jobq.store import Store
 from tests.support.hand import Hand
 
 
@@ -221,3 +224,29 @@ def test_a_rate_may_get_a_burst_or_lose_it(
     assert [first.id, second.id] == [old.id, new.id]
     assert hand.settle(first, "hand_back") == "ok"
     assert ids(hand) == [old.id]
+
+
+@pytest.mark.covers("L-05")
+def test_a_flood_is_refused_and_an_operator_may_let_more_in(
+    client: jobq.Client, registry: Registry, redis_client: redis.Redis
+) -> None:
+    task = jobq.task("t.flood", queue="low", registry=registry)(lambda: None).options(client=client)
+    info = client.queues.limit("low", max_waiting=2, rate="50/m", for_=60)
+    assert (info.limits.max_waiting, info.limits_set) == (2, True)
+    assert info.limits_until is not None
+    task.enqueue_many([{}, {}])
+    with pytest.raises(jobq.QueueFullError, match="jobq queues limit low --max N") as caught:
+        task.enqueue()
+    assert (caught.value.queue, caught.value.task) == ("low", "t.flood")
+    info = client.queues.limit("low", concurrency=3)
+    assert (info.limits.max_waiting, info.limits.rate) == (2, jobq.Rate(50)), "what is not given stays"
+    assert client.queues.limit("low", max_waiting=None).limits.max_waiting is None
+    task.enqueue()
+    noted = QueueSpec("low", max_waiting=3).noted
+    Store(redis_client).run(calls.declare_limits(client.keys, {"low": noted}, first=True))
+    task.enqueue()
+    assert client.queues.reset_limit("low").limits.max_waiting == 3
+    with pytest.raises(jobq.QueueFullError):
+        task.enqueue()
+    with pytest.raises(ConfigError):
+        client.queues.limit("low", max_waiting=-1)

@@ -10,7 +10,7 @@ from jobq import calls
 from jobq.control import hasten, move_many
 from jobq.errors import StoreError
 from jobq.joblog import add_lines
-from jobq.limits import Concurrency, QueueLimits, Rate
+from jobq.limits import Concurrency, Noted, QueueLimits, Rate
 from jobq.steps import Claim, Outcome
 from tests.lua.conftest import Bench
 
@@ -90,7 +90,7 @@ def test_a_claim_beside_a_key_of_the_wrong_type(
     bench: Bench, key: str, request: pytest.FixtureRequest
 ) -> None:
     request.node.skip_check = True
-    bench.run(calls.declare_limits(bench.keys, {"q": QueueLimits(Rate(50)).gates("q")}, first=True))
+    bench.run(calls.declare_limits(bench.keys, {"q": Noted(QueueLimits(Rate(50)).gates("q"))}, first=True))
     bench.enqueue("s")
     bench.redis.hset("rq:job:s", "crashes", "1")
     bench.enqueue("d", dedup_key="t.x:k", dedup_mode="s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobq import calls
+from jobq.limits import Noted
 from jobq.steps import NewJob
 from tests.lua.conftest import T0, Bench
 
@@ -195,6 +196,45 @@ def test_full(bench: Bench) -> None:
     bench.redis.hset("jobq:q:q", mapping={"max": 10, "shed": bench.now + 1})
     assert bench.enqueue("e") == [("shed", "e")]
     assert bench.status("e") is None
+
+
+def test_all_that_waits_counts_whatever_it_waits_for(bench: Bench) -> None:
+    bench.redis.hset("jobq:q:q", "max", 4)
+    bench.settle(bench.running("p"), kind="park", bucket="t.new", reason="unknown_task")
+    bench.settle(bench.running("r"), kind="retry", spends=True, delay_ms=60_000)
+    bench.running("runs")
+    assert bench.enqueue("a", "b", "c", delay_ms=1_000) == [
+        ("scheduled", "a"),
+        ("scheduled", "b"),
+        ("full", "c"),
+    ]
+    assert bench.enqueue("d") == [("full", "d")]
+    bench.run(calls.cancel(bench.keys, "a", now_ms=bench.now))
+    assert bench.enqueue("d") == [("queued", "d")]
+
+
+def test_an_operator_sets_the_most_jobs_for_a_time(bench: Bench) -> None:
+    noted = Noted(most="1")
+    bench.run(calls.declare_limits(bench.keys, {"q": noted}, first=True))
+    assert bench.enqueue("a", "b") == [("queued", "a"), ("full", "b")]
+    bench.run(calls.limit(bench.keys, "q", "", bench.now + 1_000, most=3), repeats=2)
+    assert bench.enqueue("b") == [("queued", "b")]
+    bench.run(calls.limit(bench.keys, "q", "", bench.now + 1_000))
+    assert bench.enqueue("c", "d") == [("queued", "c"), ("queued", "d")]
+    bench.now += 1_000
+    assert bench.enqueue("e") == [("full", "e")]
+    bench.run(calls.limit(bench.keys, "q", None))
+    assert bench.redis.hgetall("jobq:q:q") == {b"max": b"1"}
+    bench.run(calls.declare_limits(bench.keys, {"q": Noted()}, first=False))
+    assert bench.enqueue("e") == [("full", "e")], "a worker that runs leaves what another has noted"
+    bench.run(calls.declare_limits(bench.keys, {"q": Noted()}, first=True))
+    assert bench.enqueue("e") == [("queued", "e")]
+
+
+@pytest.mark.parametrize("text", ["nan", "", "-1", "x", "0|", "|5", "0|x"])
+def test_a_most_that_is_no_number_refuses_nobody(bench: Bench, text: str) -> None:
+    bench.redis.hset("jobq:q:q", mapping={"max": text, "max_set": text})
+    assert bench.enqueue("a") == [("queued", "a")]
 
 
 def test_a_wrong_type_holder_refuses_nobody(bench: Bench) -> None:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from jobq import calls
-from jobq.limits import Concurrency, QueueLimits, Quota, Rate
+from jobq.limits import Concurrency, Noted, QueueLimits, Quota, Rate
 from jobq.steps import Claim, Claimed
 from tests.lua.conftest import T0, Bench
 
@@ -18,7 +18,7 @@ SPAN = MINUTE + 500
 
 def limited(bench: Bench, rate: Rate | None = None, concurrency: int | None = None, queue: str = "q") -> None:
     gates = QueueLimits(rate, concurrency).gates(queue)
-    bench.run(calls.declare_limits(bench.keys, {queue: gates}, first=True))
+    bench.run(calls.declare_limits(bench.keys, {queue: Noted(gates)}, first=True))
 
 
 def gated(bench: Bench, *ids: str, lm: str, queue: str = "q") -> None:
@@ -104,7 +104,9 @@ def test_an_operators_limit_counts_before_the_settings_until_its_time_is_over(be
 
 def test_a_worker_that_starts_replaces_the_declared_limits_and_others_only_repair(bench: Bench) -> None:
     def declare(gates: str, *, first: bool) -> int:
-        changed: int = bench.run(calls.declare_limits(bench.keys, {"q": gates, "q2": ""}, first=first))
+        changed: int = bench.run(
+            calls.declare_limits(bench.keys, {"q": Noted(gates), "q2": Noted()}, first=first)
+        )
         return changed
 
     assert declare(R2, first=True) == 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from datetime import timedelta
 
 import pytest
 
 from jobq import calls
+from jobq.queues import QueueSpec
 from tests.lua.conftest import T0, Bench
 
 STEP_MS = 30_000
@@ -72,6 +74,41 @@ def test_waiting_ages(bench: Bench, seed: int) -> None:
                 assert at - since <= (its - own) * STEP_MS, "at most 270 s"
     claimed += drained(bench, 4)
     assert sorted(claimed) == sorted(queued)
+
+
+@pytest.mark.covers("P-11")
+@pytest.mark.parametrize("target_ms", [100, 1_000, 5_000, 30_000, 300_000, None])
+@pytest.mark.parametrize("seed", range(2))
+def test_nobody_is_passed_by_who_comes_a_target_later(real: Bench, target_ms: int | None, seed: int) -> None:
+    """A step of waiting follows the queue's target, so that the most urgent flood starves nobody for longer."""
+    target = None if target_ms is None else timedelta(milliseconds=target_ms)
+    real.run(calls.declare_limits(real.keys, {"q": QueueSpec("q", target=target).noted}, first=True))
+    most = min(target_ms or 270_000, 270_000)
+    rand = random.Random(seed)
+    queued: dict[str, int] = {}
+    claimed: set[str] = set()
+    for number in range(120):
+        real.now += rand.randrange(0, most // 10)
+        name = f"j{number}"
+        queued[name] = real.now
+        ordered(real, name, rand.choice([1, 1, 1, 1, 5, 10]))
+        if number % 3:
+            (job,) = real.claim(1).jobs
+            claimed.add(job.id)
+            passed = [other for other in queued.keys() - claimed if queued[job.id] - queued[other] > most]
+            assert not passed, "by one that came more than the target later"
+    assert len(drained(real, 4)) == len(queued) - len(claimed)
+
+
+def test_orders_still_count_within_a_target(bench: Bench) -> None:
+    spec = QueueSpec("q", target=timedelta(seconds=9))
+    bench.run(calls.declare_limits(bench.keys, {"q": spec.noted}, first=True))
+    ordered(bench, "last", 10)
+    bench.now += 8_999
+    ordered(bench, "first", 1)
+    bench.now += 2
+    ordered(bench, "late", 1)
+    assert drained(bench) == ["first", "last", "late"]
 
 
 def test_an_urgent_job_behind_thousands_in_order(bench: Bench) -> None:

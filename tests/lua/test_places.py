@@ -355,7 +355,7 @@ def test_after_any_mix_of_steps_nobody_is_lost_and_turns_are_taken(real: Bench, 
 _FUNCTION = re.compile(r"^local function (\w+)\(.*?^end$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["place", "displace"])
+@pytest.mark.parametrize("name", ["place", "displace", "most_of", "waiting_in"])
 def test_scripts_that_share_a_function_have_it_word_for_word(name: str) -> None:
     """Scripts are not joined from parts, so what several need stands in each."""
     found: dict[str, list[str]] = {}

@@ -212,7 +212,9 @@ class Reference:
         if self.shed_until.get(queue, 0) > self.now_ms:
             room, refusal = 0, "shed"
         elif queue in self.most:
-            room = self.most[queue] - len(self._list(queue))
+            others = ("scheduled", "deferred", "parked")
+            beside = sum(job.queue == queue and job.state in others for job in self.jobs.values())
+            room = self.most[queue] - len(self._list(queue)) - beside
         answers = []
         for one in new:
             word, who = self._judge(one)

@@ -118,7 +118,7 @@ ROWS: Mapping[str, Row] = {
     "queues show": _queue("high", "", shows="deploy", reads=True),
     "queues pause": _queue("high --for 10m", "high --for 0s", shows="yes", absent=_UNDONE),
     "queues resume": _queue("high", "", shows="no", absent=_UNDONE),
-    "queues limit": _queue("high --rate 50/m --slots 3", "high", shows="50/m", absent=_UNDONE),
+    "queues limit": _queue("high --rate 50/m --slots 3 --max 5000", "high", shows="50/m", absent=_UNDONE),
     "queues drain": _queue("high", "high --rate fast", yes="--yes"),
     "queues empty": _queue("high", "high --rate fast", yes="--yes"),
     "queues clean": _queue("high --state dead --older-than 0s", "high", yes="--yes"),

@@ -158,6 +158,7 @@ def test_queue_options_lie_over_lanes_and_make_new_queues(load):
         "JOBQ_QUEUES__EMAIL__SLOTS": "5",
         "JOBQ_QUEUES__EMAIL__TARGET": "10s",
         "JOBQ_QUEUES__EMAIL__RATE": "50/m",
+        "JOBQ_QUEUES__EMAIL__MAX_WAITING": "10_000",
         "JOBQ_QUEUES__HIGH__MAX_ATTEMPTS": "7",
         "JOBQ_QUEUES__HIGH__BACKOFF": "1s,10s,1m",
         "JOBQ_QUEUES__HIGH__TARGET": "none",
@@ -205,6 +206,7 @@ def test_backoffs(load, text, delays):
     [
         ({"JOBQ_QUEUES__EMAIL__SLOTS": "five"}, ["JOBQ_QUEUES__EMAIL__SLOTS='five'", "a whole number from 1 to"]),
         ({"JOBQ_QUEUES__EMAIL__SLOTS": "0"}, ["JOBQ_QUEUES__EMAIL__SLOTS='0'"]),
+        ({"JOBQ_QUEUES__EMAIL__MAX_WAITING": "-1"}, ["a whole number from 0 to 1,000,000,000"]),
         ({"JOBQ_QUEUES__EMAIL__RATE": "fast"}, ["JOBQ_QUEUES__EMAIL__RATE='fast'", "50/m"]),
         ({"JOBQ_QUEUES__EMAIL__BACKOFF": "base=1s,cup=2s"}, ["JOBQ_QUEUES__EMAIL__BACKOFF=", "1s,10s,1m"]),
         ({"JOBQ_QUEUES__EMAIL__ISOLATION": "fork"}, ["='fork'", "thread or process"]),

@@ -23,6 +23,23 @@ def test_low_and_batch_run_in_processes_of_lower_priority():
     assert [spec.nice for spec in LANES.values()] == [0, 0, 0, 10, 10]
 
 
+def test_a_step_of_order_is_a_ninth_of_the_target_and_half_a_minute_at_most() -> None:
+    steps = {name: spec.noted.step for name, spec in LANES.items()}
+    assert steps == {"critical": "111.111", "high": "555.556", "medium": "3333.333", "low": "", "batch": ""}
+    assert QueueSpec("q", target=timedelta(seconds=269)).order_step < timedelta(seconds=30)
+    assert QueueSpec("q", target=timedelta(milliseconds=1)).noted.step == "0.111"
+
+
+@pytest.mark.covers("L-05")
+def test_the_most_jobs_of_a_queue() -> None:
+    assert QueueSpec("q", max_waiting=5).noted.most == "5"
+    assert QueueSpec("q").noted.most == ""
+    assert QueueSpec("q", max_waiting=0).limits.max_waiting == 0
+    for wrong in (-1, 1.5, True, "5"):
+        with pytest.raises(ConfigError, match="max_waiting of queue 'q'"):
+            QueueSpec("q", max_waiting=wrong)  # type: ignore[arg-type]
+
+
 def test_the_lanes_cannot_be_changed_in_place():
     with pytest.raises(TypeError):
         LANES["critical"] = LANES["batch"]  # type: ignore[index]

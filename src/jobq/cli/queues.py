@@ -30,9 +30,9 @@ def _fields(info: QueueInfo) -> dict[str, Any]:
         "paused_by": info.paused_by,
         "paused_reason": info.paused_reason,
         "shed": info.shed,
-        "maximum": info.maximum,
         "rate": None if info.limits.rate is None else str(info.limits.rate),
         "concurrency": info.limits.concurrency,
+        "max_waiting": info.limits.max_waiting,
         "limits_set": info.limits_set,
         "limits_until": info.limits_until,
         "backed_off_until": info.backed_off_until,
@@ -73,6 +73,7 @@ def list_queues(state: State) -> None:
             Column("isolation", lambda row: row["isolation"], wide=True),
             Column("rate", lambda row: row["rate"], wide=True),
             Column("concurrency", lambda row: row["concurrency"], right=True, wide=True),
+            Column("max_waiting", lambda row: row["max_waiting"], right=True, wide=True),
             Column("reason", lambda row: row["paused_reason"], grow=True),
         ],
         document={"queues": records},
@@ -125,11 +126,14 @@ def resume(state: State, name: str) -> None:
     _show(state, client.queues.resume(name))
 
 
-def _slots(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+def _at_least(low: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = int(text)
+        if number < low:
+            raise ValueError(text)
+        return number
+
+    return parse
 
 
 class _Limit(click.ParamType[Any]):
@@ -157,22 +161,28 @@ class _Limit(click.ParamType[Any]):
     help="Starts per window, over all workers, also as '50/m burst 10'; none: any number.",
 )  # fmt: skip
 @click.option(
-    "--slots", type=_Limit("slots", _slots, "5"), default=Keep.KEEP, metavar="N",
+    "--slots", type=_Limit("slots", _at_least(1), "5"), default=Keep.KEEP, metavar="N",
     help="Runs at once, over all workers; none: any number.",
+)  # fmt: skip
+@click.option(
+    "--max", "most", type=_Limit("max", _at_least(0), "10000"), default=Keep.KEEP, metavar="N",
+    help="Jobs that wait, for whatever; beyond, enqueues are refused. none: any number.",
 )  # fmt: skip
 @click.option(
     "--for", "for_", type=DURATION, metavar="10m", help="Until then; afterwards the settings count."
 )
 @click.option("--reset", is_flag=True, help="The settings count again.")
 @pass_state
-def limit(state: State, name: str, rate: Any, slots: Any, for_: timedelta | None, reset: bool) -> None:
+def limit(
+    state: State, name: str, rate: Any, slots: Any, most: Any, for_: timedelta | None, reset: bool
+) -> None:
     """Limit a queue while it runs.
 
     In place of what the settings say; what is not given stays.
     """
-    given = rate is not Keep.KEEP or slots is not Keep.KEEP
+    given = any(each is not Keep.KEEP for each in (rate, slots, most))
     if reset == given or (reset and for_):
-        raise click.UsageError("Give --rate or --slots, or --reset alone.")
+        raise click.UsageError("Give --rate, --slots or --max, or --reset alone.")
     if for_ is not None and not for_:
         raise click.BadParameter("a limit must be longer than 0.", param_hint="'--for'")
     client = state.client()
@@ -180,7 +190,7 @@ def limit(state: State, name: str, rate: Any, slots: Any, for_: timedelta | None
     if reset:
         _show(state, client.queues.reset_limit(name))
     else:
-        _show(state, client.queues.limit(name, rate=rate, concurrency=slots, for_=for_))
+        _show(state, client.queues.limit(name, rate=rate, concurrency=slots, max_waiting=most, for_=for_))
 
 
 for _command in (drain, empty, clean, move):

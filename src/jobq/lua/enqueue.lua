@@ -17,6 +17,7 @@
 --          duplicate | replaced | rebind, holder's id
 -- Keys built inside: P:job:<id>, jobq:dedup:<name>, and of a holder: its queue's list, scheduled, jobq:retrying;
 --          for wishes: jobq:order:<q>, jobq:turns:<q>, jobq:fair:<q>, jobq:turn:<q>:<tenant>, jobq:quota:<gate>.
+--          of a queue with a most: P:deferred:<q>.
 -- Order and turns: the job is in the list as ever, and has a place beside, which claim goes by.
 -- rebind: the holder can be replaced, but data is signed for another id; sign it for the holder and send it again.
 -- Idempotent: the job id is the token; a holder remembers in rp which id replaced it last.
@@ -29,12 +30,27 @@ if not now then
   local t = redis.call('TIME')
   now, exact = t[1] * 1000 + math.floor(t[2] / 1000), t[1] * 1000 + t[2] / 1000
 end
-local state = redis.call('HMGET', KEYS[3], 'shed', 'max')
+-- The most jobs that may wait, nil for any number: what an operator has set, as long as it holds, else what the
+-- settings say.
+local function most_of(declared, set)
+  local ends, text = (set or ''):match('^(%d+)|(%d*)$')
+  if not ends or (ends ~= '0' and tonumber(ends) <= now) then text = declared or '' end
+  return tonumber(text:match('^%d+$') or '')
+end
+
+-- How many wait: in line, for a time, and for whatever else.
+local function waiting_in(queue)
+  return redis.call('LLEN', P .. 'queue:' .. queue) + redis.call('ZCARD', P .. 'scheduled:' .. queue)
+    + redis.call('ZCARD', P .. 'deferred:' .. queue)
+end
+
+local state = redis.call('HMGET', KEYS[3], 'shed', 'max', 'max_set')
 local room, refusal = math.huge, 'full'
 if state[1] and (tonumber(state[1]) or 0) > now then
   room, refusal = 0, 'shed'
-elseif state[2] then
-  room = tonumber(state[2]) - redis.call('LLEN', KEYS[1])
+elseif state[2] or state[3] then
+  local most = most_of(state[2], state[3])
+  if most then room = most - waiting_in(KEYS[3]:sub(#N + 3)) end
 end
 
 local WAITING = { queued = true, scheduled = true }

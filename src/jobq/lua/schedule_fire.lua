@@ -11,7 +11,7 @@
 -- ARGV[11] dedup name or ''   ARGV[12] mode f|s|w   ARGV[13] window ms   ARGV[14] new payload or '' (as it is)
 -- ARGV[15] number of slots, then per slot: slot, job id, count of what follows, field, value, ... of the job hash
 -- Returns  {'stale'} | {'full', word, ...} | {'ok', word, ...}: queued | duplicate | overlap | mine, per slot dealt with
--- Keys built inside: P:job:<id>, jobq:dedup:<name>; of jobs with an order or a tenant: jobq:q:<q>, jobq:order:<q>,
+-- Keys built inside: P:job:<id>, jobq:dedup:<name>; of a queue with a most: P:scheduled:<q>, P:deferred:<q>; of jobs with an order or a tenant: jobq:q:<q>, jobq:order:<q>,
 --          jobq:turns:<q>, jobq:fair:<q>, jobq:turn:<q>:<tenant>.
 -- Idempotent: a slot is dealt with only while the schedule stands at it, at this revision; its job id is its own.
 -- Full memory: the first write is a HSET, so all is refused and nothing written: the slots stay due.
@@ -23,12 +23,27 @@ if not now then
 end
 local row = redis.pcall('HMGET', KEYS[1], 'rev', 'next', 'paused', 'job')
 if row.err or (row[1] or '') ~= ARGV[5] or row[2] ~= ARGV[6] or row[3] then return { 'stale' } end
-local state = redis.call('HMGET', KEYS[5], 'shed', 'max')
+-- The most jobs that may wait, nil for any number: what an operator has set, as long as it holds, else what the
+-- settings say.
+local function most_of(declared, set)
+  local ends, text = (set or ''):match('^(%d+)|(%d*)$')
+  if not ends or (ends ~= '0' and tonumber(ends) <= now) then text = declared or '' end
+  return tonumber(text:match('^%d+$') or '')
+end
+
+-- How many wait: in line, for a time, and for whatever else.
+local function waiting_in(queue)
+  return redis.call('LLEN', P .. 'queue:' .. queue) + redis.call('ZCARD', P .. 'scheduled:' .. queue)
+    + redis.call('ZCARD', P .. 'deferred:' .. queue)
+end
+
+local state = redis.call('HMGET', KEYS[5], 'shed', 'max', 'max_set')
 local room = math.huge
 if state[1] and (tonumber(state[1]) or 0) > now then
   room = 0
-elseif state[2] then
-  room = tonumber(state[2]) - redis.call('LLEN', KEYS[4])
+elseif state[2] or state[3] then
+  local most = most_of(state[2], state[3])
+  if most then room = most - waiting_in(KEYS[5]:sub(#N + 3)) end
 end
 local LIVE = { queued = true, scheduled = true, started = true, deferred = true, created = true,
   ready_to_enqueue = true, rate_limited = true }

@@ -272,7 +272,7 @@ class FreeRqSlots:
 
 
 class DeclareLimits:
-    """Notes what the settings limit queues to, when the worker starts; later only what has been lost since."""
+    """Notes what the scripts go by, when the worker starts; later only what has been lost since."""
 
     period_s = REGISTER_S
 
@@ -280,11 +280,11 @@ class DeclareLimits:
         self._first = True
 
     def tick(self, store: Store, fleet: Fleet) -> None:
-        gates = {name: spec.limits.gates(name) for name, spec in fleet.specs.items()}
+        noted = {name: spec.noted for name, spec in fleet.specs.items()}
         if not self._first:
-            gates = {name: text for name, text in gates.items() if text}
-        if gates:
-            store.run(calls.declare_limits(fleet.keys, gates, first=self._first))
+            noted = {name: each for name, each in noted.items() if any(each)}
+        if noted:
+            store.run(calls.declare_limits(fleet.keys, noted, first=self._first))
         self._first = False
 
 
