@@ -24,6 +24,7 @@ from jobq.joblog import LogLine, lines_plan
 from jobq.listing import Page
 from jobq.memory import MemoryReport, memory_plan
 from jobq.parsing import redact_url
+from jobq.plans import Preview
 from jobq.schedule_parts import AsyncSchedules
 from jobq.stats import Stats, stats_plan, united
 from jobq.steps import Batch, Call, Plan
@@ -347,6 +348,13 @@ class AsyncClient(ClientBase):
         for there, part in await self.holders(ids):
             report.merge(await there.run(there.plans.bulk(verb, part, states, rate, progress)))
         return report
+
+    async def preview(self, verb: Verb, ids: Sequence[str]) -> list[Preview]:
+        """As :meth:`jobq.client.Client.preview`."""
+        found: dict[str, Preview] = {}
+        for there, part in await self.holders(ids):
+            found |= {each.id: each for each in await there.run(there.plans.preview(verb, part))}
+        return [found[job_id] for job_id in dict.fromkeys(ids)]
 
     async def stats(self, *, queue: str | None = None, since: timedelta | None = None) -> Stats:
         """As :meth:`jobq.client.Client.stats`."""

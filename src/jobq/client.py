@@ -37,6 +37,7 @@ from jobq.kept import KeptStore
 from jobq.listing import Page
 from jobq.memory import MemoryReport, memory_plan
 from jobq.parsing import redact_url
+from jobq.plans import Preview
 from jobq.schedule_parts import Schedules
 from jobq.stats import Stats, stats_plan, united
 from jobq.steps import Batch, Call, Plan
@@ -479,6 +480,17 @@ class Client(ClientBase):
         for there, part in self.holders(ids):
             report.merge(there.run(there.plans.bulk(verb, part, states, rate, progress)))
         return report
+
+    def preview(self, verb: Verb, ids: Sequence[str]) -> list[Preview]:
+        """What a verb would do to each of these jobs, if nothing moves meanwhile; nothing is changed.
+
+        Args:
+            verb: As for :meth:`bulk`, of jobs in any state.
+        """
+        found: dict[str, Preview] = {}
+        for there, part in self.holders(ids):
+            found |= {each.id: each for each in there.run(there.plans.preview(verb, part))}
+        return [found[job_id] for job_id in dict.fromkeys(ids)]
 
     def stats(self, *, queue: str | None = None, since: timedelta | None = None) -> Stats:
         """Counts of all queues, or one; waits and throughput of the last five minutes, or of ``since``.

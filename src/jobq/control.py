@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jobq import calls, lua
 from jobq.dead_letters import ReplayReport, chunks
-from jobq.job import JobState, Verb
+from jobq.job import VERB_STATES, Job, JobOwner, JobState, Verb
 from jobq.job_reading import hash_command
 from jobq.keys import Keys
 from jobq.listing import JobFilter, ids_plan
@@ -139,6 +139,49 @@ _ACTIONS: Mapping[Verb, _Action] = {
     "promote": _Action(lambda keys, ids, _states: hasten(keys, ids), ("queued",)),
     "retry": _Action(lambda keys, ids, _states: calls.replay(keys, ids), ("queued",)),
 }
+
+
+# --------------------------------------------------------------------------- looking first
+
+_LIVE = ("queued", "scheduled", "started", "deferred", "created", "ready_to_enqueue", "rate_limited")
+"""Statuses of a job that holds its dedup key, as ``replay.lua`` has them."""
+
+
+def preview_plan(
+    keys: Keys, verb: Verb, ids: Sequence[str], owner: JobOwner | None
+) -> Plan[list[tuple[Job | None, str]]]:
+    """Jobs as they stand, each with the word that the verb's script would refuse it with; empty: it would not."""
+    ids = list(ids)
+    replies = yield Batch(tuple(hash_command(keys, job_id) for job_id in ids))
+    looks: list[tuple[Job | None, str]] = []
+    keyed: list[tuple[int, str]] = []
+    for at, (job_id, values) in enumerate(zip(ids, replies, strict=True)):
+        job = None if isinstance(values, Exception) else job_from_fields(job_id, values, owner=owner)
+        looks.append((job, _refusal_word(verb, job)))
+        if verb == "retry" and job is not None and not looks[-1][1] and job.dedup_key:
+            keyed.append((at, job.dedup_key.partition(":")[2]))
+    if keyed:
+        held = yield Batch(tuple(("GET", keys.dedup(name)) for _, name in keyed))
+        modes = [
+            exact_text(reply).partition(":") if isinstance(reply, bytes) else ("", "", "") for reply in held
+        ]
+        statuses = yield Batch(tuple(("HGET", keys.job(holder), "status") for _, _, holder in modes))
+        for (at, _), (mode, _, holder), status in zip(keyed, modes, statuses, strict=True):
+            word = exact_text(status) if isinstance(status, bytes) else ""
+            live = word in _LIVE and not (mode == "s" and word == "started")
+            if holder and holder != ids[at] and (mode == "w" or live):
+                looks[at] = looks[at][0], f"conflict:{holder}"
+    return looks
+
+
+def _refusal_word(verb: Verb, job: Job | None) -> str:
+    if job is None:
+        return "gone"
+    if verb == "cancel":
+        return "finished" if job.finished else ""
+    if verb == "delete":
+        return job.state.value if job.state is _S.RUNNING else ""
+    return "" if job.state in VERB_STATES[verb] else job.state.value
 
 
 # --------------------------------------------------------------------------- plans

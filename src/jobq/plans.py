@@ -25,6 +25,41 @@ from jobq.units import clock_ms, in_seconds
 CancelAnswer = Literal["cancelled", "requested"]
 
 
+_REMEDIES: Mapping[Verb, str] = {
+    "cancel": "it has ended already",
+    "promote": "it waits for no time",
+    "delete": "cancel it first",
+}
+
+
+def refusal(verb: Verb, job_id: str, word: str) -> ConflictError | JobNotFoundError:
+    """The error for a job that a verb cannot be done to, by the word that says why."""
+    if word == "gone":
+        return not_found(job_id)
+    if verb == "retry":
+        return replay_conflict(job_id, word)
+    return ConflictError(f"job {job_id} is {word}: {_REMEDIES[verb]}", job_id=job_id)
+
+
+def _refuse(verb: Verb, job_id: str, word: str, fine: Sequence[str]) -> None:
+    if word not in fine:
+        raise refusal(verb, job_id, word)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a verb would do to a job, as it stands now.
+
+    Attributes:
+        job: None: there is none.
+        error: What the verb would raise; None: it would be done.
+    """
+
+    id: str
+    job: Job | None
+    error: ConflictError | JobNotFoundError | None
+
+
 @dataclass(frozen=True, slots=True)
 class Plans:
     """What a client can do, given where its keys are.
@@ -47,7 +82,7 @@ class Plans:
 
     def cancel(self, job_id: str) -> Plan[CancelAnswer]:
         word: str = yield calls.cancel(self.keys, valid_id(job_id))
-        self._refuse(job_id, word, ("cancelled", "requested"), "it has ended already")
+        _refuse("cancel", job_id, word, ("cancelled", "requested"))
         if word == "cancelled":
             events.emit("job.cancelled", job_id=job_id)
         return cast("CancelAnswer", word)
@@ -62,34 +97,36 @@ class Plans:
         state = (yield from self.get(job_id)).state
         if state not in (JobState.DEAD, JobState.CANCELLED):
             # The script answers "queued" for a queued job too: it may be what its own lost reply left behind.
-            raise replay_conflict(job_id, state)
-        word = (yield calls.replay(self.keys, [job_id]))[0]
-        if word == "gone":
-            raise not_found(job_id)
-        if word != "queued":
-            raise replay_conflict(job_id, word)
+            raise refusal("retry", job_id, state)
+        (word,) = yield calls.replay(self.keys, [job_id])
+        _refuse("retry", job_id, word, ("queued",))
         return (yield from self.get(job_id))
 
     def promote(self, job_id: str) -> Plan[Job]:
         state = (yield from self.get(job_id)).state
         if state not in VERB_STATES["promote"]:
             # As for a retry: the script answers "queued" for a queued job, too.
-            raise ConflictError(f"job {job_id} is {state}: it waits for no time", job_id=job_id)
+            raise refusal("promote", job_id, state)
         (word,) = yield control.hasten(self.keys, [job_id])
-        self._refuse(job_id, word, ("queued",), "it waits for no time")
+        _refuse("promote", job_id, word, ("queued",))
         return (yield from self.get(job_id))
 
     def delete(self, job_id: str) -> Plan[None]:
         word: str = yield calls.delete(self.keys, valid_id(job_id))
-        self._refuse(job_id, word, ("deleted",), "cancel it first")
+        _refuse("delete", job_id, word, ("deleted",))
         events.emit("job.removed", job_id=job_id)
 
-    @staticmethod
-    def _refuse(job_id: str, word: str, fine: Sequence[str], remedy: str) -> None:
-        if word == "gone":
-            raise not_found(job_id)
-        if word not in fine:
-            raise ConflictError(f"job {job_id} is {word}: {remedy}", job_id=job_id)
+    def preview(self, verb: Verb, ids: Sequence[str]) -> Plan[list[Preview]]:
+        found: list[Preview] = []
+        chosen = list(dict.fromkeys(ids))
+        for start in range(0, len(chosen), MOST_JOBS):
+            part = chosen[start : start + MOST_JOBS]
+            looks = yield from control.preview_plan(self.keys, verb, part, self.owner)
+            found += [
+                Preview(job_id, job, refusal(verb, job_id, word) if word else None)
+                for job_id, (job, word) in zip(part, looks, strict=True)
+            ]
+        return found
 
     def bulk(
         self,

@@ -313,3 +313,19 @@ def test_both_clients_have_the_same_methods(client: Client, part: str) -> None:
         assert inspect.signature(getattr(ours, name)).parameters.keys() == (
             inspect.signature(getattr(other, name)).parameters.keys()
         ), name
+
+
+def test_a_preview_of_a_retry_sees_who_holds_its_key(do: Both, client: Client, hand: Hand) -> None:
+    first = pay.options(client=client).enqueue(a=1)
+    hand.kill()
+    assert [each.error for each in do("preview", "retry", [first.id])] == [None]
+    second = pay.options(client=client).enqueue(a=1)
+    (seen, gone) = do("preview", "retry", [first.id, "nobody"])
+    with pytest.raises(ConflictError) as caught:
+        client.retry(first.id)
+    assert str(seen.error) == str(caught.value)
+    assert second.id in str(seen.error)
+    assert isinstance(gone.error, JobNotFoundError)
+    hand.succeed()
+    assert [each.error for each in do("preview", "retry", [first.id])] == [None]
+    assert client.retry(first.id).state is JobState.QUEUED

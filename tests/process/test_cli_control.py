@@ -142,11 +142,48 @@ def test_queues_that_are_not_there_and_redis_away(cli: Cli) -> None:
 # --- jobs ----------------------------------------------------------------------------------
 
 
+def test_a_dry_run_by_ids_refuses_what_the_verb_refuses(cli: Cli, client: Client, hand: Hand) -> None:
+    (done,) = orders(client, 1)
+    later = confirm.options(client=client, delay=3600).enqueue(order_id="later").id
+    hand.succeed("high")
+    (running,) = orders(client, 1)
+    hand.claim("high", 1)
+    for verb, job_id in (
+        ("retry", done), ("retry", running), ("cancel", done), ("promote", done), ("promote", running),
+        ("delete", running), ("retry", later),
+    ):  # fmt: skip
+        before = client.get(job_id).state
+        dry = cli("jobs", verb, job_id, "--dry-run", code=Exit.CONFLICT)
+        assert one_line(dry.stderr) == one_line(cli("jobs", verb, job_id, "--yes", code=Exit.CONFLICT).stderr)
+        assert client.get(job_id).state is before
+    assert "would promote (scheduled)" in cli("jobs", "promote", later, "--dry-run").stdout
+    found = cli.json("jobs", "promote", later, done, "nobody", "--dry-run", code=Exit.PARTIAL)
+    assert [row["id"] for row in found["done"]] == [later]
+    assert [row["id"] for row in found["failed"]] == [done, "nobody"]
+
+
+def test_a_bulk_preview_names_the_first_twenty(cli: Cli, client: Client) -> None:
+    ids = orders(client, 25)
+    dry = cli("jobs", "cancel", "--queue", "high", "--dry-run")
+    assert len(dry.stdout.partition("\n\n")[2].splitlines()) == 21
+    assert "and 5 more" in dry.stderr
+    seen = cli.json("jobs", "cancel", "--queue", "high", "--dry-run")
+    assert (seen["matched"], len(seen["jobs"])) == (25, 20)
+    assert {each["id"] for each in seen["jobs"]} < {*ids}
+
+
 def test_jobs_are_cancelled_by_filter(cli: Cli, client: Client, hand: Hand) -> None:
     ids = orders(client, 3)
     hand.claim("high", 1)
     dry = cli("jobs", "cancel", "--queue", "high", "--state", "queued", "--dry-run")
     assert "would cancel 2 jobs; nothing was changed" in dry.stderr
+    counts, _, named = dry.stdout.partition("\n\n")
+    assert counts.splitlines()[0] == "matched\t2"
+    head, *rows = [line.split("\t") for line in named.splitlines()]
+    assert head == ["id", "task", "state", "queue", "refused"]
+    assert [row[1:] for row in rows] == [["shop.confirm", "queued", "high", "-"]] * 2
+    seen = cli.json("jobs", "cancel", "--queue", "high", "--state", "queued", "--dry-run")["jobs"]
+    assert {each["id"] for each in seen} == {row[0] for row in rows} < {*ids}
     code, shown = cli.on_terminal("jobs", "cancel", "--queue", "high", "--state", "queued", answer="no")
     assert code == Exit.DECLINED
     assert "Cancel 2 jobs (queued, in queue high)? [y/N]" in shown

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobq.cli.common import Exit, State, confirm
 from jobq.cli.options import DURATION, RATE
+from jobq.cli.output import Column
 from jobq.job import JobState
 
 if TYPE_CHECKING:
     from jobq.control import BulkReport, Progress
+    from jobq.plans import Preview
 
-_LISTED = 20
+LISTED = 20
+"""Jobs that are named one by one."""
 _ENDED = "ended (or, if not, were created)"
 
 
@@ -95,6 +99,7 @@ def carry_out(
     run: Callable[[Progress], BulkReport],
     *,
     verb: str,
+    preview: Callable[[], Sequence[Preview]] = tuple,
     ask: bool = True,
     dry_run: bool,
     yes: bool,
@@ -106,6 +111,7 @@ def carry_out(
         matched: How many there are; 0: nothing is asked or done.
         run: Does it, given who is to be told of the progress.
         verb: As in ``would delete 12 jobs``.
+        preview: Looks at the first :data:`LISTED` of them, for a dry run.
     Returns:
         0, or 7 when some were left as they were.
     """
@@ -132,15 +138,35 @@ def carry_out(
         "dry_run": dry_run,
     }
     listed = [{"id": job_id, "reason": word} for job_id, word in report.failed]
+    looked = list(preview()) if dry_run and matched else []
+    rows = [_previewed(each) for each in looked if each.job]
     out.record(
         result if out.structured else {name: value for name, value in result.items() if name != "dry_run"},
-        document=result | {"failures": listed},
+        document=result | {"failures": listed} | ({"jobs": rows} if dry_run else {}),
     )
-    for item in listed[:_LISTED]:
+    if rows and not out.structured:
+        out.text("")
+        out.table(rows, [Column(name, itemgetter(name)) for name in rows[0]])
+        if matched > len(looked):
+            out.say(f"and {matched - len(looked):,} more")
+    for item in listed[:LISTED]:
         out.error(f"job {item['id']} stays as it is: {reason_words(item['reason'])}")
-    if report.failed_count > _LISTED:
-        out.error(f"and {report.failed_count - _LISTED:,} more; --json lists them")
+    if report.failed_count > LISTED:
+        out.error(f"and {report.failed_count - LISTED:,} more; --json lists them")
     return Exit.PARTIAL if report.failed_count else Exit.DONE
+
+
+def _previewed(preview: Preview) -> dict[str, Any]:
+    """A job that a dry run names."""
+    job = preview.job
+    assert job is not None
+    return {
+        "id": job.id,
+        "task": job.task,
+        "state": job.state.value,
+        "queue": job.queue,
+        "refused": str(preview.error) if preview.error else None,
+    }
 
 
 def reason_words(word: str) -> str:

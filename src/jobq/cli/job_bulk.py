@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from jobq.cli.bulk import bulk_options, carry_out, describe, plural, rate_option
+from jobq.cli.bulk import LISTED, bulk_options, carry_out, describe, plural, rate_option
 from jobq.cli.common import (
+    Failure,
     State,
     bulk_exit,
     check_queue,
@@ -41,15 +42,20 @@ def _by_id(
     ids: Sequence[str],
     do: Callable[[str], Any],
     *,
-    verb: str,
+    verb: Verb,
     ask: bool,
     dry_run: bool,
     yes: bool,
 ) -> int:
     client = state.client()
     if dry_run:
-        found = each(ids, lambda job_id: f"would {verb} ({client.get(job_id).state.value})")
-        return _print(state, *found, dry_run=True)
+        previews = client.preview(verb, ids)
+        would = [
+            (each.id, f"would {verb} ({each.job.state.value})")
+            for each in previews
+            if each.job and not each.error
+        ]
+        return _print(state, would, [Failure(p.id, p.error) for p in previews if p.error], dry_run=True)
     if ask:
         confirm(state, f"{verb.capitalize()} {plural(len(dict.fromkeys(ids)))}?", yes=yes)
     return _print(state, *each(ids, do))
@@ -70,6 +76,7 @@ def _by_filter(state: State, verb: Verb, chosen: dict[str, Any], *, dry_run: boo
             verb, ids, states=states if verb in ("cancel", "delete") else None, rate=rate, progress=progress
         ),
         verb=verb,
+        preview=lambda: client.preview(verb, ids[:LISTED]),
         dry_run=dry_run,
         yes=yes,
     )
