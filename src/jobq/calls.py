@@ -154,7 +154,10 @@ def claim(
 def settle(
     keys: Keys, queue: str, outcomes: Sequence[Outcome], ended_at_iso: str, *, now_ms: int | None = None
 ) -> Call[list[str]]:
-    """Record how attempts of one queue ended, at most 100: ``ok already lost cancelled gone``, in order."""
+    """Record how attempts of one queue ended, at most 100: a word for each, in order.
+
+    ``ok already lost cancelled gone``, and ``dead`` for a run that was interrupted once too often.
+    """
     if len(outcomes) > MOST_JOBS:
         raise ValueError(f"at most {MOST_JOBS} outcomes in one settle, got {len(outcomes)}")
     args: list[Arg] = [*script_head(keys, now_ms), queue, ended_at_iso, len(outcomes)]

@@ -9,10 +9,11 @@ import redis
 
 import jobq
 from jobq import calls, events
+from jobq.retry import RetryPolicy
 from jobq.rq_bridge import iso
 from jobq.steps import Outcome
 from jobq.store import Store
-from jobq.worker.maintenance import Brake, Fleet, Promote, Sweep
+from jobq.worker.maintenance import Brake, Fleet, Keeper, Promote, Rescue, Settlement, Sweep
 from tests.support.hand import Hand
 
 
@@ -119,3 +120,68 @@ def test_a_thousand_gates_that_open_at_once_take_a_turn_or_a_few(
         passed += 1
     assert passed == turns
     assert not redis_client.exists("jobq:gates")
+
+
+def _about(said: list[events.Event], job_id: str) -> list[tuple[str, object]]:
+    ends = ("job.rescued", "job.dead", "job.cancelled", "job.timed_out")
+    found = [event for event in said if event.name in ends and event.fields["job_id"] == job_id]
+    return [(event.name, event.fields.get("reason")) for event in found]
+
+
+def test_what_becomes_of_an_expired_lease_is_said_by_its_own_name(
+    client: jobq.Client, redis_client: redis.Redis, fleet: Fleet, said: list[events.Event]
+) -> None:
+    again, stopped, dead = (keyed.options(client=client).enqueue(key=key) for key in "asd")
+    redis_client.hset(f"rq:job:{dead.id}", "lost", 5)
+    Hand(client).claim()
+    stopped.cancel()
+    duty = Rescue(fleet.lease_ms)
+    duty.tick(Store(redis_client), fleet)  # the first pass after a gap holds off
+    redis_client.hdel("jobq:pulse", "hold")
+    leases = redis_client.zrange("jobq:leases", 0, -1)
+    redis_client.zadd("jobq:leases", {bytes(lease): 1 for lease in leases})  # type: ignore[arg-type]
+    said.clear()
+    duty.tick(Store(redis_client), fleet)
+    assert (again.refresh().state, stopped.refresh().state, dead.refresh().state) == (
+        "queued", "cancelled", "dead",
+    )  # fmt: skip
+    assert _about(said, again.id) == [("job.rescued", None)]
+    assert _about(said, stopped.id) == [("job.cancelled", "requested")]
+    assert _about(said, dead.id) == [("job.dead", "poison")]
+
+
+def test_what_a_dead_executor_leaves_behind_is_said_by_its_own_name(
+    client: jobq.Client, redis_client: redis.Redis, fleet: Fleet, said: list[events.Event]
+) -> None:
+    names = ("again", "stopped", "dead", "late", "last")
+    made = {name: keyed.options(client=client).enqueue(key=name) for name in names}
+    redis_client.hset(f"rq:job:{made['dead'].id}", "crashes", 1)
+    tokens = {job.id: job.token for job in Hand(client).claim()}
+    made["stopped"].cancel()
+    fleet.policies["duty.keyed"] = RetryPolicy(2)
+    redis_client.hset(f"rq:job:{made['last'].id}", "attempts", 1)
+
+    def interrupted(name: str) -> Outcome:
+        job_id = made[name].id
+        return Outcome(
+            job_id=job_id, token=tokens[job_id], kind="interrupted", crash=True, alone=name == "dead"
+        )
+
+    keeper = Keeper(Store(redis_client), fleet)
+    keeper.post(
+        Settlement(
+            "medium",
+            [interrupted(name) for name in ("again", "stopped", "dead")],
+            timed_out=[(made[name].id, tokens[made[name].id]) for name in ("late", "last")],
+        )
+    )
+    said.clear()
+    keeper.start()
+    keeper.stop(5)
+    assert {name: _about(said, job.id) for name, job in made.items()} == {
+        "again": [("job.rescued", None)],
+        "stopped": [("job.cancelled", "requested")],
+        "dead": [("job.dead", "poison")],
+        "late": [("job.timed_out", None)],
+        "last": [("job.dead", "exhausted")],
+    }

@@ -167,7 +167,9 @@ def test_poison_only_by_the_rule(bench: Bench) -> None:
     assert bench.status("a") == "queued"  # the first crash
     bench.settle(bench.claim().jobs[0], kind="interrupted", crash=True)
     assert bench.status("a") == "queued"  # the second, but not alone
-    bench.settle(bench.claim().jobs[0], kind="interrupted", crash=True, alone=True, keep_s=99)
+    third = bench.claim().jobs[0]
+    words = bench.settle(third, kind="interrupted", crash=True, alone=True, keep_s=99, repeats=2)
+    assert words == ["dead"]
     assert (bench.status("a"), bench.hash("a")["why"]) == ("failed", "poison")
     assert "attempts" not in bench.hash("a")
 
@@ -175,9 +177,9 @@ def test_poison_only_by_the_rule(bench: Bench) -> None:
 def test_lost_six_times_is_poison(bench: Bench) -> None:
     job = bench.running("a")
     for _ in range(5):
-        bench.settle(job, kind="interrupted")
+        assert bench.settle(job, kind="interrupted") == ["ok"]
         (job,) = bench.claim().jobs
-    bench.settle(job, kind="interrupted")
+    assert bench.settle(job, kind="interrupted", repeats=2) == ["dead"]
     assert (bench.status("a"), bench.hash("a")["why"]) == ("failed", "poison")
 
 

@@ -130,7 +130,7 @@ def settles_once(step: Step, history: History) -> None:
     if step.name != "settle":
         return
     for (job_id, token), word in zip(step.facts["members"], step.answer, strict=True):
-        if word == "ok" or (word == "cancelled" and step.before.status(job_id) == "started"):
+        if word == "ok" or (word in ("cancelled", "dead") and step.before.status(job_id) == "started"):
             history.settled[f"{job_id}:{token}"] += 1
             assert history.settled[f"{job_id}:{token}"] == 1, f"{job_id}:{token} settled twice"
         if word in ("lost", "gone", "already") and len(step.answer) == 1:
@@ -242,7 +242,7 @@ def counted_once(step: Step, history: History) -> None:
         return
     rose = _counted(step.after) - _counted(step.before)
     ended = sum(
-        word == "ok" or (word == "cancelled" and step.before.status(job_id) == "started")
+        word == "ok" or (word in ("cancelled", "dead") and step.before.status(job_id) == "started")
         for (job_id, _), word in zip(step.facts["members"], step.answer, strict=True)
     )
     assert rose == ended, f"{ended} settled, {rose} counted"

@@ -331,7 +331,11 @@ class Reference:
         """Word per outcome, in order."""
         answers, back = [], []
         looked = [(end.id, end.token) in self.leases for end in ends]
-        settled = {end.id: self.jobs[end.id].settled for end in ends if end.id in self.jobs}
+        before = {
+            end.id: (self.jobs[end.id].settled, self.jobs[end.id].state)
+            for end in ends
+            if end.id in self.jobs
+        }
         seen: set[tuple[str, str]] = set()
         for end, held in zip(ends, looked, strict=True):
             job = self.jobs.get(end.id)
@@ -340,9 +344,12 @@ class Reference:
                 answers.append("already")
                 continue
             if not held:
-                answers.append(
-                    "gone" if not exists else "already" if settled[end.id] == end.token else "lost"
-                )
+                word = "gone"
+                if exists:
+                    settled, state = before[end.id]
+                    ended = "dead" if end.kind == "interrupted" and state == "dead" else "already"
+                    word = ended if settled == end.token else "lost"
+                answers.append(word)
                 continue
             seen.add((end.id, end.token))
             self._drop_lease(end.id, end.token)
@@ -373,7 +380,7 @@ class Reference:
             if (end.crash and end.alone and job.crashes >= CRASH_LIMIT) or (
                 not end.crash and job.lost >= LOST_LIMIT
             ):
-                kind, reason = "dead", "poison"
+                kind, reason, word = "dead", "poison", "dead"
         elif end.spends:
             job.attempts += 1
         if kind == "succeeded":

@@ -104,6 +104,7 @@ def test_a_task_that_ends_its_process_runs_alone_and_is_condemned(
     assert client.dead_letters.count() == 1
     assert [attempt.outcome for attempt in client.attempts(dead.id)] == ["crashed", "crashed"]
     assert client.attempts(dead.id)[0].error == "the process that ran it ended: exit code 9"
+    running.wait_event("job.dead", job_id=dead.id, reason="poison")
 
 
 def test_an_isolated_crash_is_condemned_after_two_runs(
@@ -119,6 +120,8 @@ def test_an_isolated_crash_is_condemned_after_two_runs(
     assert neighbour.wait(timeout=10).state is JobState.SUCCEEDED
     assert ledger.count("start", "n") == 1
     assert running.events("worker.lost") == []
+    running.wait_event("job.dead", job_id=dead.id, reason="poison")
+    assert len(running.events("job.rescued", job_id=dead.id)) == 1
 
 
 def test_crashing_jobs_do_not_stop_the_good_ones(

@@ -17,7 +17,8 @@
 -- ARGV[6]  number of outcomes
 -- then per outcome: id, token, kind, spends 0|1, keep seconds, count of what follows, name, value, ... where name is
 --          delay (ms) why fp bucket rec res exc worker crash alone n (counter names, comma-separated)
--- Returns  {word, ...} in order: ok | already | lost | cancelled | gone
+-- Returns  {word, ...} in order: ok | already | lost | cancelled | gone, and dead for a run that was interrupted once
+--          too often
 -- Keys built inside: P:job:<id>, P:results:<id>, P:job:<id>:dependents, jobq:dedup:<name>, jobq:attempts:<id>,
 --          jobq:wait:<id>, jobq:done:<id>, jobq:parked:<q>:<bucket>, jobq:n:<q>:<minute>; for jobs with limits:
 --          jobq:held:<gate>, jobq:rate:<gate>, jobq:closed:<gate>, jobq:gate:<gate>, jobq:gates, jobq:blocked:<q>; of
@@ -89,6 +90,7 @@ for i, job in ipairs(jobs) do
       answers[i] = 'gone'
     else
       answers[i] = row[5] == job.token and 'already' or 'lost'
+      if answers[i] == 'already' and job.kind == 'interrupted' and row[1] == 'failed' then answers[i] = 'dead' end
     end
   else
     seen[members[i]] = true
@@ -106,6 +108,15 @@ for i, job in ipairs(jobs) do
       if row[4] and job.kind ~= 'succeeded' then
         if job.kind ~= 'cancelled' then answers[i] = 'cancelled' end
         job.kind, job.why = 'cancelled', job.kind == 'cancelled' and job.why or 'requested'
+      elseif job.kind == 'interrupted' then
+        if job.crash == '1' then
+          job.counter, job.total = 'crashes', count_of(row[7]) + 1
+          job.condemned = job.alone == '1' and job.total >= 2
+        else
+          job.counter, job.total = 'lost', count_of(row[6]) + 1
+          job.condemned = job.total >= 6
+        end
+        if job.condemned then answers[i] = 'dead' end
       end
     end
   end
@@ -222,13 +233,8 @@ for _, job in ipairs(jobs) do
     end
     local result, exc = nil, nil
     if kind == 'interrupted' then
-      local counter, slot = 'lost', 6
-      if job.crash == '1' then counter, slot = 'crashes', 7 end
-      local total = count_of(row[slot]) + 1
-      if (counter == 'crashes' and job.alone == '1' and total >= 2) or (counter == 'lost' and total >= 6) then
-        kind, job.why = 'dead', 'poison'
-      end
-      set = { 'st', job.token, counter, total, 'status' }
+      if job.condemned then kind, job.why = 'dead', 'poison' end
+      set = { 'st', job.token, job.counter, job.total, 'status' }
     elseif job.spends then
       attempts = attempts + 1
       set = { 'st', job.token, 'attempts', attempts, 'status' }

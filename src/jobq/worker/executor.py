@@ -216,8 +216,9 @@ class LaneExecutor:
         """Say what happened, now that it is stored."""
         if word in ("ok", "already"):
             name = report.event
-        elif word == "cancelled":
-            name = "job.cancelled"
+        elif word in ("cancelled", "dead"):  # asked to stop meanwhile; interrupted once too often
+            name = f"job.{word}"
+            report.fields.setdefault("reason", "poison" if word == "dead" else "requested")
         else:  # another worker's job by now, or deleted: this run does not count
             name = "job.rescued" if word == "lost" else "job.removed"
         if events.enabled(name):

@@ -163,12 +163,12 @@ class Rescue:
         for _ in range(_MOST_ROUNDS):
             rescued = store.run(calls.rescue(fleet.keys, fleet.lease_ms))
             for job_id, queue, word in rescued.moved:
-                events.emit(
-                    "job.rescued" if word == "queued" else "job.dead",
-                    job_id=job_id,
-                    queue=queue,
-                    outcome=word,
-                )
+                if word == "queued":
+                    events.emit("job.rescued", job_id=job_id, queue=queue, outcome=word)
+                elif word == "cancelled":  # it had been asked to stop
+                    events.emit("job.cancelled", job_id=job_id, queue=queue, reason="requested")
+                else:
+                    events.emit("job.dead", job_id=job_id, queue=queue, reason="poison")
             if len(rescued.moved) < MOST_JOBS:
                 return
 
@@ -311,6 +311,19 @@ class Register:
         self._shown, self._again = seen, now + REGISTER_S
 
 
+def _tell(queue: str, outcome: Outcome, word: str) -> None:
+    """Say what became of a job whose process ended; one that was handed back has lost nothing."""
+    told: dict[str, str] = {"job_id": outcome.job_id, "queue": queue}
+    if word == "cancelled":
+        events.emit("job.cancelled", **told, reason="requested")
+    elif word == "dead":
+        events.emit("job.dead", **told, reason="poison")
+    elif word == "ok" and outcome.kind == "dead":
+        events.emit("job.dead", **told, reason=outcome.reason, error_fingerprint=outcome.fingerprint)
+    elif word == "ok" and outcome.kind != "hand_back":
+        events.emit("job.timed_out" if outcome.spends else "job.rescued", **told, outcome=outcome.kind)
+
+
 class Keeper:
     """The thread that talks to Redis for a supervisor. It outlives any outage.
 
@@ -444,14 +457,7 @@ class Keeper:
             batch = outcomes[start : start + MOST_JOBS]
             words = self._store.run(calls.settle(keys, queue, batch, rq_bridge.iso()))
             for outcome, word in zip(batch, words, strict=True):
-                if word == "ok" and outcome.kind != "hand_back":
-                    timed_out = outcome.spends
-                    events.emit(
-                        "job.timed_out" if timed_out else "job.rescued",
-                        job_id=outcome.job_id,
-                        queue=queue,
-                        outcome=outcome.kind,
-                    )
+                _tell(queue, outcome, word)
 
     def _with_history(self, settlement: Settlement) -> list[Outcome]:
         """The outcomes, with an entry for each run that the process took along."""
