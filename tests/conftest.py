@@ -11,6 +11,7 @@ import redis
 
 import jobq
 from jobq.private_server import PrivateServer
+from jobq.queues import declared
 from tests.support.server import ServerFactory, Servers, SharedServer, as_config, shared_server
 
 
@@ -38,8 +39,9 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_default_client() -> Iterator[None]:
-    """No default client of one test serves the next."""
+    """No default client of one test serves the next, nor what one declares."""
     yield
+    declared.clear()
     module = sys.modules.get("jobq.client")
     if module is not None:
         left, module._default, module._flags = module._default, None, {}

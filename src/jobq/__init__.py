@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from jobq.helpers import export_transactions, process_payment, send_otp
     from jobq.job import Job, JobState
     from jobq.limits import Concurrency, Quota, Rate
-    from jobq.queues import Priority, QueueSpec
+    from jobq.queues import Priority, QueueSpec, queue
     from jobq.recurrence import Misfire
     from jobq.retry import Backoff, Fixed, RetryPolicy, Steps
     from jobq.schedule_spec import schedule
@@ -107,6 +107,7 @@ __all__ = [
     "current_job",
     "export_transactions",
     "process_payment",
+    "queue",
     "schedule",
     "send_otp",
     "task",
@@ -118,7 +119,7 @@ _MODULES = {
     "helpers": ("export_transactions", "process_payment", "send_otp"),
     "job": ("Job", "JobState"),
     "limits": ("Concurrency", "Quota", "Rate"),
-    "queues": ("Priority", "QueueSpec"),
+    "queues": ("Priority", "QueueSpec", "queue"),
     "recurrence": ("Misfire",),
     "retry": ("Backoff", "Fixed", "RetryPolicy", "Steps"),
     "schedule_spec": ("schedule",),

@@ -19,7 +19,7 @@ import redis
 from redis.exceptions import RedisError
 
 from jobq import codec as codec_module
-from jobq import tasks
+from jobq import queues, tasks
 from jobq.async_client import AsyncClient
 from jobq.client_base import Apart, ClientBase, exists_step
 from jobq.client_parts import Queues, Since, Workers
@@ -598,7 +598,8 @@ def configure(settings: Settings | None = None, **flags: Any) -> Client:
 
     Args:
         settings: Whole settings; None: the environment's, under ``flags``.
-        **flags: Single settings, such as ``redis_url``; they come before every other source.
+        **flags: Single settings, such as ``redis_url``; they come before every other source. But a list of QueueSpecs,
+            ``queues``, declares them as ``jobq.queue`` does, below every source, for this application's workers too.
     Raises:
         ConfigError: A value is wrong; the old default client stays.
         TypeError: Both ``settings`` and ``flags``.
@@ -606,7 +607,14 @@ def configure(settings: Settings | None = None, **flags: Any) -> Client:
     global _default, _flags
     if settings is not None and flags:
         raise TypeError("give settings or single values, not both")
-    made = Client(settings if settings is not None else Settings.load(**flags))
+    before = queues.declared.configured
+    if isinstance(flags.get("queues"), list | tuple):
+        queues.declared.configured = flags.pop("queues")
+    try:
+        made = Client(settings if settings is not None else Settings.load(**flags))
+    except BaseException:
+        queues.declared.configured = before
+        raise
     with _default_lock:
         old, _default, _flags = _default, made, dict(flags)
     if old is not None:

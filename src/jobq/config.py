@@ -1,8 +1,9 @@
 """Settings: collected from every source in order, validated once, frozen.
 
 Order, first wins: flag or argument, environment, ``.env``, ``jobq.toml`` or ``[tool.jobq]`` of pyproject.toml
-(both in the working directory), default. The names that other tools use, such as ``REDIS_URL``, are part of
-the environment, and come after any ``JOBQ_`` name of it. An empty variable counts as not set.
+(both in the working directory), what code declares (of queues), default. The names that other tools use, such as
+``REDIS_URL``, are part of the environment, and come after any ``JOBQ_`` name of it. An empty variable counts as not
+set.
 """
 
 from __future__ import annotations
@@ -21,9 +22,19 @@ from jobq import setting_kinds as kinds
 from jobq.errors import ConfigError
 from jobq.limits import MOST_WAITING, Concurrency, Rate
 from jobq.parsing import format_duration, parse_duration, redact_url
-from jobq.queues import ISOLATIONS, LANES, PROFILES, Isolation, Priority, QueueSpec, Retention, ShedAt
+from jobq.queues import (
+    ISOLATIONS,
+    LANES,
+    PROFILES,
+    Isolation,
+    Priority,
+    QueueSpec,
+    Retention,
+    ShedAt,
+    declared,
+)
 from jobq.retry import MOST_ATTEMPTS, Backoff, Fixed, RetryPolicy, Steps
-from jobq.sources import Found, Sources
+from jobq.sources import Collected, Found, Sources
 
 if TYPE_CHECKING:
     from jobq.codec import Codec
@@ -79,8 +90,10 @@ class Settings(BaseModel):
         env: Name of the environment. ``production`` insists on a key.
         secret_key: Keys separated by commas: the first signs and encrypts, all verify and decrypt.
         key_prefix: First part of rq's keys. Also ``RQ_KEY_PREFIX``.
-        queues: Options by queue name: ``JOBQ_QUEUES__EMAIL__SLOTS=5``; in code also a list of QueueSpec. The slots of
-            some also by other tools' names, such as ``EMAIL_QUEUE_CONCURRENCY``.
+        queues: Options by queue name: ``JOBQ_QUEUES__EMAIL__SLOTS=5``; in code also a list of QueueSpec. A variable
+            means the queue that is called alike with ``-`` or ``.`` for ``_`` and in any case, else a new one. The
+            slots of some also by other tools' names, such as ``EMAIL_QUEUE_CONCURRENCY``. Below all sources is what
+            code declares, see ``jobq.queue``.
         profile: Adds the queues export, email, ai and scheduled with slots for a machine of that size: ``low``
             (1 CPU, 512 MB), ``medium`` (2, 2 GB) or ``high`` (4, 4 GB). None: no such queues.
         max_attempts: Runs of a job in all, the first included. Also ``JOB_MAX_RETRIES``, with the same
@@ -158,6 +171,7 @@ class Settings(BaseModel):
     export_dir: Path = Path("exports")
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _collected: Collected = PrivateAttr()
 
     def __init__(self, **flags: Any) -> None:
         self._fill(_sources().collect(flags))
@@ -185,11 +199,18 @@ class Settings(BaseModel):
             ConfigError: A value is wrong, a name unknown, or a file cannot be read.
         """
         made = cls.__new__(cls)
-        found = _sources(config_file, environ, directory).collect(flags, called)
-        made._fill(found)  # noqa: SLF001 - our own
+        made._fill(_sources(config_file, environ, directory).collect(flags, called))  # noqa: SLF001 - our own
         return made
 
-    def _fill(self, found: Found) -> None:
+    def renewed(self) -> Self:
+        """The settings that the same sources give now, with the queues that code has declared since."""
+        made = type(self).__new__(type(self))
+        made._fill(self._collected)  # noqa: SLF001 - our own
+        return made
+
+    def _fill(self, collected: Collected) -> None:
+        profile = PROFILES.get(str(collected.get("profile") or "").strip().lower(), {})
+        found = collected.found(_sources().declared(declared.all()), {*LANES, *profile})
         values: dict[str, Any] = {}
         queues: dict[str, dict[str, Any]] = {}
         for path, raw in found.items():
@@ -201,6 +222,7 @@ class Settings(BaseModel):
             super().__init__(**values, **({"queues": queues} if queues else {}))
         except ValidationError as error:
             raise _config_error(error, found) from None
+        self._collected = collected
         self._origins = {".".join(path): raw.origin for path, raw in found.items()}
 
     def __repr_args__(self) -> Any:
@@ -214,7 +236,7 @@ class Settings(BaseModel):
         """Where each setting's value came from, by name, such as ``queues.email.slots``.
 
         ``argument``, ``environment JOBQ_LEASE``, ``.env JOBQ_LEASE``, ``jobq.toml``,
-        ``pyproject.toml [tool.jobq]`` or ``default``.
+        ``pyproject.toml [tool.jobq]``, ``code`` (of queues) or ``default``.
         """
         names = [name for name in type(self).model_fields if name != "queues"]
         return dict.fromkeys(names, "default") | self._origins

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jobq.errors import ConfigError
 from jobq.limits import MOST_WAITING, Concurrency, Noted, QueueLimits, Rate
-from jobq.retry import MOST_ATTEMPTS, Delays, is_duration, is_number, is_whole
+from jobq.retry import (
+    MOST_ATTEMPTS,
+    Delays,
+    delays_from_dict,
+    delays_to_dict,
+    is_duration,
+    is_number,
+    is_whole,
+)
 
 Isolation = Literal["thread", "process"]
 ISOLATIONS: tuple[Isolation, ...] = get_args(Isolation)
@@ -177,6 +185,30 @@ class QueueSpec:
             return self.priority
         return Priority(self.name) if self.name in tuple(Priority) else Priority.MEDIUM
 
+    def to_dict(self) -> dict[str, Any]:
+        """What differs from the default, as plain JSON values; durations in seconds."""
+        kept: dict[str, Any] = {"name": self.name}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value != each.default and each.name != "name":
+                kept[each.name] = _plain(value)
+        return kept
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> QueueSpec:
+        """The queue that :meth:`to_dict` wrote."""
+        given = dict(kept)
+        if "rate" in given:
+            limit, per_s, burst = given["rate"]
+            given["rate"] = Rate(limit, per_s, burst=burst)
+        if "backoff" in given:
+            given["backoff"] = delays_from_dict(given["backoff"])
+        for name in ("keep_succeeded", "keep_dead"):
+            if name in given:
+                age_s, count, size = given[name]
+                given[name] = Retention(timedelta(seconds=age_s), count, size)
+        return cls(**given)
+
     def _in_seconds(self) -> None:
         """Plain numbers are seconds, and one retention stands for both."""
         for name in ("target", "timeout", "retention"):
@@ -205,6 +237,18 @@ class QueueSpec:
         return ConfigError(f"{field} of queue {self.name!r} must be {right}, got {value!r}", queue=self.name)
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Rate):
+        return [value.limit, value.per.total_seconds(), value.burst]
+    if isinstance(value, Concurrency):
+        return value.limit
+    if isinstance(value, Retention):
+        return [value.age.total_seconds(), value.count, value.size]
+    return delays_to_dict(value) if isinstance(value, Delays) else value
+
+
 LANES: Mapping[str, QueueSpec] = MappingProxyType(
     {
         spec.name: spec
@@ -218,6 +262,74 @@ LANES: Mapping[str, QueueSpec] = MappingProxyType(
     }
 )
 """The five lanes as they are unless configured otherwise, most urgent first."""
+
+
+class Declarations:
+    """The queues that code declares, by name."""
+
+    def __init__(self) -> None:
+        self._declared: dict[str, QueueSpec] = {}
+        self._configured: dict[str, QueueSpec] = {}
+
+    def add(self, spec: QueueSpec) -> None:
+        """Declare one more.
+
+        Raises:
+            ConfigError: The name is taken by another.
+        """
+        self._check(spec, self._known())
+        self._declared[spec.name] = spec
+
+    @property
+    def configured(self) -> Sequence[QueueSpec]:
+        """Those of ``jobq.configure``; to set them takes the place of those that it said before.
+
+        Raises:
+            ConfigError: A name is taken by another; what was said before stays.
+        """
+        return tuple(self._configured.values())
+
+    @configured.setter
+    def configured(self, specs: Sequence[QueueSpec]) -> None:
+        found: dict[str, QueueSpec] = {}
+        for spec in specs:
+            self._check(spec, found | self._declared)
+            found[spec.name] = spec
+        self._configured = found
+
+    @staticmethod
+    def _check(spec: QueueSpec, others: Mapping[str, QueueSpec]) -> None:
+        if not isinstance(spec, QueueSpec):
+            raise ConfigError(f'expected a QueueSpec such as jobq.QueueSpec("email", slots=5), got {spec!r}')
+        if others.get(spec.name, spec) != spec:
+            raise ConfigError(f"queue {spec.name!r} is declared twice, each time otherwise", queue=spec.name)
+
+    def all(self) -> list[QueueSpec]:
+        """All of them."""
+        return list(self._known().values())
+
+    def clear(self) -> None:
+        """Forget all; for tests."""
+        self._declared, self._configured = {}, {}
+
+    def _known(self) -> dict[str, QueueSpec]:
+        return self._configured | self._declared
+
+
+declared = Declarations()
+"""Where :func:`queue` and ``jobq.configure`` declare."""
+
+
+def queue(spec: QueueSpec) -> QueueSpec:
+    """Declare a queue of the application, while its modules are imported: workers serve it, and clients know it.
+
+    It comes below every other source of settings: its options can be set in the environment, too.
+
+    Raises:
+        ConfigError: Another module declares one of the name, with other options.
+    """
+    declared.add(spec)
+    return spec
 
 
 PROFILES: Mapping[str, Mapping[str, int]] = MappingProxyType(

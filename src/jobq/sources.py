@@ -1,4 +1,4 @@
-"""Where settings come from: arguments, environment, ``.env``, a TOML file. Values are not checked here."""
+"""Where settings come from: arguments, environment, ``.env``, a TOML file, code. Values are not checked here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,62 @@ def _set(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
+class Collected:
+    """What the sources say, by source: which of two names of a queue is meant depends on what code declares, too.
+
+    Attributes:
+        file: The settings file.
+        variables: ``.env`` and the environment, above it.
+        given: Arguments, above both.
+    """
+
+    file: Found
+    variables: Found
+    given: Found
+
+    def get(self, name: str) -> Any:
+        """The winning value of a setting; None: it is nowhere."""
+        for layer in (self.given, self.variables, self.file):
+            if (name,) in layer:
+                return layer[(name,)].value
+        return None
+
+    def found(self, declared: Found, known: Collection[str]) -> Found:
+        """The winning value of everything that is set anywhere.
+
+        Args:
+            declared: What code says, below every source.
+            known: Names of queues that exist whatever the sources say.
+
+        Raises:
+            ConfigError: A variable may mean two queues.
+        """
+        named = {path[1] for layer in (declared, self.file, self.given) for path in layer if len(path) == 3}
+        return declared | self.file | _by_name(self.variables, named | set(known)) | self.given
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace("-", "_").replace(".", "_")
+
+
+def _by_name(variables: Found, known: set[str]) -> Found:
+    """The variables with the names that queues have elsewhere: a variable spells no case, and most shells no - or ."""
+    alike: dict[str, list[str]] = {}
+    for name in sorted(known):
+        alike.setdefault(_folded(name), []).append(name)
+    found: Found = {}
+    for path, raw in variables.items():
+        if len(path) == 3 and path[1] not in known:
+            names = alike.setdefault(_folded(path[1]), [path[1]])
+            if len(names) > 1:
+                raise ConfigError(f"{raw.label} may mean any of the queues {', '.join(names)}: rename one")
+            found[("queues", names[0], path[2])] = raw
+        else:
+            found[path] = raw
+    return found
+
+
+@dataclass(frozen=True, slots=True)
 class Sources:
     """Collects the values of the settings and queue options that it is told exist.
 
@@ -97,8 +153,8 @@ class Sources:
     environ: Mapping[str, str] | None = None
     directory: Path | None = None
 
-    def collect(self, flags: Mapping[str, Any], called: Mapping[str, str] | None = None) -> Found:
-        """The winning value of everything that is set anywhere.
+    def collect(self, flags: Mapping[str, Any], called: Mapping[str, str] | None = None) -> Collected:
+        """Everything that is set anywhere.
 
         Args:
             flags: Values that come before all sources; None counts as not given.
@@ -110,20 +166,27 @@ class Sources:
         environ = _set(os.environ if self.environ is None else self.environ)
         dotenv = _set(_dotenv((self.directory or Path()) / ".env"))
         table, file = self._table({**dotenv, **environ})
-        found = self._from_table(table, file, f"{file}: ")
-        found |= _from_aliases(dotenv, environ)
-        found |= self._from_variables(dotenv, ".env")
-        found |= self._from_variables(environ, "environment")
+        variables = _from_aliases(dotenv, environ)
+        variables |= self._from_variables(dotenv, ".env")
+        variables |= self._from_variables(environ, "environment")
         given = {name: value for name, value in flags.items() if value is not None}
-        found |= {
+        arguments = {
             path: replace(raw, label=(called or {}).get(raw.label, raw.label))
             for path, raw in self._from_table(given, "argument", "").items()
         }
-        for path, raw in found.items():
-            if path[0] == "queues" and not QUEUE_NAME.fullmatch(path[1]):
-                raise ConfigError(
-                    f"{raw.label}: a queue's name has letters, digits, _ . and -, at most 64, not {path[1]!r}"
-                )
+        collected = Collected(self._from_table(table, file, f"{file}: "), variables, arguments)
+        for layer in (collected.file, variables, arguments):
+            _check_queue_names(layer)
+        return collected
+
+    def declared(self, queues: Any) -> Found:
+        """What code says of queues.
+
+        Raises:
+            ConfigError: An option is unknown, or a name is none.
+        """
+        found = self._from_queues(queues, "code", "queues")
+        _check_queue_names(found)
         return found
 
     def _table(self, variables: Mapping[str, str]) -> tuple[Mapping[str, Any], str]:
@@ -212,6 +275,14 @@ class Sources:
                     raise ConfigError(f"{called}.{queue}.{key} is not a known setting{hint}")
                 found[("queues", str(queue), name)] = Raw(value, source, f"{called}.{queue}.{key}")
         return found
+
+
+def _check_queue_names(found: Found) -> None:
+    for path, raw in found.items():
+        if path[0] == "queues" and not QUEUE_NAME.fullmatch(path[1]):
+            raise ConfigError(
+                f"{raw.label}: a queue's name has letters, digits, _ . and -, at most 64, not {path[1]!r}"
+            )
 
 
 def _given(options: Any) -> Mapping[str, Any] | None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import jobq
 from jobq import config, sources
 from jobq.config import Settings, warn_secret_unprotected
 from jobq.errors import ConfigError
 from jobq.limits import Rate
-from jobq.queues import LANES
+from jobq.queues import LANES, QueueSpec, queue
 from jobq.retry import Backoff, Fixed, RetryPolicy, Steps
 
 KEY = "k" * 32
@@ -414,3 +415,69 @@ def test_the_page_has_every_setting_and_every_other_name():
     theirs = {label for _, label, _ in sources._ALIASES} | {"JOBQ_CONFIG", "REDIS_ENABLED", "QUEUE_ENABLED"}
     assert not {name for name in ours | theirs if f"`{name}`" not in page}
     assert not {queue for queue in sources._QUEUE_ALIASES if queue not in page}
+
+
+@pytest.mark.parametrize("variable", ["WHATSAPP_MESSAGES", "Whatsapp-Messages", "whatsapp.messages"])
+@pytest.mark.parametrize("name", ["whatsapp-messages", "whatsapp.messages", "WhatsApp-Messages"])
+def test_a_variable_means_the_queue_that_is_called_alike(load, tmp_path, name, variable):
+    toml = f'[queues."{name}"]\nslots = 2\ntimeout = "9s"'
+    settings = load({f"JOBQ_QUEUES__{variable}__SLOTS": "7"}, toml=toml)
+    specs = settings.queue_specs()
+    assert set(specs) == {*LANES, name}
+    assert (specs[name].slots, specs[name].timeout) == (7, timedelta(seconds=9))
+    assert settings.origins()[f"queues.{name}.slots"] == f"environment JOBQ_QUEUES__{variable}__SLOTS"
+    (tmp_path / "jobq.toml").unlink()
+    queue(QueueSpec(name, slots=3))
+    assert load({f"JOBQ_QUEUES__{variable}__SLOTS": "7"}).queue_specs()[name].slots == 7
+    assert load(dotenv=f"JOBQ_QUEUES__{variable}__SLOTS=6").queue_specs()[name].slots == 6
+
+
+def test_a_variable_of_no_known_queue_makes_one(load):
+    settings = load({"JOBQ_QUEUES__TEAM_A__SLOTS": "2", "JOBQ_QUEUES__TEAM-A__RATE": "5/s"})
+    assert set(settings.queue_specs()) == {*LANES, "team-a"}
+    assert settings.queue_specs()["team-a"].slots == 2
+    assert load({"JOBQ_QUEUES__HIGH__SLOTS": "3"}).queue_specs()["high"].slots == 3
+
+
+def test_of_queues_that_are_called_alike_a_variable_means_the_one_that_it_spells(load):
+    toml = "[queues.team_a]\nslots = 2\n[queues.team-a]\nslots = 3\n"
+    specs = load({"JOBQ_QUEUES__TEAM_A__SLOTS": "9"}, toml=toml).queue_specs()
+    assert (specs["team_a"].slots, specs["team-a"].slots) == (9, 3)
+    toml = "[queues.'b.1']\nslots = 2\n[queues.b-1]\nslots = 3\n"
+    assert "may mean any of the queues b-1, b.1" in refused(load, {"JOBQ_QUEUES__B_1__SLOTS": "9"}, toml=toml)
+
+
+def test_what_code_declares_comes_last_and_counts_from_then_on(load):
+    toml = "[queues.email]\nslots = 4\n"
+    settings = load({"JOBQ_QUEUES__EMAIL__TIMEOUT": "9s"}, toml=toml)
+    queue(QueueSpec("email", slots=5, timeout=timedelta(seconds=60), nice=7))
+    queue(QueueSpec("sms", rate=Rate(5)))
+    assert "sms" not in settings.queue_specs()
+    for found in (settings.renewed(), load({"JOBQ_QUEUES__EMAIL__TIMEOUT": "9s"}, toml=toml)):
+        email = found.queue_specs()["email"]
+        assert (email.slots, email.timeout, email.nice) == (4, timedelta(seconds=9), 7)
+        assert found.origins()["queues.email.nice"] == "code"
+        assert found.queue_specs()["sms"] == QueueSpec("sms", rate=Rate(5))
+    assert load(queues={"sms": {"slots": 8}}).queue_specs()["sms"].slots == 8
+
+
+def test_a_queue_is_declared_once(load):
+    queue(QueueSpec("email", slots=5))
+    queue(QueueSpec("email", slots=5))
+    with pytest.raises(ConfigError, match="'email' is declared twice"):
+        queue(QueueSpec("email", slots=4))
+    with pytest.raises(ConfigError, match="expected a QueueSpec"):
+        queue("email")
+    assert load().queue_specs()["email"].slots == 5
+
+
+def test_configure_declares_its_queues_in_place_of_those_before(monkeypatch):
+    jobq.configure(queues=[QueueSpec("email", slots=5), QueueSpec("sms")])
+    client = jobq.configure(queues=[QueueSpec("email", slots=6)], lease="9s")
+    assert client.specs["email"].slots == 6
+    assert "sms" not in jobq.Settings().queue_specs()
+    with pytest.raises(ConfigError):
+        jobq.configure(queues=[QueueSpec("pdf")], lease="wrong")
+    monkeypatch.setenv("JOBQ_QUEUES__EMAIL__SLOTS", "7")
+    assert set(jobq.Settings().queue_specs()) == {*LANES, "email"}
+    assert jobq.configure().specs["email"].slots == 7

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 import pytest
 
 from jobq.errors import ConfigError
+from jobq.limits import Concurrency, Rate
 from jobq.queues import LANES, Priority, QueueSpec, Retention, sla_met
+from jobq.retry import Backoff, Fixed, Steps
 
 
 @pytest.mark.covers("P-01", "P-02", "P-03", "P-04", "P-05", "P-10")
@@ -93,3 +96,24 @@ def test_a_wrong_value_names_the_queue_and_the_field(change):
 def test_a_wrong_retention_is_refused(age, count):
     with pytest.raises(ConfigError):
         Retention(age, count)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *LANES.values(),
+        QueueSpec("bare"),
+        QueueSpec(
+            "all", 7, timedelta(milliseconds=1500), Rate(5, 0.25, burst=3), 4, Backoff(1, 3, 60, "full"),
+            timeout=timedelta(seconds=9), concurrency=Concurrency(3), isolation="thread",
+            keep_succeeded=Retention(timedelta(hours=1)),
+            keep_dead=Retention(count=5, size=9_999), redis_url="redis://u:p@h:1/2", nice=3, priority=Priority.LOW,
+        ),
+        QueueSpec("fixed", backoff=Fixed(5)),
+        QueueSpec("steps", backoff=Steps([1, 2.5])),
+        QueueSpec("low", isolation=None, target=None),
+    ],
+    ids=lambda spec: spec.name,
+)  # fmt: skip
+def test_a_spec_survives_the_way_to_the_supervisor(spec: QueueSpec) -> None:
+    assert QueueSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec

@@ -8,8 +8,10 @@ from datetime import timedelta
 import pytest
 
 import jobq
-from jobq import Backoff, ConfigError, QueueSpec, Settings
-from jobq.queues import Retention
+from jobq import Backoff, ConfigError, QueueSpec, Settings, queues
+from jobq.enqueueing import Enqueuer
+from jobq.keys import Keys
+from jobq.queues import LANES, Retention
 from jobq.registry import Registry
 
 # name, slots, what else; the id is that of docs/checklist.toml
@@ -33,10 +35,12 @@ QUEUES = {
 }
 """As their systems declare them."""
 
-FIELDS = ("slots", "max_attempts", "timeout", "isolation")
+FIELDS = ("slots", "max_attempts", "backoff", "timeout", "isolation")
 
 
 def _text(value: object) -> str:
+    if isinstance(value, Backoff):
+        return f"base={value.base.total_seconds():g}s,factor={value.factor:g}"
     return f"{value.total_seconds():g}s" if isinstance(value, timedelta) else str(value)
 
 
@@ -46,7 +50,10 @@ def _text(value: object) -> str:
 )  # fmt: skip
 @pytest.mark.parametrize("spec", QUEUES.values(), ids=QUEUES)
 def test_by_registration_and_by_environment(spec: QueueSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    registered = Settings(queues=[spec]).queue_specs()[spec.name]
+    jobq.queue(spec)
+    assert Settings.load().queue_specs()[spec.name] == spec
+    queues.declared.clear()
+    jobq.queue(QueueSpec(spec.name, slots=77))  # the code knows its name, the environment all the rest
     variable = f"JOBQ_QUEUES__{spec.name.upper().replace('-', '_')}"
     for field in FIELDS:
         value = getattr(spec, field)
@@ -54,10 +61,24 @@ def test_by_registration_and_by_environment(spec: QueueSpec, monkeypatch: pytest
             monkeypatch.setenv(f"{variable}__{field.upper()}", _text(value))
     monkeypatch.setenv(f"{variable}__SLOTS", str(spec.slots))
     found = Settings.load().queue_specs()
-    declared = found.get(spec.name) or found[spec.name.replace("-", "_")]
-    for field in FIELDS:
-        assert getattr(registered, field) == getattr(spec, field)
-        assert getattr(declared, field) == getattr(spec, field)
+    assert set(found) == {*LANES, spec.name}
+    assert found[spec.name] == spec
+
+
+@pytest.mark.covers("Q-13", "Q-14", "Q-15")
+@pytest.mark.parametrize(("name", "order"), [("export", 5), ("ai", 7), ("scheduled", 5)])
+def test_their_priority_is_the_order_within_the_queue(name: str, order: int) -> None:
+    registry = Registry()
+
+    @jobq.task(f"{name}.run", queue=name, order=order, registry=registry)
+    def run(number: int) -> None: ...
+
+    assert run.spec.order == order
+    settings = Settings.load()
+    enqueuer = Enqueuer(keys=Keys("rq"), codec=settings.codec(), settings=settings, owner=None)
+    request = run.options().request(number=1)
+    new = enqueuer.template(request, "x")
+    assert (request.queue, new.order, new.fields.get("or", "5")) == (name, order, str(order))
 
 
 @pytest.mark.covers("Q-12", "D-06", "B-03", "B-04", "B-05", "B-06", "B-09")

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import IntEnum
@@ -153,6 +153,21 @@ class State:
         given = {name: value for name, value in flags.items() if value is not None}
         return Settings.load(called={name: f"--{name.replace('_', '-')}" for name in given}, **given)
 
+    def app_settings(self) -> Settings:
+        """The settings with the queues that the application declares; without them when it cannot be imported."""
+        settings = self.settings()
+        if not settings.app:
+            return settings
+        from jobq.registry import load_app  # late: the application may import anything
+
+        try:
+            with redirect_stdout(sys.stderr):  # what it prints is no result of ours
+                load_app(settings.app)
+        except ConfigError as error:
+            self.out.say(f"queues that the application declares are not known here: {error}")
+            return settings
+        return settings.renewed()
+
     def configure_logging(self, settings: Settings, *, default: str = "ERROR") -> None:
         """Send events to stderr: ``-q`` shows errors only, ``-v`` one level more."""
         from jobq.events import configure_logging  # late: --help logs nothing
@@ -166,7 +181,7 @@ class State:
         if self._client is None:
             from jobq.client import Client  # late: redis
 
-            settings = self.settings()
+            settings = self.app_settings()
             self.configure_logging(settings)
             self._client = Client(settings)
         return self._client

@@ -24,7 +24,7 @@ def show(state: State, origin: bool) -> None:
 
     Passwords and keys are hidden.
     """
-    settings = state.settings()
+    settings = state.app_settings()
     shown, origins = settings.shown(), settings.origins()
     rows = [
         {"setting": name, "value": value, "origin": origins.get(name, "default")}

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import click
 
-from jobq.cli.common import CliError, Exit, State, pass_state, suggest
+from jobq.cli.common import State, pass_state
 from jobq.cli.options import DURATION, PRIORITY, Command
 
 
@@ -44,12 +44,7 @@ def worker(
     """
     settings = state.settings()
     state.configure_logging(settings, default="INFO")
-    specs = settings.queue_specs()
     served = tuple(dict.fromkeys([*(priority.lower() for priority in priorities), *queues]))
-    for queue in served:
-        if queue not in specs:
-            remedy = suggest(queue, specs) or f"; configure it with JOBQ_QUEUES__{queue.upper()}__SLOTS"
-            raise CliError(Exit.CONFIG, f"queue {queue!r} is not configured{remedy}")
     # Late: the supervisor brings redis with it.
     from jobq.worker.spec import WorkerSpec
     from jobq.worker.supervisor import run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from jobq import events
 from jobq.config import Settings
@@ -23,14 +23,21 @@ from jobq.worker.subscriber import BLOCK_S, Subscriber
 _log = logging.getLogger("jobq")
 
 
-def check_servers(settings: Settings, specs: Iterable[QueueSpec]) -> None:
+def check_servers(
+    settings: Settings, specs: Iterable[QueueSpec], checked: Collection[str | None] = ()
+) -> set[str | None]:
     """Look at every Redis of these queues, and say what its durability is.
 
+    Args:
+        checked: Those that need not be looked at again.
+    Returns:
+        The URLs of all; None: that of the settings.
     Raises:
         ConfigError: One cannot be used.
         StoreUnavailableError: One cannot be reached.
     """
-    for url in {spec.redis_url for spec in specs}:
+    urls = {spec.redis_url for spec in specs}
+    for url in urls.difference(checked):
         client = connect(settings, "command", url=url)
         info = inspect_server(client)
         require_usable(info)
@@ -38,6 +45,7 @@ def check_servers(settings: Settings, specs: Iterable[QueueSpec]) -> None:
         client.close()
         if info.durability == "none":
             _log.warning("Redis keeps nothing on disk: jobs are lost when it stops; set appendonly yes")
+    return urls
 
 
 class Keepers:
@@ -49,6 +57,7 @@ class Keepers:
         lanes: Its executors.
         policies: Retry policies by task, kept up to date by whoever knows the application.
     Attributes:
+        known: All queues that the settings and the application know, by name.
         declared: The schedules that the application declares; None until it is loaded.
         obey: Takes an operator's orders, from another thread.
         found_suspects: Takes the name of a queue where jobs wait to run apart, from another thread.
@@ -69,6 +78,7 @@ class Keepers:
         self._policies = policies
         self._keepers: dict[str | None, Keeper] = {}
         self._subscribers: list[Subscriber] = []
+        self.known: Mapping[str, QueueSpec] = specs
         self.declared: list[Record] | None = None
         self.obey: Callable[[str], None] = lambda _word: None
         self.found_suspects: Callable[[str], None] = lambda _queue: None
@@ -124,8 +134,8 @@ class Keepers:
 
     def _thresholds(self, url: str | None) -> dict[str, int]:
         """Of all queues in this Redis: those that nobody serves fill its memory, too."""
-        specs = self._settings.queue_specs()
-        return self._settings.shed_at().by_queue({n: s for n, s in specs.items() if s.redis_url == url})
+        there = {name: spec for name, spec in self.known.items() if spec.redis_url == url}
+        return self._settings.shed_at().by_queue(there)
 
     def _schedule_duties(self, url: str | None) -> list[Duty]:
         """What code declares belongs in the Redis of the settings alone; any may hold schedules that fall due."""

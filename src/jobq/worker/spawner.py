@@ -132,6 +132,7 @@ class Spawner:
         """Serve until the supervisor closes its end. Returns the exit code."""
         try:
             load_app(APP_MODULES + tuple(self._settings.app), registry)
+            self._settings = self._settings.renewed()  # with the queues that the application declares
             schedules = [record.to_dict() for record in records_of(declared.all(), self._settings)]
         except Exception as error:
             text = str(error) if isinstance(error, JobqError) else traceback.format_exc(limit=-6)
@@ -146,6 +147,7 @@ class Spawner:
             "ready",
             tasks=describe(registry, self._settings),
             schedules=schedules,
+            queues=[spec.to_dict() for spec in self._settings.queue_specs().values()],
             threads=self._fresh,
         )
         try:
@@ -331,6 +333,7 @@ def main() -> int:
             request = json.load(file)
         settings = Settings.load()
         load_app(APP_MODULES + tuple(settings.app), registry)
+        settings = settings.renewed()
         _set_up_logging(settings, log_level)
         warm_up(settings)
         return _enter(request["kind"], settings, request["body"], request["fds"])

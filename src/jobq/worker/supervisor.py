@@ -14,7 +14,8 @@ import signal
 import socket
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -71,12 +72,12 @@ class Supervisor:
         self._settings = settings
         self._worker = worker
         self._name = worker.name or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
-        self._specs = self._served(settings, worker)
+        self._specs: dict[str, QueueSpec] = {}  # known when the application is
         self._lease_ms = int(settings.lease.total_seconds() * 1000)
         self._policies: dict[str, RetryPolicy] = {}
         self._lanes = Lanes(self._policies, signs=bool(settings.secret_keys()))
         self._numbers = 0
-        self._left = dict.fromkeys(self._specs, worker.max_jobs or 0)
+        self._left: dict[str, int] = {}
         self._recycling = Recycling.of(settings)
         self._recycled_at = 0.0
         self._keepers = Keepers(settings, self._specs, self._name, self._lanes, self._policies)
@@ -102,17 +103,14 @@ class Supervisor:
         self._forced = 0
         self._health: HealthServer | None = None
 
-    @staticmethod
-    def _served(settings: Settings, worker: WorkerSpec) -> dict[str, QueueSpec]:
-        specs = settings.queue_specs()
-        unknown = [name for name in worker.queues if name not in specs]
-        if unknown:
-            raise ConfigError(
-                f"queue {unknown[0]!r} is not configured: set JOBQ_QUEUES__{unknown[0].upper()}__SLOTS, "
-                f"or serve one of {', '.join(specs)}",
-                queue=unknown[0],
-            )
-        return {name: specs[name] for name in (worker.queues or specs)}
+    def _serve(self, known: Mapping[str, QueueSpec]) -> None:
+        """Settle which queues are served, of those that the settings and the application know."""
+        for name in self._worker.queues:
+            if name not in known:
+                raise ConfigError(_unknown_queue(name, known), queue=name)
+        self._specs.update((spec.name, spec) for spec in self._served(known))
+        self._left = dict.fromkeys(self._specs, self._worker.max_jobs or 0)
+        self._keepers.known = known
 
     def run(self) -> int:
         """Serve until a signal, the end of a burst, or a failure to start. Returns the exit code."""
@@ -120,9 +118,12 @@ class Supervisor:
         # the servers.
         self._spawner = SpawnerProcess(self._settings, fork=True)
         try:
-            check_servers(self._settings, self._specs.values())
+            # Which others the application's queues are in, we hear when it is imported.
+            checked = check_servers(self._settings, self._served(self._settings.queue_specs()))
             self._install_signals()
             said = self._spawner.wait_ready()
+            self._serve({spec.name: spec for spec in map(QueueSpec.from_dict, said["queues"])})
+            check_servers(self._settings, self._specs.values(), checked)
         except BaseException:
             self._spawner.kill()
             raise
@@ -145,6 +146,9 @@ class Supervisor:
             self._stop()
         events.emit("worker.stopped", worker=self._name)
         return 128 + self._forced if self._forced else 0
+
+    def _served(self, known: Mapping[str, QueueSpec]) -> list[QueueSpec]:
+        return [known[name] for name in self._worker.queues or known if name in known]
 
     @property
     def _idle(self) -> bool:
@@ -530,6 +534,18 @@ class Supervisor:
         if self._spawner is not None:
             self._spawner.end()
         signal.set_wakeup_fd(-1)
+
+
+def _unknown_queue(name: str, known: Mapping[str, QueueSpec]) -> str:
+    near = get_close_matches(name, known, n=1)
+    remedy = (
+        f"did you mean {near[0]!r}?"
+        if near
+        else (
+            f"declare it with jobq.queue in a module of JOBQ_APP, or set JOBQ_QUEUES__{name.upper()}__SLOTS"
+        )
+    )
+    return f"queue {name!r} is not configured; {remedy}"
 
 
 def run(settings: Settings, worker: WorkerSpec) -> int:
