@@ -81,7 +81,13 @@ class AsyncClient(ClientBase):
             self.plans, self.run, self.editor, lambda name: self.serving(name).dead_letters, self._letters
         )
         self.workers = AsyncWorkers(self.plans, self.run, lambda: [c.workers for c in self.each()])
-        self.schedules = AsyncSchedules(self._schedule_plans, self.run, self.registry)
+        self.schedules = AsyncSchedules(
+            self._schedule_plans,
+            self.run,
+            self.registry,
+            lambda queue: self.serving(queue).schedules,
+            lambda: [c.schedules for c in self.each()],
+        )
 
     # ------------------------------------------------------------------ running
 

@@ -93,7 +93,13 @@ class Client(ClientBase):
             self.plans, self.run, self.editor, lambda name: self.serving(name).dead_letters, self._letters
         )
         self.workers = Workers(self.plans, self.run, lambda: [c.workers for c in self.each()])
-        self.schedules = Schedules(self._schedule_plans, self.run, self.registry)
+        self.schedules = Schedules(
+            self._schedule_plans,
+            self.run,
+            self.registry,
+            lambda queue: self.serving(queue).schedules,
+            lambda: [c.schedules for c in self.each()],
+        )
 
     # ------------------------------------------------------------------ running
 

@@ -49,6 +49,8 @@ def fire_plan(
         ConfigError: What is stored makes no sense.
         CodecError: Its payload cannot be used here.
     """
+    if stored.error:
+        raise ConfigError(stored.error)
     if not taken.slot.isdecimal() or len(taken.slot) > _DIGITS:
         raise ConfigError("its next slot is no moment")
     due = stored.timing.due(int(taken.slot), now_ms)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias, Unpack
 
 from jobq.client_parts import AsyncRun, Run, who
+from jobq.errors import ConflictError
 from jobq.job import Job
 from jobq.registry import Registry
 from jobq.schedule_spec import Schedule, ScheduleOptions, make_schedule
@@ -27,17 +28,42 @@ def _made(
     return make_schedule(name, registry.resolve(task) if isinstance(task, str) else task, params, **options)
 
 
+def _elsewhere(name: str, queue: str) -> ConflictError:
+    return ConflictError(
+        f"schedule {name!r} is in another Redis than queue {queue!r}: remove it first, or choose another name",
+        queue=queue,
+    )
+
+
 class Schedules:
     """The recurring schedules."""
 
-    def __init__(self, plans: SchedulePlans, run: Run, registry: Registry) -> None:
-        self._plans = plans
-        self._run = run
+    def __init__(
+        self,
+        plans: SchedulePlans,
+        run: Run,
+        registry: Registry,
+        serving: Callable[[str], Schedules],
+        each: Callable[[], Sequence[Schedules]],
+    ) -> None:
+        self.plans = plans
+        self.runner = run
         self._registry = registry
+        self._serving = serving
+        self._each = each
+
+    def _holder(self, name: str) -> Schedules:
+        """Whoever has it in its Redis, else itself. Costs a round trip for each Redis, none while there is one."""
+        each = self._each()
+        for there in each if len(each) > 1 else ():
+            if there.runner(there.plans.has(name)):
+                return there
+        return self
 
     def list(self) -> Infos:
         """All schedules, by name."""
-        return self._run(self._plans.all())
+        found = [info for there in self._each() for info in there.runner(there.plans.all())]
+        return sorted(found, key=lambda info: info.name)
 
     def get(self, name: str) -> ScheduleInfo:
         """One schedule.
@@ -45,7 +71,8 @@ class Schedules:
         Raises:
             JobNotFoundError: There is none of this name.
         """
-        return self._run(self._plans.get(name))
+        there = self._holder(name)
+        return there.runner(there.plans.get(name))
 
     def next(self, name: str, count: int = 5) -> Moments:
         """When it is due next, in its own time zone, without jitter; fewer than ``count`` when it ends before.
@@ -54,7 +81,8 @@ class Schedules:
             JobNotFoundError: There is none of this name.
             ConflictError: Its times cannot be read.
         """
-        return self._run(self._plans.upcoming(name, count))
+        there = self._holder(name)
+        return there.runner(there.plans.upcoming(name, count))
 
     def add(
         self,
@@ -80,9 +108,14 @@ class Schedules:
             ConfigError: A name, a time or an option is wrong.
             PayloadError: The params do not fit the task.
             UnknownTaskError: No such task.
-            ConflictError: There is another schedule of the name, or code declares one.
+            ConflictError: There is another schedule of the name, or code declares one, or it is in another Redis.
         """
-        return self._run(self._plans.add(_made(self._registry, name, task, params, options), replace=replace))
+        schedule = _made(self._registry, name, task, params, options)
+        there = self._serving(schedule.request.queue)
+        holder = self._holder(name)
+        if holder is not self and not there.runner(there.plans.has(name)):
+            raise _elsewhere(name, schedule.request.queue)
+        return there.runner(there.plans.add(schedule, replace=replace))
 
     def remove(self, name: str) -> None:
         """Delete a schedule; its jobs stay.
@@ -91,7 +124,8 @@ class Schedules:
             JobNotFoundError: There is none of this name.
             ConflictError: Code that a worker runs declares it: it would come back.
         """
-        self._run(self._plans.remove(name))
+        there = self._holder(name)
+        there.runner(there.plans.remove(name))
 
     def pause(self, name: str) -> ScheduleInfo:
         """Fire no more slots until ``resume``, also through deploys.
@@ -99,7 +133,8 @@ class Schedules:
         Raises:
             JobNotFoundError: There is none of this name.
         """
-        return self._run(self._plans.pause(name, who()))
+        there = self._holder(name)
+        return there.runner(there.plans.pause(name, who()))
 
     def resume(self, name: str) -> ScheduleInfo:
         """Go on with the next slot after now.
@@ -107,7 +142,8 @@ class Schedules:
         Raises:
             JobNotFoundError: There is none of this name.
         """
-        return self._run(self._plans.resume(name))
+        there = self._holder(name)
+        return there.runner(there.plans.resume(name))
 
     def run(self, name: str) -> Job:
         """Enqueue its job here and now, whatever its times, its pause and the job before.
@@ -117,28 +153,49 @@ class Schedules:
             ConflictError: A live job holds its dedup key.
             CodecError: Its payload cannot be used here.
         """
-        return self._run(self._plans.run(name))
+        there = self._holder(name)
+        return there.runner(there.plans.run(name))
 
 
 class AsyncSchedules:
     """Awaitable :class:`Schedules`."""
 
-    def __init__(self, plans: SchedulePlans, run: AsyncRun, registry: Registry) -> None:
-        self._plans = plans
-        self._run = run
+    def __init__(
+        self,
+        plans: SchedulePlans,
+        run: AsyncRun,
+        registry: Registry,
+        serving: Callable[[str], AsyncSchedules],
+        each: Callable[[], Sequence[AsyncSchedules]],
+    ) -> None:
+        self.plans = plans
+        self.runner = run
         self._registry = registry
+        self._serving = serving
+        self._each = each
+
+    async def _holder(self, name: str) -> AsyncSchedules:
+        """Whoever has it in its Redis, else itself. Costs a round trip for each Redis, none while there is one."""
+        each = self._each()
+        for there in each if len(each) > 1 else ():
+            if await there.runner(there.plans.has(name)):
+                return there
+        return self
 
     async def list(self) -> Infos:
         """As :meth:`Schedules.list`."""
-        return await self._run(self._plans.all())
+        pages = [await there.runner(there.plans.all()) for there in self._each()]
+        return sorted((info for page in pages for info in page), key=lambda info: info.name)
 
     async def get(self, name: str) -> ScheduleInfo:
         """As :meth:`Schedules.get`."""
-        return await self._run(self._plans.get(name))
+        there = await self._holder(name)
+        return await there.runner(there.plans.get(name))
 
     async def next(self, name: str, count: int = 5) -> Moments:
         """As :meth:`Schedules.next`."""
-        return await self._run(self._plans.upcoming(name, count))
+        there = await self._holder(name)
+        return await there.runner(there.plans.upcoming(name, count))
 
     async def add(
         self,
@@ -150,22 +207,29 @@ class AsyncSchedules:
         **options: Unpack[ScheduleOptions],
     ) -> ScheduleInfo:
         """As :meth:`Schedules.add`."""
-        return await self._run(
-            self._plans.add(_made(self._registry, name, task, params, options), replace=replace)
-        )
+        schedule = _made(self._registry, name, task, params, options)
+        there = self._serving(schedule.request.queue)
+        holder = await self._holder(name)
+        if holder is not self and not await there.runner(there.plans.has(name)):
+            raise _elsewhere(name, schedule.request.queue)
+        return await there.runner(there.plans.add(schedule, replace=replace))
 
     async def remove(self, name: str) -> None:
         """As :meth:`Schedules.remove`."""
-        await self._run(self._plans.remove(name))
+        there = await self._holder(name)
+        await there.runner(there.plans.remove(name))
 
     async def pause(self, name: str) -> ScheduleInfo:
         """As :meth:`Schedules.pause`."""
-        return await self._run(self._plans.pause(name, who()))
+        there = await self._holder(name)
+        return await there.runner(there.plans.pause(name, who()))
 
     async def resume(self, name: str) -> ScheduleInfo:
         """As :meth:`Schedules.resume`."""
-        return await self._run(self._plans.resume(name))
+        there = await self._holder(name)
+        return await there.runner(there.plans.resume(name))
 
     async def run(self, name: str) -> Job:
         """As :meth:`Schedules.run`."""
-        return await self._run(self._plans.run(name))
+        there = await self._holder(name)
+        return await there.runner(there.plans.run(name))

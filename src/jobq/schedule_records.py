@@ -15,7 +15,7 @@ from jobq import schedule_calls
 from jobq.codec import Codec
 from jobq.config import Settings
 from jobq.enqueueing import Enqueuer
-from jobq.errors import ConfigError
+from jobq.errors import ConfigError, JobqError
 from jobq.keys import Keys
 from jobq.replies import as_int, as_text, clean_text
 from jobq.schedule_spec import Schedule, StoredSchedule
@@ -91,14 +91,33 @@ def _bytes(value: bytes | str) -> bytes:
 
 
 def records_of(schedules: Iterable[Schedule], settings: Settings) -> list[Record]:
-    """The records of schedules that code declares.
-
-    Raises:
-        PayloadError, PayloadTooLargeError: The params of one cannot be written.
-    """
+    """The records of schedules that code declares, each for its queue's Redis; a bad one must not cost the others."""
     codec = settings.codec()
-    enqueuer = Enqueuer(keys=Keys(settings.key_prefix), codec=codec, settings=settings, owner=None)
-    return [record_of(schedule, enqueuer, codec) for schedule in schedules]
+    specs = settings.queue_specs()
+    enqueuers: dict[str, Enqueuer] = {}
+    records = []
+    for schedule in schedules:
+        spec = specs.get(schedule.request.queue)
+        url = (spec and spec.redis_url) or settings.redis_url
+        if url not in enqueuers:
+            there = settings.seen_from(url)
+            keys = Keys(settings.key_prefix)
+            enqueuers[url] = Enqueuer(keys=keys, codec=codec, settings=there, owner=None)
+        try:
+            records.append(record_of(schedule, enqueuers[url], codec))
+        except Exception as error:
+            said = str(error) if isinstance(error, JobqError) else type(error).__name__
+            records.append(_broken(schedule, f"no job can be made of it: {said}"))
+    return records
+
+
+def _broken(schedule: Schedule, why: str) -> Record:
+    request = schedule.request
+    stored = StoredSchedule(
+        name=schedule.name, task=request.task.name, queue=request.queue, timing=schedule.timing,
+        overlap=schedule.overlap, fields={}, tags=request.overrides.tags, error=clean_text(why),
+    )  # fmt: skip
+    return Record(stored, b"", hashlib.sha256(stored.encode()).hexdigest())
 
 
 def fingerprint_of(records: Iterable[Record]) -> str:
@@ -156,7 +175,7 @@ def put_plan(
     clock, last = yield Batch((("TIME",), ("HGET", keys.schedule(stored.name), "last")))
     # Also after the last slot dealt with: the clock may have gone back since.
     after = max(redis_ms(clock), as_int(last) if isinstance(last, bytes | str) else 0)
-    slot = stored.timing.after(after)
+    slot = None if stored.error else stored.timing.after(after)
     if slot is None and must_fire:
         raise ConfigError(f"schedule {stored.name!r} would never fire: its end has passed")
     word: str = yield schedule_calls.put(

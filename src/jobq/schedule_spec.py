@@ -228,6 +228,7 @@ class StoredSchedule:
     Attributes:
         fields: Of the job hash: those that are the same for each slot, without the payload.
         dedup_key: ``<task>:<digest>``; empty: none. ``dedup_mode`` and ``window_ms`` as the scripts have them.
+        error: Why no job can be made of what code declares; such a schedule is kept to be seen, and has no slots.
     """
 
     name: str
@@ -240,10 +241,11 @@ class StoredSchedule:
     dedup_mode: str = ""
     window_ms: int = 0
     tags: tuple[str, ...] = ()
+    error: str = ""
 
     def encode(self) -> bytes:
         """JSON, the same bytes for equal schedules."""
-        kept = {
+        kept: dict[str, Any] = {
             "task": self.task,
             "queue": self.queue,
             "times": self.timing.to_dict(),
@@ -252,11 +254,13 @@ class StoredSchedule:
             "dedup": [self.dedup_key, self.dedup_mode, self.window_ms],
             "tags": list(self.tags),
         }
+        if self.error:
+            kept["error"] = self.error
         return json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     def times(self) -> bytes:
         """The part of :meth:`encode` that decides when it fires."""
-        return json.dumps(self.timing.to_dict(), sort_keys=True).encode()
+        return b"" if self.error else json.dumps(self.timing.to_dict(), sort_keys=True).encode()
 
     @classmethod
     def decode(cls, name: str, data: bytes | str) -> StoredSchedule:
@@ -269,7 +273,8 @@ class StoredSchedule:
             kept = json.loads(data)
             key, mode, window_ms = kept["dedup"]
             fields = {str(field): value for field, value in kept["fields"].items()}
-            texts = (kept["task"], kept["queue"], key, mode, *fields.values(), *kept["tags"])
+            error = kept.get("error", "")
+            texts = (kept["task"], kept["queue"], error, key, mode, *fields.values(), *kept["tags"])
             if not all(isinstance(text, str) for text in texts) or type(window_ms) is not int:
                 raise TypeError("a value of another type")
             if kept["overlap"] not in OVERLAPS:
@@ -287,6 +292,7 @@ class StoredSchedule:
                 dedup_mode=mode,
                 window_ms=window_ms,
                 tags=tuple(kept["tags"]),
+                error=error,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"its spec cannot be read ({type(error).__name__})") from None

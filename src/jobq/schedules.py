@@ -82,6 +82,7 @@ def _info(name: str, reason: Any, row: Any) -> ScheduleInfo:
         stored = StoredSchedule.decode(name, spec or b"")
     except ConfigError as error:
         why = why or str(error)
+    why = why or (stored.error if stored else "")
     state: ScheduleState = "active" if upcoming else "ended"
     if paused:
         state = "paused"
@@ -132,6 +133,11 @@ class SchedulePlans:
         if reason is None and not isinstance(row, Exception) and row[0] is None:
             raise _missing(name)
         return _info(name, reason, row)
+
+    def has(self, name: str) -> Plan[bool]:
+        """Whether there is one of this name."""
+        (found,) = yield Batch((("HEXISTS", self.keys.schedules, name),))
+        return bool(found == 1)
 
     def upcoming(self, name: str, count: int) -> Plan[list[datetime]]:
         """The next slots, in the schedule's own time zone."""
@@ -226,9 +232,12 @@ def _missing(name: str) -> JobNotFoundError:
 
 def _decoded(name: str, spec: bytes | None) -> StoredSchedule:
     try:
-        return StoredSchedule.decode(name, spec or b"")
+        stored = StoredSchedule.decode(name, spec or b"")
     except ConfigError as error:
         raise ConflictError(f"schedule {name!r} is broken: {error}") from None
+    if stored.error:
+        raise ConflictError(f"schedule {name!r} is broken: {stored.error}")
+    return stored
 
 
 def _readable(name: str) -> Any:

@@ -13,9 +13,14 @@ from jobq.client import Client
 from jobq.errors import ConfigError, ConflictError, JobNotFoundError, StoreUnavailableError
 from jobq.job import JobState
 from jobq.private_server import PrivateServer
-from jobq.tasks import Registry, task
+from jobq.schedule_records import records_of
+from jobq.schedule_spec import Declarations, schedule
+from jobq.tasks import Registry, Task, task
+from jobq.worker.keepers import Keepers
+from jobq.worker.lanes import Lanes
 from tests.support.both import Both
 from tests.support.hand import Hand
+from tests.support.processes import until
 
 registry = Registry()
 
@@ -189,12 +194,6 @@ def test_dead_letters_by_id_and_by_queue(do: Both, client: Client) -> None:
     assert {client.get(job_id).state for job_id in ids.values()} == {JobState.QUEUED}
 
 
-def test_a_schedule_is_added_where_its_queue_is(client: Client) -> None:
-    with pytest.raises(ConfigError, match=r"client\.at\('critical'\)"):
-        client.schedules.add("s", add, {"a": 1}, every=60, queue="critical")
-    assert client.at("critical").schedules.add("s", add, {"a": 1}, every=60, queue="critical").name == "s"
-
-
 def test_one_server_costs_nothing_and_is_one_client(settings: jobq.Settings) -> None:
     given = {"critical": {"redis_url": settings.redis_url}}  # its own, which is that of all
     with Client(jobq.Settings(redis_url=settings.redis_url, queues=given), registry=registry) as client:
@@ -209,3 +208,52 @@ def test_what_a_client_opened_it_closes(split: jobq.Settings, lists: dict[str, r
     client.close()
     names = [each["name"] for each in lists["critical"].client_list()]
     assert not any(name.startswith("jobq:") for name in names)
+
+
+def there_task() -> Task[..., int]:
+    @task("o.there", queue="critical", registry=registry)
+    def there(a: int) -> int:
+        return a
+
+    return there
+
+
+def test_a_schedule_is_where_the_queue_of_its_task_is(do: Both, client: Client) -> None:
+    there_task()
+    made = do("schedules.add", "there", "o.there", {"a": 1}, cron="@hourly")
+    do("schedules.add", "here", "o.add", {"a": 1}, every=60)
+    assert made.queue == "critical"
+    assert [info.name for info in do("schedules.list")] == ["here", "there"]
+    assert [info.name for info in client.at("critical").schedules.list()] == ["there"]
+    assert [info.name for info in client.at("high").schedules.list()] == ["here"]
+    assert do("schedules.get", "there").times
+    assert len(do("schedules.next", "there", 2)) == 2
+    assert do("schedules.pause", "there").state == "paused"
+    assert do("schedules.resume", "there").state == "active"
+    job = do("schedules.run", "there")
+    assert client.at("critical").get(job.id).queue == "critical"
+    assert do("schedules.add", "there", "o.there", {"a": 1}, cron="@hourly").name == "there"
+    with pytest.raises(ConflictError, match="in another Redis"):
+        do("schedules.add", "there", "o.add", {"a": 1}, cron="@hourly", replace=True)
+    do("schedules.remove", "there")
+    with pytest.raises(JobNotFoundError):
+        do("schedules.get", "there")
+
+
+def test_what_code_declares_is_written_where_its_queue_is(
+    client: Client, redis_client: redis.Redis, other: PrivateServer, split: jobq.Settings
+) -> None:
+    declarations = Declarations()
+    schedule(name="far", cron="@hourly", params={"a": 1}, declarations=declarations)(there_task())
+    schedule(name="near", cron="@hourly", params={"a": 1}, declarations=declarations)(add)
+    settings = split.model_copy(update={"app": ("shop",)})
+    keepers = Keepers(settings, split.queue_specs(), "w", Lanes({}, signs=False), {})
+    keepers.start()
+    try:
+        keepers.declare(records_of(declarations.all(), split))
+        until(lambda: len(client.schedules.list()) == 2)
+    finally:
+        keepers.stop(5)
+    assert [info.name for info in client.at("critical").schedules.list()] == ["far"]
+    assert [info.name for info in client.at("high").schedules.list()] == ["near"]
+    assert {info.state for info in client.schedules.list()} == {"active"}

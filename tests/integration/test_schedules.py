@@ -583,6 +583,47 @@ def deploy(firing: Firing, declarations: Declarations, source: str = "shop") -> 
     return duty
 
 
+@pytest.mark.covers("C-02")
+def test_a_declared_schedule_of_which_no_job_can_be_made_is_kept_apart_and_costs_no_other(
+    client: jobq.Client, firing: Firing, tasks: Registry
+) -> None:
+    @jobq.task("shop.big", registry=tasks)
+    def big(text: str) -> None: ...
+
+    def declarations(size: int) -> Declarations:
+        made = declare(tasks, good="@hourly")
+        schedule(name="big", cron="@hourly", params={"text": "x" * size}, declarations=made)(big)
+        return made
+
+    heard: list[events.Event] = []
+    stop = events.subscribe(heard.append)
+    duty = deploy(firing, declarations(300_000))
+    firing.declare(duty)
+    stop()
+    (told,) = [event for event in heard if event.name == "schedule.broken"]
+    assert told.fields["schedule"] == "big"
+    found = {info.name: info for info in client.schedules.list()}
+    assert (found["good"].state, found["big"].state) == ("active", "broken")
+    assert (found["big"].task, found["big"].times, found["big"].next_at) == (
+        "shop.big", found["good"].times, None,
+    )  # fmt: skip
+    assert found["big"].reason is not None
+    assert found["big"].reason.startswith("no job can be made of it: ")
+    for refused in (client.schedules.run, client.schedules.resume):
+        with pytest.raises(jobq.ConflictError, match="no job can be made of it"):
+            refused("big")
+    firing.make_due("big")
+    assert firing.tick() != []  # whoever makes it due sets it aside again
+    assert client.stats().queues["medium"].queued == 0
+    deploy(firing, declarations(10))  # the repaired version
+    assert client.schedules.get("big").state == "active"
+    assert client.schedules.get("big").next_at is not None
+    deploy(firing, declarations(300_001))
+    assert client.schedules.get("big").state == "broken"
+    deploy(firing, declare(tasks, good="@hourly"))
+    assert [info.name for info in client.schedules.list()] == ["good"]
+
+
 @pytest.mark.covers("C-02", "C-03", "C-05")
 def test_a_deploy_adds_changes_and_removes_what_code_declares(
     client: jobq.Client, firing: Firing, tasks: Registry

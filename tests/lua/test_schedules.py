@@ -122,6 +122,26 @@ def test_what_is_taken_is_kept_from_others_for_a_moment(on: Schedules) -> None:
     assert len(on.take()) == 1
 
 
+def test_its_last_slot_is_not_lost_to_a_deploy_when_it_is_due(on: Schedules) -> None:
+    on.put(stored())
+    assert on.put(stored(), next_slot=None) == "same"
+    assert on.put(stored(), next_slot=None, digest="d2", replace=True) == "changed"
+    assert on.due() == {"s": T0}
+    (taken,) = on.take()
+    assert (taken.slot, taken.error) == (str(T0), "")
+
+
+def test_one_of_which_no_job_can_be_made_has_no_slot_until_it_can(on: Schedules) -> None:
+    on.put(stored())
+    broken = replace(stored(), error="why")
+    assert on.put(broken, next_slot=None, digest="d2", replace=True) == "changed"
+    assert StoredSchedule.decode("s", on.hash()["spec"]).error == "why"
+    assert on.due() == {}
+    assert "next" not in on.hash()
+    assert on.put(stored(), digest="d3", replace=True) == "changed"
+    assert on.due() == {"s": T0}
+
+
 def test_a_clock_that_jumps_back_fires_nothing_again(on: Schedules) -> None:
     on.put(stored())
     (taken,) = on.take()

@@ -158,11 +158,8 @@ class State:
         settings = self.settings()
         if not settings.app:
             return settings
-        from jobq.registry import load_app  # late: the application may import anything
-
         try:
-            with redirect_stdout(sys.stderr):  # what it prints is no result of ours
-                load_app(settings.app)
+            _import_app(settings)
         except ConfigError as error:
             self.out.say(f"queues that the application declares are not known here: {error}")
             return settings
@@ -334,10 +331,17 @@ def load_tasks(settings: Settings) -> Registry:
     """
     # Late: pydantic, and whatever the application imports. Importing the helpers registers them.
     import jobq.helpers  # noqa: F401
-    from jobq.tasks import load_app, registry
+    from jobq.tasks import registry
 
-    load_app(settings.app, registry)
+    _import_app(settings)
     return registry
+
+
+def _import_app(settings: Settings) -> None:
+    from jobq.registry import load_app  # late: the application may import anything
+
+    with redirect_stdout(sys.stderr):  # what it prints is no result of ours
+        load_app(settings.app)
 
 
 @contextmanager

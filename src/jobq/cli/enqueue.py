@@ -118,8 +118,8 @@ def enqueue(
         raise click.UsageError("Name a TASK, or a --file.")
     text = sys.stdin.read() if params == "-" else params or "{}"
     given = read_json_object(text, "params")
+    request = _request(load_tasks(state.settings()), task, given, options)
     client = state.client()
-    request = _request(load_tasks(client.settings), task, given, options)
     if dry_run:
         name, queue = request.task.name, request.queue
         state.out.would(f"enqueue {name} in {queue}", task=name, queue=queue)
@@ -272,8 +272,8 @@ def _from_file(
 
     Nothing is enqueued before all lines were looked at once.
     """
+    registry = load_tasks(state.settings())
     client, out = state.client(), state.out
-    registry = load_tasks(client.settings)
     label = getattr(file, "name", None) or "stdin"
     good: list[tuple[int, EnqueueRequest]] = []
     bad: list[tuple[int, str]] = []

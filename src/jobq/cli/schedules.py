@@ -230,8 +230,8 @@ def add(
     if chosen is not None:
         options["priority" if chosen in PRIORITIES else "queue"] = chosen
     call = read_json_object(sys.stdin.read() if params == "-" else params or "{}", "params")
+    known = load_tasks(state.settings()).resolve(task)
     client = state.client()
-    known = load_tasks(client.settings).resolve(task)
     try:
         options["misfire"] = Misfire(cast("MisfirePolicy", misfire), misfire_within, misfire_max or 100)
         made = make_schedule(name, known, call, **options)
@@ -331,8 +331,8 @@ def import_rq_scheduler(state: State, tz: str, dry_run: bool, yes: bool) -> int:
     """
     from jobq.rq_takeover import take_over  # late: only this command reads its data
 
+    load_tasks(state.settings())
     client = state.client()
-    load_tasks(client.settings)
     found = take_over(client, tz=tz, dry_run=True)
     ready = sum(entry.error is None for entry in found)
     if not dry_run and ready:

@@ -18,6 +18,7 @@ if not now then
   now = t[1] * 1000 + math.floor(t[2] / 1000)
 end
 local name, source, replace = ARGV[4], ARGV[5], ARGV[7] == '1'
+local slot, look_at = ARGV[12], ARGV[13]
 if source ~= '' and redis.call('HGET', KEYS[4], 'current') ~= ARGV[6] then return 'older' end
 local row = redis.pcall('HMGET', KEYS[1], 'digest', 'times', 'source', 'next', 'paused', 'rev')
 local there = row.err ~= nil or row[6] ~= false
@@ -35,7 +36,7 @@ if there and (row[3] or '') ~= source then
 end
 if there and row[1] == ARGV[8] and row[3] == source then
   redis.call('HSETNX', KEYS[3], name, '')
-  if row[4] and not row[5] then redis.call('ZADD', KEYS[2], 'NX', ARGV[13], name) end
+  if row[4] and not row[5] then redis.call('ZADD', KEYS[2], 'NX', slot == '' and row[4] or look_at, name) end
   return 'same'
 end
 if there and source == '' and not replace then return 'exists' end
@@ -46,12 +47,12 @@ redis.call('HINCRBY', KEYS[1], 'rev', 1)
 redis.call('HSET', KEYS[3], name, '')
 if there and row[2] == ARGV[9] and row[4] then
   -- The same times: a slot that is due now is not lost to a change of something else.
-  if not row[5] then redis.call('ZADD', KEYS[2], 'NX', ARGV[13], name) end
-elseif ARGV[12] == '' then
+  if not row[5] then redis.call('ZADD', KEYS[2], 'NX', slot == '' and row[4] or look_at, name) end
+elseif slot == '' then
   redis.call('HDEL', KEYS[1], 'next')
   redis.call('ZREM', KEYS[2], name)
 else
-  redis.call('HSET', KEYS[1], 'next', ARGV[12])
-  if not row[5] then redis.call('ZADD', KEYS[2], ARGV[13], name) end
+  redis.call('HSET', KEYS[1], 'next', slot)
+  if not row[5] then redis.call('ZADD', KEYS[2], look_at, name) end
 end
 return there and 'changed' or 'added'

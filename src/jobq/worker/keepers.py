@@ -58,7 +58,6 @@ class Keepers:
         policies: Retry policies by task, kept up to date by whoever knows the application.
     Attributes:
         known: All queues that the settings and the application know, by name.
-        declared: The schedules that the application declares; None until it is loaded.
         obey: Takes an operator's orders, from another thread.
         found_suspects: Takes the name of a queue where jobs wait to run apart, from another thread.
     """
@@ -79,7 +78,7 @@ class Keepers:
         self._keepers: dict[str | None, Keeper] = {}
         self._subscribers: list[Subscriber] = []
         self.known: Mapping[str, QueueSpec] = specs
-        self.declared: list[Record] | None = None
+        self._declared: dict[str, list[Record]] | None = None  # by the Redis that they are for
         self.obey: Callable[[str], None] = lambda _word: None
         self.found_suspects: Callable[[str], None] = lambda _queue: None
 
@@ -95,6 +94,20 @@ class Keepers:
             subscriber = Subscriber(line, fleet, self._lanes, self.obey, keeper.beat_now)
             self._subscribers.append(subscriber)
             subscriber.start()
+
+    def declare(self, schedules: Iterable[Record]) -> None:
+        """Have written what the application declares, now that it is loaded: each where its queue is."""
+        declared: dict[str, list[Record]] = {self._home(url): [] for url in self._keepers}
+        for record in schedules:
+            spec = self.known.get(record.stored.queue)
+            declared.setdefault(self._home(spec.redis_url if spec else None), []).append(record)
+        self._declared = declared
+
+    def _home(self, url: str | None) -> str:
+        return url or self._settings.redis_url
+
+    def _declared_for(self, home: str) -> list[Record] | None:
+        return None if self._declared is None else self._declared[home]
 
     def post(self, settlement: Settlement) -> None:
         """Settle this as soon as its Redis can be reached."""
@@ -138,11 +151,10 @@ class Keepers:
         return self._settings.shed_at().by_queue(there)
 
     def _schedule_duties(self, url: str | None) -> list[Duty]:
-        """What code declares belongs in the Redis of the settings alone; any may hold schedules that fall due."""
+        """Any Redis may hold schedules that fall due; what code declares belongs where its queue is."""
         codec = self._settings.codec()
         duties: list[Duty] = [FireSchedules(codec)]
-        if url is None and self._settings.app:
-            duties.append(
-                DeclareSchedules(",".join(self._settings.app), lambda: self.declared, signs=codec.signs)
-            )
+        if self._settings.app:
+            home, source = self._home(url), ",".join(self._settings.app)
+            duties.append(DeclareSchedules(source, lambda: self._declared_for(home), signs=codec.signs))
         return duties

@@ -200,8 +200,11 @@ class DeclareSchedules:
             return
         if self._written == fingerprint:
             return
+        broken = {record.stored.name: record.stored.error for record in records if record.stored.error}
         for name, word in store.run(sync_plan(fleet.keys, self._source, records)).items():
-            if word == "theirs":
+            if word in ("added", "changed") and name in broken:
+                events.emit("schedule.broken", schedule=name, reason=broken[name])
+            elif word == "theirs":
                 _log.warning(
                     "schedule %s is not written: one of the name was added at run time, or another application "
                     "declares it", name,

@@ -173,7 +173,7 @@ class Supervisor:
         for gone in self._policies.keys() - policies.keys():
             del self._policies[gone]
         self._policies.update(policies)
-        self._keepers.declared = [Record.from_dict(record) for record in said["schedules"]]
+        self._keepers.declare(Record.from_dict(record) for record in said["schedules"])
         for queue in self._specs:
             self._start_lane(queue)
 
