@@ -44,7 +44,7 @@ def _no_default_client() -> Iterator[None]:
     declared.clear()
     module = sys.modules.get("jobq.client")
     if module is not None:
-        left, module._default, module._flags = module._default, None, {}
+        left, module._default, module._flags, module._knows = module._default, None, {}, None
         if left is not None:
             left.close()
 

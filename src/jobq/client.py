@@ -566,21 +566,31 @@ class Client(ClientBase):
 _default: Client | None = None
 _default_lock = threading.Lock()
 _flags: dict[str, Any] = {}
+_knows: int | None = None
+"""Of which declared queues the default client knows; None: it was given whole settings, and stays."""
 
 
 def get_client() -> Client:
     """The default client, built at its first use from :func:`configure` and the environment.
 
+    It is built again when a module that was imported since has declared a queue: where that is, and what it allows,
+    must count for what is enqueued.
+
     Raises:
         ConfigError: The settings are wrong.
     """
-    global _default
+    global _default, _knows
     client = _default
-    if client is None:
-        with _default_lock:
-            if _default is None:
-                _default = Client(Settings.load(**_flags))
-            client = _default
+    if client is not None and _knows in (None, queues.declared.version):
+        return client
+    with _default_lock:
+        old, version = _default, queues.declared.version
+        if old is not None and _knows in (None, version):
+            return old
+        client = Client(Settings.load(**_flags))
+        _default, _knows = client, version
+    if old is not None:
+        old.close()
     return client
 
 
@@ -610,7 +620,7 @@ def configure(settings: Settings | None = None, **flags: Any) -> Client:
         ConfigError: A value is wrong; the old default client stays.
         TypeError: Both ``settings`` and ``flags``.
     """
-    global _default, _flags
+    global _default, _flags, _knows
     if settings is not None and flags:
         raise TypeError("give settings or single values, not both")
     before = queues.declared.configured
@@ -623,6 +633,7 @@ def configure(settings: Settings | None = None, **flags: Any) -> Client:
         raise
     with _default_lock:
         old, _default, _flags = _default, made, dict(flags)
+        _knows = queues.declared.version if settings is None else None
     if old is not None:
         old.close()
     return made

@@ -265,9 +265,14 @@ LANES: Mapping[str, QueueSpec] = MappingProxyType(
 
 
 class Declarations:
-    """The queues that code declares, by name."""
+    """The queues that code declares, by name.
+
+    Attributes:
+        version: Rises whenever they change.
+    """
 
     def __init__(self) -> None:
+        self.version = 0
         self._declared: dict[str, QueueSpec] = {}
         self._configured: dict[str, QueueSpec] = {}
 
@@ -278,6 +283,8 @@ class Declarations:
             ConfigError: The name is taken by another.
         """
         self._check(spec, self._known())
+        if self._known().get(spec.name) != spec:
+            self.version += 1
         self._declared[spec.name] = spec
 
     @property
@@ -296,6 +303,7 @@ class Declarations:
             self._check(spec, found | self._declared)
             found[spec.name] = spec
         self._configured = found
+        self.version += 1
 
     @staticmethod
     def _check(spec: QueueSpec, others: Mapping[str, QueueSpec]) -> None:
@@ -311,6 +319,7 @@ class Declarations:
     def clear(self) -> None:
         """Forget all; for tests."""
         self._declared, self._configured = {}, {}
+        self.version += 1
 
     def _known(self) -> dict[str, QueueSpec]:
         return self._configured | self._declared

@@ -11,6 +11,7 @@ import pytest
 
 import jobq
 from jobq import config, sources
+from jobq.client import get_client
 from jobq.config import Settings, warn_secret_unprotected
 from jobq.errors import ConfigError
 from jobq.limits import Rate
@@ -481,3 +482,17 @@ def test_configure_declares_its_queues_in_place_of_those_before(monkeypatch):
     monkeypatch.setenv("JOBQ_QUEUES__EMAIL__SLOTS", "7")
     assert set(jobq.Settings().queue_specs()) == {*LANES, "email"}
     assert jobq.configure().specs["email"].slots == 7
+
+
+def test_the_default_client_learns_of_a_queue_that_is_declared_after_it():
+    before = jobq.configure(lease="9s")
+    queue(QueueSpec("apart", redis_url="redis://elsewhere:6379/0"))
+    after = get_client()
+    assert after is not before
+    assert after.elsewhere == {"apart": "redis://elsewhere:6379/0"}
+    assert after.settings.lease == timedelta(seconds=9)
+    queue(QueueSpec("apart", redis_url="redis://elsewhere:6379/0"))
+    assert get_client() is after
+    given = jobq.configure(Settings(lease="8s"))
+    queue(QueueSpec("other"))
+    assert get_client() is given
