@@ -27,7 +27,7 @@ from jobq.steps import (
     Suspects,
     script_head,
 )
-from jobq.units import clock_ms
+from jobq.units import LONGEST, clock_ms
 
 # --------------------------------------------------------------------------- the path of a job
 
@@ -76,6 +76,7 @@ def enqueue(
     return Call("enqueue", names, tuple(args), _answers)
 
 
+_LONGEST_S = int(LONGEST.total_seconds())
 _RQ_FIELDS = (
     "retries_left", "result_ttl", "failure_ttl", "ttl", "success_callback_name", "failure_callback_name",
     "stopped_callback_name", "webhooks", "repeats_left", "rate_limit_key", "enqueued_at",
@@ -95,7 +96,7 @@ def _claimed(row: list[Any], token: str) -> Claimed:
         bounded_int(lost),
         bounded_int(queued),
         overrides or b"",
-        max(0, bounded_int(timeout)),
+        max(0, min(bounded_int(timeout), _LONGEST_S)),
         clean_text(description),
         extra or b"",
         None

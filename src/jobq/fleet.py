@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from jobq.keys import Keys
@@ -13,6 +13,7 @@ from jobq.queues import QueueSpec
 from jobq.replies import as_int, as_map, as_text
 from jobq.rq_bridge import parse_iso
 from jobq.steps import Batch, Plan
+from jobq.units import moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +201,7 @@ def queue_info(
         spec=spec,
         queued=queued,
         paused=paused,
-        paused_until=datetime.fromtimestamp(until / 1000, tz=UTC) if paused and until else None,
+        paused_until=moment(until) if paused and until else None,
         paused_by=(state.get("by") or None) if paused else None,
         paused_reason=(state.get("reason") or None) if paused else None,
         shed=as_int(state.get("shed")) > now_ms,
@@ -209,7 +210,7 @@ def queue_info(
             state.get("max_set", "").partition("|")[2] if limits_set else state.get("max", ""),
         ),
         limits_set=limits_set,
-        limits_until=datetime.fromtimestamp(limits_end / 1000, tz=UTC) if limits_set and limits_end else None,
-        backed_off_until=datetime.fromtimestamp(closed / 1000, tz=UTC) if backed_off else None,
+        limits_until=moment(limits_end) if limits_set and limits_end else None,
+        backed_off_until=moment(closed) if backed_off else None,
         backed_off_by=(state.get("closed_by") or None) if backed_off else None,
     )

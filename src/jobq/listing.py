@@ -10,7 +10,7 @@ import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from jobq.job import Job, JobOwner, JobState
@@ -20,6 +20,7 @@ from jobq.replies import as_text
 from jobq.rq_bridge import job_from_fields
 from jobq.steps import Batch, Plan
 from jobq.tags import names
+from jobq.units import moment
 
 SCAN_LIMIT = 10_000
 """Jobs that one page looks at, at most; a page that found fewer than asked for then carries a cursor."""
@@ -385,7 +386,7 @@ def _note_due(containers: Sequence[_Container], scores: Mapping[str, Any]) -> No
         for place, (job_id, job, behind) in enumerate(container.ready):
             score = scores.get(job_id)
             if job is not None and isinstance(score, bytes | float | int):
-                due = datetime.fromtimestamp(float(score), tz=UTC)
+                due = moment(float(score) * 1000)
                 container.ready[place] = job_id, replace(job, due_at=due), behind
 
 

@@ -14,6 +14,7 @@ from jobq.errors import ConfigError
 from jobq.limits import Concurrency, Quota, Rate
 from jobq.queues import ISOLATIONS, QUEUE_NAME, Isolation, Priority, QueueSpec
 from jobq.retry import MOST_ATTEMPTS, Delays, RetryPolicy
+from jobq.units import LONGEST
 
 Duration: TypeAlias = float | timedelta
 Until: TypeAlias = Literal["finished", "started"] | float | timedelta
@@ -24,7 +25,6 @@ Upcast: TypeAlias = Callable[[dict[str, Any], int], dict[str, Any]]
 NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _MAX_NAME: Final = 200
 _LONGEST_CORRELATION_ID = 200
-_LONGEST: Final = timedelta(days=3_650)
 _DEFAULT: Final = RetryPolicy()
 _T = TypeVar("_T")
 
@@ -327,7 +327,7 @@ def _duration(task: str, option: str, value: Duration | None, *, positive: bool 
         raise _wrong(task, f"{option}={value!r}: expected seconds or a timedelta (always finite)")
     else:
         length = timedelta(seconds=min(value, 1e12))
-    if length < timedelta(0) or (positive and not length) or length > _LONGEST:
+    if length < timedelta(0) or (positive and not length) or length > LONGEST:
         least = "more than 0" if positive else "0 or more"
         raise _wrong(task, f"{option}={value!r}: expected {least}, and at most ten years")
     return length

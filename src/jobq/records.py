@@ -11,11 +11,13 @@ from typing import Any
 from jobq.errors import ConfigError
 from jobq.job import Attempt
 from jobq.retry import Delays, delays_from_dict, delays_to_dict
+from jobq.units import LONGEST
 
 ATTEMPT_LIMIT = 4096
 """Bytes that one attempt's record may take; its traceback is cut in the middle to fit."""
 
 _TEXT_LIMIT = 500
+_LONGEST_MS = LONGEST // timedelta(milliseconds=1)
 
 
 def _dumps(value: Any) -> bytes:
@@ -70,7 +72,9 @@ def decode_overrides(data: bytes | str | None) -> RunOverrides:
     return RunOverrides(
         attempts if isinstance(attempts, int) and attempts > 0 else None,
         backoff,
-        timedelta(milliseconds=timeout_ms) if isinstance(timeout_ms, int) and timeout_ms > 0 else None,
+        timedelta(milliseconds=min(timeout_ms, _LONGEST_MS))
+        if isinstance(timeout_ms, int) and timeout_ms > 0
+        else None,
     )
 
 

@@ -27,12 +27,13 @@ from jobq.job import RESULT_NOT_JSON, RESULT_TOO_LARGE, Job, JobOwner, JobState
 from jobq.records import decode_extra, decode_overrides, decode_progress
 from jobq.replies import clean_text
 from jobq.tasks import load_app, registry
-from jobq.units import clock_ms
+from jobq.units import LONGEST, clock_ms, moment
 
 # --------------------------------------------------------------------------- dates
 
 _RQ_DATE = "%Y-%m-%dT%H:%M:%S.%fZ"
 _RQ_OLD_DATE = "%Y-%m-%dT%H:%M:%SZ"
+_LONGEST_S = int(LONGEST.total_seconds())
 _second: tuple[int, str] = (-1, "")
 
 
@@ -143,7 +144,7 @@ def job_from_fields(
     state = state_of(status, attempts=attempts, parked=bool(park))
     dead = state is JobState.DEAD
     fraction, progress_text = decode_progress(pr)
-    seconds = _int(timeout)
+    seconds = min(_int(timeout) or 0, _LONGEST_S)
     overrides = decode_overrides(o)
     extra = decode_extra(jk)
     tags, correlation_id = extra.get("tags", ()), extra.get("correlation_id")
@@ -156,11 +157,11 @@ def job_from_fields(
         max_attempts=overrides.max_attempts,
         created_at=parse_iso(created),
         enqueued_at=parse_iso(enqueued),
-        due_at=None if due_ms is None else datetime.fromtimestamp(due_ms / 1000, tz=UTC),
+        due_at=None if due_ms is None else moment(due_ms),
         started_at=parse_iso(started),
         ended_at=parse_iso(ended),
         worker=clean_text(worker) or None,
-        timeout=overrides.timeout or (timedelta(seconds=seconds) if seconds and seconds > 0 else None),
+        timeout=overrides.timeout or (timedelta(seconds=seconds) if seconds > 0 else None),
         progress=fraction,
         progress_text=progress_text,
         dead_reason=dead_reason(status, why) if dead else None,
@@ -340,7 +341,7 @@ def foreign_options(fields: Mapping[str, str]) -> ForeignOptions:
 
 def _seconds(value: str | None) -> int | None:
     number = _int(value)
-    return None if number is None or number < 0 else number
+    return None if number is None or number < 0 else min(number, _LONGEST_S)
 
 
 # --------------------------------------------------------------------------- rq's own prefix

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
+
+LONGEST = timedelta(days=3_650)
+"""No run and no delay is longer; what a hash says beyond that counts as so long."""
+
+_LAST_MS = 253_370_764_800_000  # the year 9999
 
 
 def in_seconds(length: float | timedelta) -> float:
@@ -15,6 +20,11 @@ def in_seconds(length: float | timedelta) -> float:
 def clock_ms() -> int:
     """The machine's clock. Redis' own counts wherever jobs are compared: see :func:`redis_ms`."""
     return time.time_ns() // 1_000_000
+
+
+def moment(ms: float) -> datetime:
+    """A moment in ms as UTC; what somebody wrote that no calendar has is the nearest one that it has."""
+    return datetime.fromtimestamp(max(0.0, min(ms, _LAST_MS)) / 1000, tz=UTC)
 
 
 def redis_ms(reply: Any) -> int:

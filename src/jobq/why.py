@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from jobq.fleet import QueueInfo, Worker, queue_info, workers_plan
@@ -19,7 +19,7 @@ from jobq.records import decode_attempt
 from jobq.replies import as_int, as_map, as_text
 from jobq.snapshot import Counters
 from jobq.steps import Batch, Plan
-from jobq.units import redis_ms
+from jobq.units import moment, redis_ms
 
 LONGEST_ID = 180
 """A claim reads no longer one: its id stands in names and records."""
@@ -66,7 +66,7 @@ class _Facts:
     @property
     def now(self) -> datetime:
         """When the facts were read, by Redis' clock."""
-        return _moment(self.now_ms)
+        return moment(self.now_ms)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _queue_limits(keys: Keys, facts: _Facts) -> Plan[list[Reason]]:
     closed_ms = as_int(facts.state.get("closed"))
     if closed_ms > facts.now_ms:
         by, what = facts.state.get("closed_by") or "of it", f"of queue {job.queue}"
-        found.append(reason("backed_off", until=_moment(closed_ms), by=by, what=what, **facts.values))
+        found.append(reason("backed_off", until=moment(closed_ms), by=by, what=what, **facts.values))
     asked = [(gate, 0) for gate in queue_gates(facts.state, facts.now_ms)]
     for standing in (yield from standings_plan(keys, asked, facts.now_ms, wip=keys.wip(job.queue))):
         if standing.open:
@@ -349,7 +349,7 @@ def _parked(keys: Keys, facts: _Facts) -> Plan[list[Reason]]:
     entered, rank = yield Batch(
         (("ZSCORE", keys.deferred(job.queue), job.id), ("ZRANK", keys.gate(name), job.id))
     )
-    since = _moment(float(entered) * 1000) if isinstance(entered, bytes | float | int) else None
+    since = moment(float(entered) * 1000) if isinstance(entered, bytes | float | int) else None
     asked = [(gate, as_int(rank)) for gate in gates_of(facts.fields["lm"]) if gate.name == name]
     if code not in ("rate", "concurrency") or not asked:
         return [reason(code, since=since, park=park, **(_NO_GATE | facts.values))]
@@ -410,7 +410,7 @@ def _running(keys: Keys, facts: _Facts, lease: timedelta) -> Plan[list[Reason]]:
         ends = (yield Batch((("ZSCORE", keys.leases, as_text(pairs[0][0])),)))[0]
     if not isinstance(ends, bytes | float | int):
         return [*found, reason("no_lease")]
-    until = _moment(float(ends))
+    until = moment(float(ends))
     if until <= facts.now:
         return [*found, reason("lease_expired", since=until)]
     heard = max(timedelta(0), facts.now - (until - lease))
@@ -465,14 +465,10 @@ def _last_end(facts: _Facts) -> datetime | None:
     return facts.attempts[-1].ended_at if facts.attempts else None
 
 
-def _moment(ms: float) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, tz=UTC)
-
-
 def _maybe(ms: float | None) -> datetime | None:
-    return None if ms is None else _moment(ms)
+    return None if ms is None else moment(ms)
 
 
 def _of_ms(value: Any) -> datetime | None:
     ms = as_int(value)
-    return _moment(ms) if ms > 0 else None
+    return moment(ms) if ms > 0 else None
