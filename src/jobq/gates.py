@@ -12,7 +12,7 @@ from jobq.keys import Keys
 from jobq.replies import as_int, as_text
 from jobq.steps import Batch, Plan
 
-_GATE = re.compile(r"([rbc]),(\d+),(\d+),(\d+),([^;]+)")
+_GATE = re.compile(r"([rbc]),(\d{1,12}),(\d{1,12}),(\d{1,12}),([^;]+)")
 _HELD = 1_000
 """Holders whose leases are looked at, as many as a claim looks at."""
 
@@ -30,6 +30,12 @@ class Gate:
     window_ms: int
     burst: int
     name: str
+
+    @property
+    def sound(self) -> bool:
+        """Whether it makes sense: the rule of ``claim.lua``."""
+        windowed = self.kind == "c" or self.window_ms > 0
+        return self.limit > 0 and windowed and (self.kind != "b" or 0 < self.burst < self.limit)
 
     @property
     def span_ms(self) -> float:
@@ -72,11 +78,12 @@ class Standing:
 
 
 def gates_of(text: str) -> tuple[Gate, ...]:
-    """The gates of a text; what cannot be read limits nothing, as in the scripts."""
-    return tuple(
+    """The gates of a text; what makes no sense limits nothing, as in the scripts."""
+    found = (
         Gate(kind, int(limit), int(window), int(burst), name)
         for kind, limit, window, burst, name in _GATE.findall(text)
     )
+    return tuple(gate for gate in found if gate.sound)
 
 
 def standings_plan(

@@ -6,6 +6,7 @@ the same with bursts, ``c`` runs at once. Several are joined by ``;``.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -265,10 +266,11 @@ class QueueLimits:
     def of_gates(cls, text: str, most: str = "") -> QueueLimits:
         """What :meth:`gates` wrote, and the most jobs; what cannot be read limits nothing, as in the scripts."""
         rate, concurrency = None, None
-        for kind, limit, window, burst in re.findall(r"([rbc]),(\d+),(\d+),(\d+),[^;]+", text):
-            if kind == "c":
-                concurrency = int(limit)
-            else:
-                asked = int(burst) if int(limit) <= MOST_COUNTED or int(burst) != int(limit) // 20 else 0
-                rate = Rate(int(limit), timedelta(milliseconds=int(window)), burst=asked or None)
+        for kind, limit, window, burst in re.findall(r"([rbc]),(\d{1,12}),(\d{1,12}),(\d{1,12}),[^;]+", text):
+            with contextlib.suppress(ConfigError):
+                if kind == "c":
+                    concurrency = Concurrency(int(limit)).limit
+                else:
+                    asked = int(burst) if int(limit) <= MOST_COUNTED or int(burst) != int(limit) // 20 else 0
+                    rate = Rate(int(limit), timedelta(milliseconds=int(window)), burst=asked or None)
         return cls(rate, concurrency, int(most) if most.isdecimal() and len(most) < 15 else None)

@@ -26,6 +26,15 @@ def work(token: str, seconds: float) -> None:
     append(path, f"end {token} {context.job_id} {context.attempt} {os.getpid()} {_now():.6f}")
 
 
+@jobq.task(
+    "chaos.gated", priority="high", max_attempts=1, timeout=60,
+    rate=jobq.Rate(200, per=1), concurrency=jobq.Concurrency(2),
+)  # fmt: skip
+def gated(token: str, seconds: float) -> None:
+    """Waits at its gates when there are too many of it."""
+    work.fn(token, seconds)
+
+
 @jobq.task("chaos.busy", priority="high", max_attempts=1, timeout=60)
 def busy(token: str, seconds: float) -> None:
     """Enqueues and looks all the time, as much as a task can ask of Redis."""

@@ -69,7 +69,7 @@ def fuzzed(rand: random.Random) -> bytes:
 
 def mutate(raw: redis.Redis, key: str, rand: random.Random) -> None:
     """Damage a job's hash as a foreign hand could."""
-    kind = rand.randrange(8)
+    kind = rand.randrange(10)
     if kind == 0:
         raw.hdel(
             key,
@@ -94,10 +94,26 @@ def mutate(raw: redis.Redis, key: str, rand: random.Random) -> None:
             ]
         )()
     elif kind == 4:
-        raw.hset(key, "timeout", rand.choice(["soon", "-1", "1e9", "NaN", ""]))
+        raw.hset(key, "timeout", rand.choice(["soon", "-1", "1e9", "NaN", "", "9" * 16, "1e300", "inf"]))
     elif kind == 5:
-        raw.hset(key, mapping={"attempts": "many", "crashes": "-3", "lost": "1e99", "q": "now"})
+        raw.hset(
+            key,
+            mapping={"attempts": "many", "crashes": "-3", "lost": "1e99", "q": rand.choice(["now", "1e300"])},
+        )
     elif kind == 6:
         raw.hset(key, rand.choice(["o", "jk", "dk", "description"]), rand.randbytes(30))
+    elif kind == 7:
+        gates = [
+            "b,5,1000,5,w",
+            "r,0,0,0,x",
+            "c,0,0,0,z",
+            "b,1,1,1,y",
+            "r,1," + "9" * 99 + ",0,w",
+            "gate",
+            "",
+        ]
+        raw.hset(key, "lm", rand.choice(gates))
+    elif kind == 8:
+        raw.hset(key, "o", rand.choice(['{"timeout_ms":' + "9" * 25 + "}", '{"max_attempts":1e400}', "[]"]))
     else:
         raw.delete(key)

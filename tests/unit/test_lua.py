@@ -28,3 +28,15 @@ def test_functions_of_one_name_are_one_function() -> None:
         first, *others = texts.items()
         for script, text in others:
             assert name in UNEQUAL or text == first[1], f"{name} of {script} differs from that of {first[0]}"
+
+
+def test_a_key_of_the_wrong_type_costs_itself_alone_by_one_text() -> None:
+    guards = {
+        script: re.findall(
+            r"^local raw, EMPTY = .*?^end }$", lua.script(script).text.decode(), re.MULTILINE | re.DOTALL
+        )
+        for script in lua.names()
+    }
+    texts = {text for found in guards.values() for text in found}
+    assert len(texts) == 1
+    assert {"claim", "settle", "rescue", "promote"} <= {script for script, found in guards.items() if found}

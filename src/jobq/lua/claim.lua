@@ -106,8 +106,8 @@ end
 
 if want < 1 then return out end
 
--- From here on a key of the wrong type is as good as empty, and nothing is written to it.
-local raw, EMPTY = redis, { GET = false, LPOP = false, LLEN = 0, ZCARD = 0, SCARD = 0 }
+-- From here on a key of the wrong type is as good as empty, and nothing is written to it: it costs itself alone.
+local raw, EMPTY = redis, { GET = false, HGET = false, LPOP = false, LPOS = false, LLEN = 0, ZCARD = 0, SCARD = 0 }
 local redis = { pcall = raw.pcall, call = function(...)
   local reply = raw.pcall(...)
   if type(reply) ~= 'table' or not reply.err then return reply end

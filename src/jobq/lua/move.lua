@@ -54,11 +54,14 @@ end
 redis.call('LLEN', KEYS[1])
 redis.call('LLEN', KEYS[2])
 -- From here on a key of the wrong type is as good as empty, and nothing is written to it: it costs itself alone.
-local raw = redis
+local raw, EMPTY = redis, { GET = false, HGET = false, LPOP = false, LPOS = false, LLEN = 0, ZCARD = 0, SCARD = 0 }
 local redis = { pcall = raw.pcall, call = function(...)
   local reply = raw.pcall(...)
   if type(reply) ~= 'table' or not reply.err then return reply end
-  return tostring(reply.err):find('WRONGTYPE', 1, true) and {} or raw.call(...)
+  if not tostring(reply.err):find('WRONGTYPE', 1, true) then return raw.call(...) end
+  local empty = EMPTY[(...)]
+  if empty == nil then return {} end
+  return empty
 end }
 for a = 6, #ARGV do
   local id, word = ARGV[a], 'late'

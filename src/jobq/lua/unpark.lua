@@ -41,11 +41,14 @@ end
 
 local ids, push = redis.call('ZRANGE', KEYS[1], 0, tonumber(ARGV[5]) - 1), {}
 -- From here on a key of the wrong type is as good as empty, and nothing is written to it: it costs itself alone.
-local raw = redis
+local raw, EMPTY = redis, { GET = false, HGET = false, LPOP = false, LPOS = false, LLEN = 0, ZCARD = 0, SCARD = 0 }
 local redis = { pcall = raw.pcall, call = function(...)
   local reply = raw.pcall(...)
   if type(reply) ~= 'table' or not reply.err then return reply end
-  return tostring(reply.err):find('WRONGTYPE', 1, true) and {} or raw.call(...)
+  if not tostring(reply.err):find('WRONGTYPE', 1, true) then return raw.call(...) end
+  local empty = EMPTY[(...)]
+  if empty == nil then return {} end
+  return empty
 end }
 if #ids > 0 then
   redis.call('ZREM', KEYS[1], unpack(ids))
