@@ -54,10 +54,16 @@ KINDS: Mapping[str, Kind] = {
         Kind("second_lease", "older leases of a job that has a later one", "removed"),
         Kind("dead_lease", "leases of jobs that do not run", "removed"),
         Kind("stray_entry", "entries in a registry that is not their job's", "removed"),
+        Kind("not_due", "schedules that nobody looks at", "looked at again"),
         Kind("wrong_type", "keys of the wrong type: what they hold is out of reach", ""),
         Kind("unreadable", "jobs that cannot be read", ""),
         Kind("stale_quarantine", "in quarantine, and readable or gone", "released", severe=False),
         Kind("dropped_id", "ids in a list that claim will drop", "", severe=False),
+        Kind(
+            "wrong_list", "queued, and also in the list of another queue", "taken out of that", severe=False
+        ),
+        Kind("second_copy", "more than once in their list", "left there once", severe=False),
+        Kind("ghost", "entries about what is gone", "removed", severe=False),
         Kind("retry_count", "counted wrongly among those that wait for a retry", "recounted", severe=False),
         Kind("no_expiry", "ended jobs that never expire", "given an expiry", severe=False),
         Kind("orphan_dedup", "dedup keys that refuse nobody", "deleted", severe=False),
@@ -341,6 +347,77 @@ class ListProbe(Probe):
             ]
 
         return Batch(commands, decode)
+
+
+@dataclass(frozen=True, slots=True)
+class CopyProbe(Probe):
+    """An id of a queued job that is in a list once too often."""
+
+    queue: str
+    job_id: str
+    order: ClassVar[int] = 2
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        return (self.queue,)
+
+    def most(self, scope: Scope) -> int:
+        return max(1, min(MOST_JOBS, _SEARCHED // max(1, scope.longest)))
+
+    def step(self, scope: Scope, probes: Sequence[Self], fix: bool) -> Call[list[Finding]]:
+        queue = probes[0].queue
+        args: tuple[Arg, ...] = (*scope.head(fix=fix), queue, *(probe.job_id for probe in probes))
+
+        def decode(reply: Sequence[Any]) -> list[Finding]:
+            words = zip(probes, map(as_text, reply), strict=True)
+            return [Finding(word, probe.job_id, queue, probe=probe) for probe, word in words if word]
+
+        return Call("audit_lists", (scope.keys.queue(queue),), args, decode)
+
+
+@dataclass(frozen=True, slots=True)
+class MemberProbe(Probe):
+    """A member of a set that goes with something else.
+
+    Attributes:
+        needs: What: a ``run`` of this id, a ``lease`` of this name, a ``parent``, a ``key`` of this name.
+    """
+
+    key: str
+    needs: str
+    member: str
+    order: ClassVar[int] = 3
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        return (self.key, self.needs)
+
+    def step(self, scope: Scope, probes: Sequence[Self], fix: bool) -> Call[list[Finding]]:
+        at = probes[0]
+        args: tuple[Arg, ...] = (*scope.head(fix=fix), at.needs, *(probe.member for probe in probes))
+
+        def decode(reply: Sequence[int]) -> list[Finding]:
+            gone = zip(probes, reply, strict=True)
+            return [Finding("ghost", probe.member, probe.key, probe=probe) for probe, left in gone if left]
+
+        return Call("audit_members", (at.key, scope.keys.leases), args, decode)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleProbe(Probe):
+    """A schedule by its name."""
+
+    name: str
+    order: ClassVar[int] = 3
+
+    def step(self, scope: Scope, probes: Sequence[Self], fix: bool) -> Call[list[Finding]]:
+        args: tuple[Arg, ...] = (*scope.head(fix=fix), *(probe.name for probe in probes))
+
+        def decode(reply: Sequence[Any]) -> list[Finding]:
+            words = zip(probes, map(as_text, reply), strict=True)
+            return [Finding(w, p.name, scope.keys.schedules, probe=p) for p, w in words if w]
+
+        return Call("audit_schedules", (scope.keys.schedules, scope.keys.due), args, decode)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 
 from jobq.keys import Keys
 from jobq.probes import (
+    CopyProbe,
     DedupProbe,
     EntryProbe,
     JobProbe,
     KeyProbe,
     LeaseProbe,
     ListProbe,
+    MemberProbe,
     Probe,
     QueueProbe,
     Registry,
+    ScheduleProbe,
     Scope,
     TypeProbe,
     probe_plan,
@@ -39,10 +42,14 @@ class Survey:
     progress: Callable[[int], object]
     limit: int | None
     suspects: list[Probe] = field(default_factory=list)
-    queued: dict[str, bool] = field(default_factory=dict)  # id: whether a list has it
+    queued: dict[str, tuple[str, bool]] = field(
+        default_factory=dict
+    )  # id: its queue, and whether that list has it
     running: dict[str, str] = field(default_factory=dict)  # id: start of the run
     gates: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
     wrong: set[str] = field(default_factory=set)
+    _marks: dict[tuple[str, bool], tuple[str, bool]] = field(default_factory=dict)
 
     @property
     def _keys(self) -> Keys:
@@ -60,7 +67,9 @@ class Survey:
         for gate in self.gates:
             yield from self._entries(Registry(self._keys.gate(gate), "*", ("deferred",), f"~gate:{gate}"))
         yield from self._quarantine()
-        self.suspects += (JobProbe(job_id, "list") for job_id, found in self.queued.items() if not found)
+        yield from self._ghosts()
+        yield from self._schedules()
+        self.suspects += (JobProbe(job_id, "list") for job_id, (_, found) in self.queued.items() if not found)
         return self.suspects
 
     def _ask(self, probes: Sequence[Probe]) -> Plan[None]:
@@ -79,7 +88,9 @@ class Survey:
             TypeProbe(keys.queues, "set"),
             *(TypeProbe(key, "zset") for key in (keys.leases, keys.quarantine, keys.after, keys.gates)),
             TypeProbe(keys.cancels, "set"),
-            TypeProbe(keys.pulse, "hash"),
+            TypeProbe(keys.workers, "set"),
+            *(TypeProbe(key, "hash") for key in (keys.pulse, keys.schedules)),
+            TypeProbe(keys.due, "zset"),
             *(TypeProbe(keys.queue(queue), "list") for queue in queues),
             *(TypeProbe(keys.queue_state(queue), "hash") for queue in queues),
             *(TypeProbe(keys.parked(queue), "set") for queue in queues),
@@ -107,6 +118,7 @@ class Survey:
                 QueueProbe(queue) for name in names if (queue := sort.queue(name)) and queue not in queues
             )
             self.gates += (gate for name in names if (gate := sort.gate(name)))
+            self.held += (name for name in names if sort.is_held(name))
             looked += len(names)
             self.progress(len(names))
             if cursor == 0 or (self.limit is not None and looked >= self.limit):
@@ -120,9 +132,13 @@ class Survey:
                 if findings:
                     self.suspects.append(probe)
                 if status == "queued" and run:
-                    self.queued.setdefault(probe.job_id, False)
+                    self.queued.setdefault(probe.job_id, self._mark(run, found=False))
                 elif status == "started" and run:
                     self.running[probe.job_id] = run
+
+    def _mark(self, queue: str, *, found: bool) -> tuple[str, bool]:
+        """One object for all jobs of a queue: there may be a million."""
+        return self._marks.setdefault((queue, found), (queue, found))
 
     # -- where jobs are -----------------------------------------------------------------------------------------
 
@@ -132,6 +148,7 @@ class Survey:
             if key in self.wrong:
                 continue
             others: dict[str, None] = {}
+            copies: dict[str, None] = {}
             end = -1
             # From the back: claims shorten the front meanwhile, and places counted from the back stay.
             while True:
@@ -139,12 +156,16 @@ class Survey:
                 if isinstance(ids, Exception) or not ids:
                     break
                 for job_id in map(as_text, ids):
-                    if job_id in self.queued:
-                        self.queued[job_id] = True
-                    elif len(others) < _PAGE:
+                    home, found = self.queued.get(job_id, ("", False))
+                    if home == queue and not found:
+                        self.queued[job_id] = self._mark(queue, found=True)
+                    elif not home and len(others) < _PAGE:
                         others[job_id] = None
+                    elif home and len(copies) < _PAGE:
+                        copies[job_id] = None
                 end -= _PAGE
             self.scope.longest = max(self.scope.longest, -1 - end)
+            self.suspects += (CopyProbe(queue, job_id) for job_id in copies)
             yield from self._others(queue, list(others))
 
     def _others(self, queue: str, ids: Sequence[str]) -> Plan[None]:
@@ -202,16 +223,17 @@ class Survey:
             if cursor == 0:
                 return
 
-    def _members(self, key: str) -> Plan[list[str]]:
-        """All members of a sorted set; one that is in it all the while is not missed, whatever moves."""
+    def _members(self, key: str, scan: str = "ZSCAN") -> Plan[list[str]]:
+        """All members of a sorted set, a set or a hash; one that is in it all the while is not missed."""
         found: dict[str, None] = {}
         cursor = 0
         while True:
-            (page,) = yield Batch((("ZSCAN", key, cursor, "COUNT", _PAGE),))
+            (page,) = yield Batch(((scan, key, cursor, "COUNT", _PAGE),))
             if isinstance(page, Exception):
                 return list(found)
             cursor = int(page[0])
-            found.update((as_text(member), None) for member, _ in page[1])
+            names = page[1] if scan != "ZSCAN" else (member for member, _ in page[1])
+            found.update((as_text(member), None) for member in names)
             if cursor == 0:
                 return list(found)
 
@@ -220,6 +242,28 @@ class Survey:
             yield from self._ask(
                 [JobProbe(job_id) for job_id in (yield from self._members(self._keys.quarantine))]
             )
+
+    def _ghosts(self) -> Plan[None]:
+        """What would stay in a set when its owner has gone."""
+        keys = self._keys
+        sets = [
+            (keys.cancels, "run", "SSCAN"),
+            (keys.workers, "key", "SSCAN"),
+            (keys.after, "parent", "ZSCAN"),
+            *((key, "lease", "ZSCAN") for key in self.held),
+        ]
+        for key, needs, scan in sets:
+            if key not in self.wrong:
+                members = yield from self._members(key, scan)
+                for start in range(0, len(members), MOST_JOBS):
+                    part = members[start : start + MOST_JOBS]
+                    yield from self._ask([MemberProbe(key, needs, member) for member in part])
+
+    def _schedules(self) -> Plan[None]:
+        if self._keys.schedules not in self.wrong:
+            names = yield from self._members(self._keys.schedules, "HSCAN")
+            for start in range(0, len(names), MOST_JOBS):
+                yield from self._ask([ScheduleProbe(name) for name in names[start : start + MOST_JOBS]])
 
 
 def registries(keys: Keys, queue: str) -> tuple[Registry, ...]:
@@ -230,6 +274,7 @@ def registries(keys: Keys, queue: str) -> tuple[Registry, ...]:
         Registry(keys.retrying(queue), queue, ("scheduled",)),
         Registry(keys.deferred(queue), queue, ("deferred",)),
         Registry(keys.blocked(queue), queue, ("deferred",)),
+        Registry(keys.order(queue), queue, ("queued",)),
         Registry(keys.finished(queue), queue, ("finished",), pruned=True),
         Registry(keys.failed(queue), queue, ("failed", "stopped"), pruned=True),
         Registry(keys.canceled(queue), queue, ("canceled",), pruned=True),
@@ -241,12 +286,13 @@ class _Sorter:
 
     def __init__(self, keys: Keys) -> None:
         self._job, self._queue, self._dedup = keys.job(""), keys.queue(""), keys.dedup("")
-        self._gate = keys.gate("")
+        self._gate, self._held = keys.gate(""), f"{keys.n}held:"
         self._dependents = ":dependents"
         self._dependencies = keys.dependencies("").partition("::")[0] + "::"
         self._beside = {
             keys.results(""): _DAY_S,
             keys.attempts(""): _DAY_S,
+            keys.log(""): _DAY_S,
         }
         self._types = {
             keys.results(""): "stream",
@@ -257,6 +303,7 @@ class _Sorter:
             self._dependencies: "set",
         }
         self._passing = {keys.wait(""): 60, keys.done(""): 60, f"{keys.n}n:": 93_600}
+        self._passing |= {f"{keys.n}quota:": _DAY_S, keys.claim(""): 600}
         self._passing |= dict.fromkeys((keys.tag(""), keys.correlation("")), int(KEEP.total_seconds()))
 
     def job_id(self, name: str) -> str:
@@ -271,6 +318,10 @@ class _Sorter:
     def gate(self, name: str) -> str:
         """The gate, if these are the jobs that wait at it."""
         return name.removeprefix(self._gate) if name.startswith(self._gate) else ""
+
+    def is_held(self, name: str) -> bool:
+        """Whether these are the runs that hold a place at a gate."""
+        return name.startswith(self._held)
 
     def type_of(self, name: str) -> str:
         """The type that it must have, as far as its name tells; of containers that are always there others look."""

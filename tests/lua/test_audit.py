@@ -197,6 +197,54 @@ DAMAGE: dict[str, tuple[Inflict, list[tuple[str, str]]]] = {
     ),
     "a waiter for ever": (lambda b: b.redis.set("jobq:wait:won", "1"), [("orphan_key", "jobq:wait:won")]),
     "counters for ever": (lambda b: b.redis.hset("jobq:n:q:1", "t", "1"), [("orphan_key", "jobq:n:q:1")]),
+    "only in the list of another queue": (
+        lambda b: (b.redis.lrem("rq:queue:q", 0, "second"), b.redis.rpush("rq:queue:q2", "second")),
+        [("not_in_list", "second"), ("wrong_list", "second")],
+    ),
+    "in the list of another queue, too": (
+        lambda b: b.redis.lpush("rq:queue:q2", "second"),
+        [("wrong_list", "second")],
+    ),
+    "twice in its list": (lambda b: b.redis.rpush("rq:queue:q", "second"), [("second_copy", "second")]),
+    "four times in its list": (
+        lambda b: b.redis.rpush("rq:queue:q", "second", "second", "second"),
+        [("second_copy", "second")],
+    ),
+    "a schedule that nobody looks at": (
+        lambda b: (
+            b.redis.hset("jobq:schedule:s", mapping={"rev": 1, "next": b.now + 60_000}),
+            b.redis.hset("jobq:schedules", "s", ""),
+        ),
+        [("not_due", "s")],
+    ),
+    "a name without a schedule": (lambda b: b.redis.hset("jobq:schedules", "s", ""), [("ghost", "s")]),
+    "a cancel request for no job": (lambda b: b.redis.sadd("jobq:cancels", "no"), [("ghost", "no")]),
+    "a cancel request for an ended job": (lambda b: b.redis.sadd("jobq:cancels", "won"), [("ghost", "won")]),
+    "a place at a gate that nobody holds": (
+        lambda b: b.redis.zadd("jobq:held:c:t", {"won:ex.1": b.now}),
+        [("ghost", "won:ex.1")],
+    ),
+    "a place in a line of a job that is not queued": (
+        lambda b: b.redis.zadd("jobq:order:q", {"won": b.now}),
+        [("stray_entry", "won")],
+    ),
+    "a parent that is gone, without children": (
+        lambda b: b.redis.zadd("jobq:after", {"no": b.now}),
+        [("ghost", "no")],
+    ),
+    "a worker that is gone": (
+        lambda b: b.redis.sadd("rq:workers", "rq:worker:no"),
+        [("ghost", "rq:worker:no")],
+    ),
+    "log of no job": (lambda b: b.redis.rpush("jobq:log:ghost", "1 1 x"), [("orphan_key", "jobq:log:ghost")]),
+    "a quota for ever": (
+        lambda b: b.redis.zadd("jobq:quota:t", {"won": 1}),
+        [("orphan_key", "jobq:quota:t")],
+    ),
+    "a claim for ever": (
+        lambda b: b.redis.set("jobq:claim:x", "1:2:won"),
+        [("orphan_key", "jobq:claim:x")],
+    ),
     "a queue nobody lists": (
         lambda b: b.redis.rpush("rq:queue:elsewhere", "x"),
         [("unknown_queue", "elsewhere")],
@@ -225,6 +273,43 @@ def test_damage_is_found_and_set_right_once(bench: Bench, damage: str) -> None:
 def test_every_kind_is_inflicted_by_some_test() -> None:
     shown = {kind for _, expected in DAMAGE.values() for kind, _ in expected}
     assert shown | {"wrong_type", "unreadable", "dropped_id"} == set(KINDS)
+
+
+def test_of_many_copies_the_first_stays(bench: Bench) -> None:
+    bench.redis.rpush("rq:queue:q", "third", "first", "first")
+    repair(runner(bench), look(bench))
+    assert bench.waiting("q") == ["first", "second", "third"]
+
+
+def test_what_is_in_order_is_no_ghost(bench: Bench) -> None:
+    """Each of these goes with something that is there."""
+    bench.redis.sadd("jobq:cancels", "held")
+    bench.redis.zadd("jobq:held:c:t", {HELD: bench.now})
+    bench.redis.zadd("jobq:order:q", {"second": bench.now})
+    bench.redis.zadd("jobq:after", {"won": bench.now, "gone": bench.now})
+    bench.redis.sadd("rq:job:gone:dependents", "child")
+    bench.redis.expire("rq:job:gone:dependents", 60)
+    bench.redis.hset("rq:worker:w", "birth", "x")
+    bench.redis.sadd("rq:workers", "rq:worker:w")
+    schedules = {
+        "paused": {"rev": 1, "next": 1, "paused": 1},
+        "over": {"rev": 1},
+        "due": {"rev": 1, "next": 1},
+        "broken": {"rev": 1, "next": 1},
+    }
+    for name, row in schedules.items():
+        bench.redis.hset(f"jobq:schedule:{name}", mapping=row)
+        bench.redis.hset("jobq:schedules", name, "its times" if name == "broken" else "")
+    bench.redis.zadd("jobq:due", {"due": bench.now})
+    assert look(bench) == []
+
+
+def test_a_lost_schedule_is_due_when_its_slot_is(bench: Bench) -> None:
+    slot = bench.now + 60_000
+    bench.redis.hset("jobq:schedule:s", mapping={"rev": 1, "next": slot})
+    bench.redis.hset("jobq:schedules", "s", "")
+    repair(runner(bench), look(bench))
+    assert bench.zset("jobq:due") == {"s": slot}
 
 
 def test_a_lost_job_stands_in_front_and_is_claimed(bench: Bench) -> None:
@@ -348,6 +433,11 @@ def test_a_container_of_the_wrong_type_is_the_only_finding(bench: Bench, key: st
         "jobq:gate:r:t",
         "jobq:held:c:t",
         "jobq:order:q",
+        "jobq:schedules",
+        "jobq:due",
+        "jobq:cancels",
+        "jobq:after",
+        "rq:workers",
         "jobq:attempts:won",
         "jobq:log:won",
         "jobq:done:won",

@@ -5,7 +5,8 @@
 -- ARGV[4]  1 = set it right   ARGV[5] lease ms   ARGV[6] seconds to keep an ended job that has no expiry
 -- then per job: id, what the caller saw of it ('' nothing | list: it is queued and in no list | the start of a run
 --          that it found no lease of), its member of the started registry ('' = none)
--- Returns  {status, start of the run, kinds, ...} three per job; kinds: 'kind:detail,...', '' = nothing is wrong
+-- Returns  {status, start of the run, kinds, ...} three per job; of one that is queued its queue instead of the start;
+--          kinds: 'kind:detail,...', '' = nothing is wrong
 -- Keys built inside: P:job:<id>; of its queue: list, registries, jobq:retrying, jobq:parked, jobq:blocked, jobq:q;
 --          jobq:gate:<gate>, jobq:gates.
 -- Idempotent: what is right stays as it is. A run without a lease gets one that rescue takes when it ends, so
@@ -156,6 +157,6 @@ for a = 7, #ARGV, 3 do
     if fix then redis.call('ZREM', KEYS[2], id) end
   end
   local k = #out
-  out[k + 1], out[k + 2], out[k + 3] = status, run, table.concat(found, ',')
+  out[k + 1], out[k + 2], out[k + 3] = status, status == 'queued' and not why and queue or run, table.concat(found, ',')
 end
 return out
