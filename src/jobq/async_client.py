@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -30,7 +30,8 @@ from jobq.stats import Stats, stats_plan, united
 from jobq.steps import Batch, Call, Plan
 from jobq.store import AsyncStore
 from jobq.tasks import EnqueueRequest, Registry
-from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan, pause_after
+from jobq.units import in_seconds
+from jobq.waiting import BLOCK_S, Patience, Watch, block_command, failure_plan, look_plan, pause_after
 from jobq.why import Why, why_plan
 
 if TYPE_CHECKING:
@@ -281,6 +282,39 @@ class AsyncClient(ClientBase):
             except RedisError as error:
                 woken = False
                 await asyncio.sleep(min(block, pause_after(error)))
+
+    async def wait_all(
+        self,
+        ids: Sequence[str],
+        timeout: float | timedelta | None = None,
+        *,
+        look: float | timedelta = BLOCK_S,
+        seen: Callable[[Job], object] = lambda _job: None,
+    ) -> list[Job]:
+        """As :meth:`jobq.client.Client.wait_all`."""
+        parts = [(there, part) for there, part in await self.holders(list(dict.fromkeys(ids))) if part]
+
+        async def watch(there: AsyncClient, part: Sequence[str]) -> Mapping[str, Job]:
+            return await there._watch(
+                Watch(there.keys, part, there, Patience.of(timeout), in_seconds(look), seen)
+            )
+
+        found: dict[str, Job] = {}
+        for each in await asyncio.gather(*(watch(there, part) for there, part in parts)):
+            found |= each
+        return [found[job_id] for job_id in dict.fromkeys(ids)]
+
+    async def _watch(self, watch: Watch) -> Mapping[str, Job]:
+        while await self.run(watch.look()):
+            while watch.left_s > 0:
+                try:
+                    reply = await self._blocking.execute_command(*watch.command())
+                except RedisError as error:
+                    await asyncio.sleep(min(watch.left_s, pause_after(error)))
+                    break
+                if reply is not None:
+                    await self.run(watch.woken(reply))
+        return watch.found
 
     async def result(self, job_id: str, timeout: float | timedelta | None = None) -> Any:
         """As :meth:`jobq.client.Client.result`."""

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -43,7 +44,8 @@ from jobq.stats import Stats, stats_plan, united
 from jobq.steps import Batch, Call, Plan
 from jobq.store import Store
 from jobq.tasks import EnqueueRequest, Registry
-from jobq.waiting import BLOCK_S, Patience, block_command, failure_plan, look_plan, pause_after
+from jobq.units import in_seconds
+from jobq.waiting import BLOCK_S, Patience, Watch, block_command, failure_plan, look_plan, pause_after
 from jobq.why import Why, why_plan
 from jobq.wires import Wires
 
@@ -380,6 +382,49 @@ class Client(ClientBase):
             except RedisError as error:
                 woken = False
                 time.sleep(min(block, pause_after(error)))
+
+    def wait_all(
+        self,
+        ids: Sequence[str],
+        timeout: float | timedelta | None = None,
+        *,
+        look: float | timedelta = BLOCK_S,
+        seen: Callable[[Job], object] = lambda _job: None,
+    ) -> list[Job]:
+        """Block until all these jobs have ended, by one blocking read; what has not when time is up comes as it stands.
+
+        Args:
+            timeout: Seconds or timedelta; None waits for as long as it takes.
+            look: Longest time between two looks at what runs, seconds or timedelta; at most 5 s.
+            seen: Told of each job at each look: of its progress, and at last of its end.
+        Raises:
+            JobNotFoundError: No job has one of these ids.
+        """
+        parts = [(there, part) for there, part in self.holders(list(dict.fromkeys(ids))) if part]
+
+        def watch(there: Client, part: Sequence[str]) -> Mapping[str, Job]:
+            return there._watch(Watch(there.keys, part, there, Patience.of(timeout), in_seconds(look), seen))
+
+        found: dict[str, Job] = {}
+        if len(parts) == 1:
+            found |= watch(*parts[0])
+        elif parts:
+            with ThreadPoolExecutor(len(parts)) as pool:
+                for each in pool.map(watch, *zip(*parts, strict=True)):
+                    found |= each
+        return [found[job_id] for job_id in dict.fromkeys(ids)]
+
+    def _watch(self, watch: Watch) -> Mapping[str, Job]:
+        while self.run(watch.look()):
+            while watch.left_s > 0:
+                try:
+                    reply = self._blocking.execute_command(*watch.command())
+                except RedisError as error:
+                    time.sleep(min(watch.left_s, pause_after(error)))
+                    break
+                if reply is not None:
+                    self.run(watch.woken(reply))
+        return watch.found
 
     def result(self, job_id: str, timeout: float | timedelta | None = None) -> Any:
         """What the task returned, as plain JSON values, waiting for it if need be.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from jobq import calls
 from jobq.cli.common import Exit
 from jobq.client import Client
 from jobq.private_server import free_port
@@ -160,6 +163,27 @@ def test_a_dry_run_by_ids_refuses_what_the_verb_refuses(cli: Cli, client: Client
     found = cli.json("jobs", "promote", later, done, "nobody", "--dry-run", code=Exit.PARTIAL)
     assert [row["id"] for row in found["done"]] == [later]
     assert [row["id"] for row in found["failed"]] == [done, "nobody"]
+
+
+def test_waiting_for_one_job_shows_how_far_it_is(
+    cli: Cli, client: Client, hand: Hand, redis_client: redis.Redis
+) -> None:
+    (job_id,) = orders(client, 1)
+    (job,) = hand.claim("high", 1)
+
+    def work() -> None:
+        until(lambda: bool(redis_client.exists(f"jobq:wait:{job_id}")))
+        client.run(calls.progress(client.keys, job_id, job.token, '[0.42,"42 of 100 rows"]'))
+        time.sleep(3)
+        hand.settle(job, queue="high", spends=True)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    code, shown = cli.on_terminal("jobs", "wait", job_id, "--timeout", "20s")
+    worker.join(20)
+    assert code == Exit.DONE
+    assert "42 of 100 rows" in shown
+    assert "42%" in shown
 
 
 def test_a_bulk_preview_names_the_first_twenty(cli: Cli, client: Client) -> None:

@@ -5,7 +5,6 @@ Params and results are not shown: they may hold what only the task should see.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -23,6 +22,10 @@ from jobq.cli.output import Column, ago, duration_text
 
 if TYPE_CHECKING:
     from jobq.job import Job
+
+
+_LOOK_S = 1.0
+"""How often a job's progress is looked at while somebody waits for it alone."""
 
 
 @click.group(cls=Group)
@@ -122,19 +125,20 @@ def wait(state: State, ids: tuple[str, ...], timeout: timedelta | None) -> int:
 def wait_for(state: State, ids: Sequence[str], timeout: timedelta | None) -> int:
     """Wait for all of them, print how they stand, and choose the exit code."""
     client = state.client()
-    deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
-    ended: list[Job] = []
-    late = False
     wanted = list(dict.fromkeys(ids))
-    with state.out.progress("waiting", len(wanted)) as bar:
-        for job_id in wanted:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                ended.append(client.wait(job_id, left))
-            except TimeoutError:
-                late = True
-                ended.append(client.get(job_id))
-            bar.advance()
+    alone = len(wanted) == 1
+    over: set[str] = set()
+    with state.out.progress("waiting", None if alone else len(wanted)) as bar:
+
+        def seen(job: Job) -> None:
+            if alone and job.progress is not None:
+                bar.reach(job.progress, job.progress_text)
+            elif job.finished and job.id not in over:
+                over.add(job.id)
+                bar.advance()
+
+        ended = client.wait_all(wanted, timeout, look=_LOOK_S if alone else _LOOK_S * 5, seen=seen)
+    late = not all(job.finished for job in ended)
     records = [job_fields(job) for job in ended]
     state.out.table(
         ended,

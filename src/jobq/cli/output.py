@@ -86,9 +86,15 @@ class Bar(Protocol):
     def advance(self, count: int = 1) -> None:
         """Count further items as done."""
 
+    def reach(self, share: float, text: str | None = None) -> None:
+        """Show that so much of one thing is done, 0 to 1, and what it says of that."""
+
 
 class _NoBar:
     def advance(self, count: int = 1) -> None:
+        """Nobody looks."""
+
+    def reach(self, share: float, text: str | None = None) -> None:
         """Nobody looks."""
 
 
@@ -316,6 +322,10 @@ class Output:
             class Shown:
                 def advance(self, count: int = 1) -> None:
                     progress.advance(task, count)
+
+                def reach(self, share: float, text: str | None = None) -> None:
+                    words = f"{label}: {text}" if text else label
+                    progress.update(task, total=1.0, completed=share, description=clean(words))
 
             yield Shown()
 
