@@ -7,7 +7,7 @@ from typing import Any
 
 from jobq.keys import Keys
 from jobq.limits import Noted
-from jobq.queues import KEEP_DEAD, KEEP_SUCCEEDED
+from jobq.queues import KEEP_CANCELLED, KEEP_DEAD
 from jobq.replies import bounded_int, clean_text, exact_text, exact_texts
 from jobq.rq_bridge import iso
 from jobq.steps import (
@@ -319,13 +319,15 @@ def prune(
     *,
     keep_succeeded: int = 1_000,
     keep_dead: int = 5_000,
-    keep_cancelled_s: int = KEEP_SUCCEEDED.age_s,
+    keep_cancelled_s: int = KEEP_CANCELLED.age_s,
+    keep_cancelled: int = -1,
     limit: int = MOST_JOBS,
     now_ms: int | None = None,
 ) -> Call[int]:
-    """Delete ended jobs by age, and beyond these counts; how many went, at most ``limit``."""
+    """Delete ended jobs by age, and beyond these counts (-1: any number); how many went, at most ``limit``."""
     now = clock_ms() if now_ms is None else now_ms
-    args = (*script_head(keys, now_ms), limit, keep_succeeded, keep_dead, keep_cancelled_s, iso(now - 60_000))
+    most = (keep_succeeded, keep_dead, keep_cancelled_s)
+    args = (*script_head(keys, now_ms), limit, *most, iso(now - 60_000), keep_cancelled)
     names = (
         keys.finished(queue),
         keys.failed(queue),
@@ -340,7 +342,7 @@ def prune(
 
 
 def cancel(
-    keys: Keys, job_id: str, *, only: str = "", keep_s: int = KEEP_SUCCEEDED.age_s, now_ms: int | None = None
+    keys: Keys, job_id: str, *, only: str = "", keep_s: int = KEEP_CANCELLED.age_s, now_ms: int | None = None
 ) -> Call[str]:
     """End a waiting job, or ask a running one to stop: ``cancelled requested finished gone``.
 
@@ -353,7 +355,7 @@ def cancel(
 
 
 def withdraw(
-    keys: Keys, job_id: str, *, keep_s: int = KEEP_SUCCEEDED.age_s, now_ms: int | None = None
+    keys: Keys, job_id: str, *, keep_s: int = KEEP_CANCELLED.age_s, now_ms: int | None = None
 ) -> Call[str]:
     """See that a job will not run: ``withdrawn``, ``gone`` (never came); too late: ``started finished``."""
     args = (*script_head(keys, now_ms), job_id, iso(now_ms), keep_s)

@@ -62,6 +62,7 @@ class QueueOptions(BaseModel):
     retention: Annotated[Retention | None, kinds.RETENTION] = None
     keep_succeeded: Annotated[Retention | None, kinds.RETENTION] = None
     keep_dead: Annotated[Retention | None, kinds.RETENTION] = None
+    keep_cancelled: Annotated[Retention | None, kinds.RETENTION] = None
     redis_url: Annotated[str | None, kinds.REDIS_URL] = None
     nice: Annotated[int, kinds.whole(0, 19)] = 0
     priority: Annotated[Priority | None, kinds.one_of(*Priority)] = None
@@ -69,7 +70,11 @@ class QueueOptions(BaseModel):
 
     def apply(self, spec: QueueSpec) -> QueueSpec:
         """``spec`` with what is given here in place of its own."""
-        return replace(spec, **{name: getattr(self, name) for name in self.model_fields_set})
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        kept = given.get("retention")
+        if kept is not None and kept == Retention(kept.age):
+            given["retention"] = kept.age  # an age alone leaves the counts as they are
+        return replace(spec, **given)
 
     def __repr_args__(self) -> Any:
         """For ``repr``: only what is given, without passwords."""

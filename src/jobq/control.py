@@ -16,6 +16,7 @@ from jobq.job import VERB_STATES, Job, JobOwner, JobState, Verb
 from jobq.job_reading import hash_command
 from jobq.keys import Keys
 from jobq.listing import JobFilter, ids_plan
+from jobq.queues import KEEP_CANCELLED
 from jobq.replies import as_int, exact_text, exact_texts
 from jobq.rq_bridge import STATUS_OF, job_from_fields
 from jobq.steps import Batch, Call, Pause, Plan, script_head
@@ -99,9 +100,11 @@ def _words(states: Sequence[JobState]) -> str:
     return "".join(f"{word}," for word in words)
 
 
-def _cancel_many(keys: Keys, job_ids: Sequence[str], states: Sequence[JobState]) -> Batch[list[str]]:
+def _cancel_many(
+    keys: Keys, job_ids: Sequence[str], states: Sequence[JobState], keep_s: int = KEEP_CANCELLED.age_s
+) -> Batch[list[str]]:
     only = _words(states)
-    return together([calls.cancel(keys, job_id, only=only) for job_id in job_ids])
+    return together([calls.cancel(keys, job_id, only=only, keep_s=keep_s) for job_id in job_ids])
 
 
 def move_many(keys: Keys, source: str, target: str, job_ids: Sequence[str]) -> Call[list[str]]:
@@ -195,10 +198,12 @@ def bulk_plan(
     states: Sequence[JobState] = (),
     rate: float | None = None,
     progress: Progress = nobody,
+    keep_cancelled_s: int = KEEP_CANCELLED.age_s,
 ) -> Plan[BulkReport]:
     """Do this to each of these jobs.
 
     Args:
+        keep_cancelled_s: After so many seconds Redis deletes by itself what is cancelled.
         states: For ``cancel`` and ``delete``: only jobs that are in one of these states by then; none: any, but to
             delete none that runs.
         rate: Jobs a second; None: as fast as Redis goes.
@@ -216,6 +221,8 @@ def bulk_plan(
             for start in range(0, len(chunk), _DELETED_AT_ONCE):
                 part = chunk[start : start + _DELETED_AT_ONCE]
                 report.add(part, (yield delete_many(keys, part, states)), action.fine)
+        elif verb == "cancel":
+            report.add(chunk, (yield _cancel_many(keys, chunk, states, keep_cancelled_s)), action.fine)
         else:
             report.add(chunk, (yield action.step(keys, chunk, states)), action.fine)
         progress(len(chunk))

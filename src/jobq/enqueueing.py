@@ -136,7 +136,11 @@ class Enqueuer:
         self._codec = codec
         self._specs = settings.queue_specs()
         self._redis_url = settings.redis_url
-        ages = [kept.age for spec in self._specs.values() for kept in (spec.keep_succeeded, spec.keep_dead)]
+        ages = [
+            kept.age
+            for spec in self._specs.values()
+            for kept in (spec.keep_succeeded, spec.keep_dead, spec.keep_cancelled)
+        ]
         self._found_by_tag = max(tags.KEEP, *(2 * age for age in ages))
         self._timeout = settings.timeout
         self._owner = owner

@@ -18,7 +18,7 @@ from jobq.job_reading import job_plan, not_found, valid_id
 from jobq.keys import Keys
 from jobq.limits import Keep, QueueLimits, Rate
 from jobq.listing import JobFilter, Page, ids_plan, jobs_plan, since_moment, states_of
-from jobq.queues import QueueSpec
+from jobq.queues import KEEP_CANCELLED, QueueSpec
 from jobq.steps import MOST_JOBS, Plan
 from jobq.units import clock_ms, in_seconds
 
@@ -81,11 +81,15 @@ class Plans:
         return job_plan(self.keys, job_id, self.owner)
 
     def cancel(self, job_id: str) -> Plan[CancelAnswer]:
-        word: str = yield calls.cancel(self.keys, valid_id(job_id))
+        word: str = yield calls.cancel(self.keys, valid_id(job_id), keep_s=self._keep_cancelled_s())
         _refuse("cancel", job_id, word, ("cancelled", "requested"))
         if word == "cancelled":
             events.emit("job.cancelled", job_id=job_id)
         return cast("CancelAnswer", word)
+
+    def _keep_cancelled_s(self) -> int:
+        """When Redis deletes a cancelled job by itself; a worker does sooner where its queue says so."""
+        return max((spec.keep_cancelled.age_s for spec in self.specs.values()), default=KEEP_CANCELLED.age_s)
 
     def withdraw(self, job_id: str) -> Plan[str]:
         word: str = yield calls.withdraw(self.keys, valid_id(job_id))
@@ -137,7 +141,10 @@ class Plans:
         progress: Progress,
     ) -> Plan[BulkReport]:
         only = () if states is None else states_of(states)
-        return control.bulk_plan(self.keys, verb, ids, states=only, rate=rate, progress=progress)
+        keep_s = self._keep_cancelled_s()
+        return control.bulk_plan(
+            self.keys, verb, ids, states=only, rate=rate, progress=progress, keep_cancelled_s=keep_s
+        )
 
     # ------------------------------------------------------------------ listings
 

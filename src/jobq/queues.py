@@ -80,6 +80,7 @@ class Retention:
 
 KEEP_SUCCEEDED = Retention(timedelta(hours=24), 1_000)
 KEEP_DEAD = Retention(timedelta(days=7), 5_000)
+KEEP_CANCELLED = KEEP_SUCCEEDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +99,11 @@ class QueueSpec:
         timeout: For tasks that do not say; None: the default of 180 s. Always finite.
         isolation: ``"thread"`` or ``"process"`` for tasks that do not say; None: threads for sync tasks, the
             event loop for async ones.
-        retention: Of succeeded jobs and dead letters alike: a Retention, or an age, which leaves the counts below as
-            they are. None: the two below.
+        retention: Of succeeded and cancelled jobs and dead letters alike: a Retention, or an age, which leaves the
+            counts below as they are. None: the three below.
         keep_succeeded: Retention of succeeded jobs; default 24 h, 1,000.
         keep_dead: Retention of dead letters; default 7 days, 5,000.
+        keep_cancelled: Retention of cancelled jobs; default 24 h, 1,000.
         redis_url: The queue's own Redis. None: the one of the settings.
         nice: Lowers the OS priority of its processes, 0 to 19.
         priority: The lane that it is treated as while memory is short: less urgent ones refuse jobs first. None: a
@@ -123,6 +125,7 @@ class QueueSpec:
     isolation: Isolation | None = None
     keep_succeeded: Retention = KEEP_SUCCEEDED
     keep_dead: Retention = KEEP_DEAD
+    keep_cancelled: Retention = KEEP_CANCELLED
     redis_url: str | None = None
     nice: int = 0
     priority: Priority | None = None
@@ -210,20 +213,20 @@ class QueueSpec:
         return cls(**given)
 
     def _in_seconds(self) -> None:
-        """Plain numbers are seconds, and one retention stands for both."""
+        """Plain numbers are seconds, and one retention stands for all three."""
         for name in ("target", "timeout", "retention"):
             value = getattr(self, name)
             if is_number(value, 0.001, _LONGEST.total_seconds()):
                 object.__setattr__(self, name, timedelta(seconds=value))
         if self.retention is None:
             return
-        for name in ("keep_succeeded", "keep_dead"):
+        for name in ("keep_succeeded", "keep_dead", "keep_cancelled"):
             kept: Retention = getattr(self, name)
             asked = self.retention
             object.__setattr__(
                 self, name, asked if isinstance(asked, Retention) else Retention(asked, kept.count)
             )
-        object.__setattr__(self, "retention", None)  # said once, in the two it stands for
+        object.__setattr__(self, "retention", None)  # said once, in the three it stands for
 
     def _whole(self, field: str, value: object, low: int, high: int) -> None:
         if not is_whole(value, low, high):

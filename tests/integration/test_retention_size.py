@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import redis
@@ -58,6 +60,30 @@ def test_only_as_many_are_kept_as_fit(client: Client, redis_client: redis.Redis)
         for key in redis_client.keys(pattern)
     )  # fmt: skip
     assert held <= size
+
+
+@pytest.mark.covers("T-02", "T-07")
+def test_cancelled_jobs_have_a_retention_of_their_own(
+    client: Client, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOBQ_QUEUES__MEDIUM__KEEP_CANCELLED", "3d/2")
+    spec = jobq.Settings.load().queue_specs()["medium"]
+    assert (spec.keep_cancelled, spec.keep_succeeded.count) == (Retention(timedelta(days=3), 2), 1_000)
+    with jobq.Client(jobq.Settings.load(redis_url=client.settings.redis_url)) as ours:
+        for number in range(4):
+            job = store_text.options(client=ours).enqueue(text="x")
+            assert ours.cancel(job.id) == "cancelled"
+            assert redis_client.ttl(f"rq:job:{job.id}") > 2 * 86_400, (
+                "Redis keeps it as long as the queue may"
+            )
+            redis_client.hset(f"rq:job:{job.id}", "ended_at", "2026-01-01T00:00:00.000000Z")
+            redis_client.zadd("rq:canceled:medium", {job.id: time.time() - 100 + number})
+        bulk = [store_text.options(client=ours).enqueue(text="x").id for _ in range(2)]
+        assert ours.bulk("cancel", bulk).done == 2
+        assert redis_client.ttl(f"rq:job:{bulk[0]}") > 2 * 86_400
+        held = replace(fleet(client, Retention()), specs={"medium": spec})
+        Prune().tick(Store(redis_client), held)
+    assert {name.decode() for name in redis_client.zrange("rq:canceled:medium", 0, -1)} == set(bulk)
 
 
 def test_a_count_below_it_still_counts(client: Client, redis_client: redis.Redis) -> None:

@@ -350,6 +350,21 @@ def test_prune_by_count_spares_the_last_minute(bench: Bench) -> None:
     assert sorted(bench.zset("rq:finished:q")) == ["e"]
 
 
+@pytest.mark.covers("T-02", "T-03", "T-07")
+def test_cancelled_jobs_are_kept_up_to_a_count_too(bench: Bench) -> None:
+    for name in "abcde":
+        bench.enqueue(name)
+        cancel(bench, name)
+        bench.now += 1_000
+    assert prune(bench, keep_cancelled=0) == 0, "each lives for a minute"
+    bench.now += 58_000
+    assert prune(bench) == 0
+    assert prune(bench, keep_cancelled=3) == 2
+    assert prune(bench, keep_cancelled=3) == 0
+    assert sorted(bench.zset("rq:canceled:q")) == ["c", "d", "e"]
+    assert not bench.redis.exists("rq:job:a", "rq:job:b")
+
+
 def test_prune_leaves_what_an_rq_tool_requeued(bench: Bench) -> None:
     bench.ended("a", "dead", keep_s=60)
     bench.redis.hset("rq:job:a", "status", "queued")

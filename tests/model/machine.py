@@ -262,7 +262,9 @@ class Pair:
         released, parents = self.model.release()
         self.call(call, len(released) + parents)
 
-    def prune(self, queue: str, succeeded: int, dead: int, cancelled_s: int, limit: int) -> None:
+    def prune(
+        self, queue: str, succeeded: int, dead: int, cancelled_s: int, limit: int, cancelled: int = -1
+    ) -> None:
         """One prune pass."""
         call = calls.prune(
             KEYS,
@@ -270,10 +272,11 @@ class Pair:
             keep_succeeded=succeeded,
             keep_dead=dead,
             keep_cancelled_s=cancelled_s,
+            keep_cancelled=cancelled,
             limit=limit,
             now_ms=self.model.now_ms,
         )
-        self.call(call, self.model.prune(queue, succeeded, dead, cancelled_s, limit))
+        self.call(call, self.model.prune(queue, succeeded, dead, cancelled_s, limit, cancelled))
 
     def sweep(self) -> None:
         """Delete the dedup keys that refuse nobody."""

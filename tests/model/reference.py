@@ -510,13 +510,15 @@ class Reference:
         job = self.jobs.get(parent)
         return job is None or job.state in (None, "succeeded")
 
-    def prune(self, queue: str, succeeded: int, dead: int, cancelled_s: int, limit: int) -> int:
+    def prune(
+        self, queue: str, succeeded: int, dead: int, cancelled_s: int, limit: int, cancelled: int = -1
+    ) -> int:
         """How many entries went: by age first, then by count."""
         removed = 0
         plan: tuple[tuple[State, int, int], ...] = (
             ("succeeded", self._second(), succeeded),
             ("dead", self._second(), dead),
-            ("cancelled", self._second() - cancelled_s, -1),
+            ("cancelled", self._second() - cancelled_s, cancelled),
         )
         for state, until, most in plan:
             kept = self.kept.get((queue, state), {})

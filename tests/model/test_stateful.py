@@ -303,9 +303,12 @@ class Machine(RuleBasedStateMachine):
         dead=st.sampled_from((-1, 0, 1)),
         cancelled_s=st.sampled_from((0, 300)),
         limit=st.sampled_from((1, 100)),
+        cancelled=st.sampled_from((-1, 0, 1)),
     )
-    def prune(self, queue: str, succeeded: int, dead: int, cancelled_s: int, limit: int) -> None:
-        self.pair.prune(queue, succeeded, dead, cancelled_s, limit)
+    def prune(
+        self, queue: str, succeeded: int, dead: int, cancelled_s: int, limit: int, cancelled: int
+    ) -> None:
+        self.pair.prune(queue, succeeded, dead, cancelled_s, limit, cancelled)
 
     def sweep(self) -> None:
         self.pair.sweep()

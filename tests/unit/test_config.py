@@ -12,10 +12,10 @@ import pytest
 import jobq
 from jobq import config, sources
 from jobq.client import get_client
-from jobq.config import Settings, warn_secret_unprotected
+from jobq.config import QueueOptions, Settings, warn_secret_unprotected
 from jobq.errors import ConfigError
 from jobq.limits import Rate
-from jobq.queues import LANES, QueueSpec, queue
+from jobq.queues import LANES, QueueSpec, Retention, queue
 from jobq.retry import Backoff, Fixed, RetryPolicy, Steps
 
 KEY = "k" * 32
@@ -416,6 +416,26 @@ def test_the_page_has_every_setting_and_every_other_name():
     theirs = {label for _, label, _ in sources._ALIASES} | {"JOBQ_CONFIG", "REDIS_ENABLED", "QUEUE_ENABLED"}
     assert not {name for name in ours | theirs if f"`{name}`" not in page}
     assert not {queue for queue in sources._QUEUE_ALIASES if queue not in page}
+    row, of_queue = page.partition("`JOBQ_QUEUES__<NAME>__…`")[2].splitlines()[0], QueueOptions.model_fields
+    assert not {name for name in of_queue if name.upper() not in row.replace("`", " ").split()}
+
+
+def test_the_page_has_the_defaults_of_retention(load):
+    page = (Path(__file__).resolve().parents[2] / "docs/configuration.md").read_text()
+    spec = QueueSpec("email")
+    for option in ("keep_succeeded", "keep_dead", "keep_cancelled"):
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{option.upper()}` |"))
+        written = row.split("`")[-2]
+        read = load({f"JOBQ_QUEUES__EMAIL__{option.upper()}": written}).queue_specs()["email"]
+        assert getattr(read, option) == getattr(spec, option)
+
+
+def test_an_example_of_retention_from_the_page(load):
+    spec = load({"JOBQ_QUEUES__EMAIL__KEEP_DEAD": "30d/20000/100MB"}).queue_specs()["email"]
+    assert spec.keep_dead == Retention(timedelta(days=30), 20_000, 100 * 1024 * 1024)
+    spec = load({"JOBQ_QUEUES__EMAIL__RETENTION": "1h"}).queue_specs()["email"]
+    assert spec.keep_dead == Retention(timedelta(hours=1), 5_000)
+    assert spec.keep_cancelled == Retention(timedelta(hours=1), 1_000)
 
 
 @pytest.mark.parametrize("variable", ["WHATSAPP_MESSAGES", "Whatsapp-Messages", "whatsapp.messages"])

@@ -53,6 +53,12 @@ def test_default_retention():
     spec = QueueSpec("email", 5)
     assert spec.keep_succeeded == Retention(timedelta(hours=24), 1_000)
     assert spec.keep_dead == Retention(timedelta(days=7), 5_000)
+    assert spec.keep_cancelled == Retention(timedelta(hours=24), 1_000)
+    short = QueueSpec("email", retention=timedelta(hours=1))
+    kept = (short.keep_succeeded, short.keep_dead, short.keep_cancelled)
+    assert [(each.age, each.count) for each in kept] == [
+        (timedelta(hours=1), n) for n in (1_000, 5_000, 1_000)
+    ]
 
 
 @pytest.mark.covers("P-07", "P-08", "P-09")

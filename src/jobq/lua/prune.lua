@@ -6,7 +6,7 @@
 -- KEYS[5]  scheduled zset     P:scheduled:<q>
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] most jobs
 -- ARGV[5]  most succeeded to keep   ARGV[6] most dead to keep (< 0 = any number)   ARGV[7] seconds to keep a cancelled
--- ARGV[8]  ISO time a minute ago: what ended later is not deleted for the count
+-- ARGV[8]  ISO time a minute ago: what ended later is not deleted for the count   ARGV[9] most cancelled to keep
 -- Returns  count of entries removed
 -- Keys built inside: P:job:<id>, P:results:<id>, P:job:<id>:dependents, P:job::<id>:dependencies,
 --          jobq:attempts:<id>, jobq:log:<id>, jobq:dedup:<name>, jobq:cancels, jobq:tag:<tag>,
@@ -82,7 +82,7 @@ end
 
 prune(KEYS[1], { finished = true }, now_s, tonumber(ARGV[5]))
 prune(KEYS[2], { failed = true, stopped = true }, now_s, tonumber(ARGV[6]))
-prune(KEYS[3], { canceled = true }, now_s - tonumber(ARGV[7]), -1)
+prune(KEYS[3], { canceled = true }, now_s - tonumber(ARGV[7]), tonumber(ARGV[9]))
 local gone = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, most)) do
   if not redis.call('ZSCORE', KEYS[5], id) then gone[#gone + 1] = id end

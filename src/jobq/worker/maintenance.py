@@ -206,6 +206,7 @@ class Prune:
         for name, spec in fleet.specs.items():
             succeeded = _count(store, fleet.keys, spec.keep_succeeded, fleet.keys.finished(name))
             dead = _count(store, fleet.keys, spec.keep_dead, fleet.keys.failed(name))
+            cancelled = _count(store, fleet.keys, spec.keep_cancelled, fleet.keys.canceled(name))
             for _ in range(_MOST_ROUNDS):
                 deleted = store.run(
                     calls.prune(
@@ -213,7 +214,8 @@ class Prune:
                         name,
                         keep_succeeded=succeeded,
                         keep_dead=dead,
-                        keep_cancelled_s=spec.keep_succeeded.age_s,
+                        keep_cancelled_s=spec.keep_cancelled.age_s,
+                        keep_cancelled=cancelled,
                     )
                 )
                 if deleted < MOST_JOBS:
