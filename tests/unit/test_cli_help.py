@@ -58,6 +58,8 @@ def test_an_error_line_names_what_was_typed_and_reads_as_a_sentence(
     line: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("JOBQ_REDIS_URL", raising=False)
-    monkeypatch.setattr(State, "configure_logging", lambda *_: None)  # it is the process's, and other tests look at it
+    monkeypatch.setattr(
+        State, "configure_logging", lambda *_: None
+    )  # it is the process's, and other tests look at it
     assert main(line.split()) != 0
     assert said in capsys.readouterr().err
