@@ -95,6 +95,11 @@ async def async_task(value: int) -> int:
     return value * 2
 
 
+@_declare("r.unkept", keep_result=False)
+def unkept() -> str:
+    return "a receipt"
+
+
 @_declare("r.unencodable")
 def unencodable() -> float:
     return float("nan")
@@ -243,6 +248,11 @@ def test_a_result_over_the_limit_is_no_failure_either(sink: Sink) -> None:
     )
     outcome = small.run(work(ok, value=2)).outcome
     assert (outcome.kind, outcome.result, outcome.reason) == ("succeeded", b"", "result_too_large")
+
+
+def test_a_task_may_keep_no_result(runner: Runner) -> None:
+    outcome = runner.run(work(unkept)).outcome
+    assert (outcome.kind, outcome.result, outcome.reason) == ("succeeded", b"", "")
 
 
 def test_broken_json_is_a_dead_letter_and_spends_nothing(runner: Runner) -> None:

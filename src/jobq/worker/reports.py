@@ -61,7 +61,7 @@ class Reporter:
     def succeeded(self, work: Assignment, ready: Ready, value: Any) -> Report:
         """The function has returned ``value``."""
         result, note, dropped = b"", "", ""
-        if value is not None:
+        if value is not None and ready.task.spec.keep_result:
             try:
                 result = rq_bridge.encode_result(self._codec.encode_result(value, limit=self._result_limit))
             except Exception as error:
