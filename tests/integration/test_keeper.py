@@ -76,6 +76,15 @@ def test_an_outage_is_told_of_once_and_its_end_with_its_length(
     assert keeper.last_success > answered
 
 
+def test_it_turns_on_while_redis_is_away(keeper: Keeper, proxy: Proxy) -> None:
+    """Liveness goes by its turns: an outage must not restart a worker."""
+    until(lambda: keeper.last_success)
+    with proxy.silence():
+        began = time.monotonic()
+        until(lambda: keeper.last_turn > began + 1)
+        assert keeper.last_success < keeper.last_turn
+
+
 def test_a_lost_connection_is_no_outage(keeper: Keeper, proxy: Proxy, told: list[events.Event]) -> None:
     for times in (1, 2, 3):
         proxy.on("rescue", "reset")
