@@ -67,8 +67,8 @@ def fire_plan(
         jobs.append(SlotJob(slot, job_id, job_fields(stored, data, slot, now_ms)))
     # A key that is about to go must not take the schedule with it.
     payload = b"" if codec.current(taken.data) else codec.rebind(taken.data, job_id=bound, to=bound)
-    if stored.tags and jobs:
-        found_by = tags.names(keys, stored.tags, None)
+    found_by = tags.names(keys, stored.tags, stored.correlation_id)
+    if found_by and jobs:
         yield tags.index([(job.id, found_by) for job in jobs], now_ms, now_ms)
     word, *words = yield schedule_calls.fire(
         keys, taken, stored, jobs, next_slot=after, missed=missed, payload=payload
@@ -93,5 +93,7 @@ def job_fields(
         "data": data,
         "created_at": now,
         "enqueued_at": now,
-        "jk": encode_extra(tags=stored.tags, schedule=stored.name, **extra),
+        "jk": encode_extra(
+            tags=stored.tags, correlation_id=stored.correlation_id, schedule=stored.name, **extra
+        ),
     }

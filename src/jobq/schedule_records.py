@@ -77,6 +77,7 @@ def record_of(schedule: Schedule, enqueuer: Enqueuer, codec: Codec) -> Record:
         dedup_mode=new.dedup_mode,
         window_ms=new.window_ms,
         tags=request.overrides.tags,
+        correlation_id=request.overrides.correlation_id or "",
     )
     # The key's signature makes guessing a secret from its digest as hard as guessing the key.
     plain = codec.encode(

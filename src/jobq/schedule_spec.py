@@ -41,8 +41,8 @@ class ScheduleOptions(TypedDict, total=False):
             ``Misfire``.
         overlap: What happens when the job before is still there: ``allow`` (default) ignores that, ``skip`` drops
             the slot, ``queue_one`` lets one wait behind the running one, ``cancel_previous`` cancels it.
-        priority, queue, dedup_key, dedup_until, max_attempts, backoff, timeout, tags: As for ``Task.options``. A
-            slot whose dedup key a live job holds is skipped.
+        priority, queue, dedup_key, dedup_until, max_attempts, backoff, timeout, tags, correlation_id, order: As for
+            ``Task.options``. A slot whose dedup key a live job holds is skipped.
     """
 
     cron: str
@@ -61,6 +61,8 @@ class ScheduleOptions(TypedDict, total=False):
     backoff: Delays | None
     timeout: Duration | None
     tags: Iterable[str]
+    correlation_id: str | None
+    order: int | None
 
 
 _OF_TIME = frozenset({"cron", "every", "tz", "start", "end", "jitter", "misfire", "overlap"})
@@ -241,6 +243,7 @@ class StoredSchedule:
     dedup_mode: str = ""
     window_ms: int = 0
     tags: tuple[str, ...] = ()
+    correlation_id: str = ""
     error: str = ""
 
     def encode(self) -> bytes:
@@ -254,6 +257,8 @@ class StoredSchedule:
             "dedup": [self.dedup_key, self.dedup_mode, self.window_ms],
             "tags": list(self.tags),
         }
+        if self.correlation_id:
+            kept["correlation_id"] = self.correlation_id
         if self.error:
             kept["error"] = self.error
         return json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
@@ -274,7 +279,17 @@ class StoredSchedule:
             key, mode, window_ms = kept["dedup"]
             fields = {str(field): value for field, value in kept["fields"].items()}
             error = kept.get("error", "")
-            texts = (kept["task"], kept["queue"], error, key, mode, *fields.values(), *kept["tags"])
+            correlation_id = kept.get("correlation_id", "")
+            texts = (
+                correlation_id,
+                kept["task"],
+                kept["queue"],
+                error,
+                key,
+                mode,
+                *fields.values(),
+                *kept["tags"],
+            )
             if not all(isinstance(text, str) for text in texts) or type(window_ms) is not int:
                 raise TypeError("a value of another type")
             if kept["overlap"] not in OVERLAPS:
@@ -292,6 +307,7 @@ class StoredSchedule:
                 dedup_mode=mode,
                 window_ms=window_ms,
                 tags=tuple(kept["tags"]),
+                correlation_id=correlation_id,
                 error=error,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Literal
 
-from jobq import calls, events, schedule_calls
+from jobq import calls, events, schedule_calls, tags
 from jobq.codec import Codec
 from jobq.cron import moment, zone
 from jobq.enqueueing import Enqueuer, full_text
@@ -21,7 +21,7 @@ from jobq.schedule_firing import job_fields
 from jobq.schedule_records import bound_id, names_plan, put_plan, record_of, rows_plan
 from jobq.schedule_spec import Schedule, StoredSchedule
 from jobq.steps import Batch, EnqueueAnswer, NewJob, Plan
-from jobq.units import redis_ms
+from jobq.units import clock_ms, redis_ms
 
 ScheduleState = Literal["active", "paused", "ended", "broken"]
 
@@ -215,6 +215,10 @@ class SchedulePlans:
             dedup_mode=stored.dedup_mode,
             window_ms=stored.window_ms,
         )
+        found_by = tags.names(self.keys, stored.tags, stored.correlation_id)
+        if found_by:
+            now_ms = clock_ms()
+            yield tags.index([(job_id, found_by)], now_ms, now_ms)
         answer: EnqueueAnswer = (yield calls.enqueue(self.keys, stored.queue, [new], True))[0]
         if answer.status in ("full", "shed"):
             short = f"queue {stored.queue!r} takes no more jobs while memory is short: see jobq memory"

@@ -85,7 +85,9 @@ ROWS: Mapping[str, Row] = {
         args="--queue high", bad="--rate fast", yes="--yes", missing={"--queue hihg": _QUEUE},
     ),
     "enqueue": Row(
-        args="shop.confirm '{{\"order_id\": \"new\"}}'", bad="shop.confirm '{{'", shows="shop.confirm",
+        args="shop.confirm '{{\"order_id\": \"new\"}}' --order 2 --max-attempts 5 --backoff fixed=3s --run-timeout 9s"
+        " --dedup-key k --dedup-until 5m --on-duplicate replace --correlation-id c1",
+        bad="shop.confirm '{{'", shows="shop.confirm",
         missing={"shop.confrim": "did you mean 'shop.confirm'"},
         absent=dict.fromkeys(("declined", "no terminal"), "enqueueing is what it is called for"),
     ),
@@ -158,7 +160,9 @@ ROWS: Mapping[str, Row] = {
         args="nightly", bad="nightly -n 0", shows="02:00", reads=True, missing={"nigthly": _SCHEDULE},
     ),
     "schedules add": Row(
-        args="hourly shop.confirm '{{\"order_id\": \"h\"}}' --every 1h", bad="hourly shop.confirm", shows="hourly",
+        args="hourly shop.confirm '{{\"order_id\": \"h\"}}' --every 1h --order 2 --correlation-id c1 --backoff 2s"
+        " --dedup-key k --dedup-until started --run-timeout 9s",
+        bad="hourly shop.confirm", shows="hourly",
         missing={"hourly shop.confrim --every 1h": "did you mean 'shop.confirm'"},
         absent=dict.fromkeys(("declined", "no terminal"), "`schedules remove` undoes it"),
     ),

@@ -374,6 +374,97 @@ def test_enqueue_options(cli: Cli) -> None:
     assert cli.json("stats")["totals"]["queued"] == 0
 
 
+def test_all_that_a_call_may_ask_for(cli: Cli, redis_client: redis.Redis) -> None:
+    asked = {
+        "order": 2, "dedup_key": "k", "dedup_until": "started", "on_duplicate": "replace", "max_attempts": 7,
+        "backoff": "1s,10s", "timeout": "90s", "tags": ["t"], "correlation_id": "c1",
+    }  # fmt: skip
+    flags = [
+        "--order",
+        "2",
+        "--dedup-key",
+        "k",
+        "--dedup-until",
+        "started",
+        "--on-duplicate",
+        "replace",
+        "--max-attempts",
+        "7",
+        "--backoff",
+        "1s,10s",
+        "--run-timeout",
+        "90s",
+        "--tag",
+        "t",
+        "--correlation-id",
+        "c1",
+    ]
+    kept: list[dict[bytes, bytes]] = []
+
+    def look(job_id: str) -> None:
+        row = redis_client.hgetall(f"rq:job:{job_id}")
+        kept.append({name: row.get(name, b"") for name in (b"or", b"dk", b"o", b"timeout", b"jk")})
+
+    job = cli.json("enqueue", "shop.confirm", '{"order_id": "7"}', *flags)
+    assert (job["max_attempts"], job["timeout_s"], job["correlation_id"]) == (7, 90, "c1")
+    look(job["id"])
+    again = cli.json("enqueue", "shop.confirm", '{"order_id": "8"}', *flags, "--order", "9")
+    assert (again["id"], again["deduplicated"]) == (job["id"], True)
+    assert redis_client.hget(f"rq:job:{job['id']}", "or") == b"9"
+    cli("jobs", "delete", job["id"], "--yes")
+    path = cli.cwd / "jobs.jsonl"
+    path.write_text(json.dumps({"task": "shop.confirm", "params": {"order_id": "7"}, **asked}))
+    for more in ([], ["--order", "10", "--max-attempts", "1", "--tag", "x", "--on-duplicate", "skip"]):
+        found = cli.json("enqueue", "--file", str(path), *more)
+        look(found["ids"][0])
+    assert kept[0] == kept[1] == kept[2], "a line asks in the same words, and comes first"
+    assert kept[0][b"or"] == b"2"
+    assert kept[0][b"timeout"] == b"90"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("order", "11", "10"), ("dedup_until", "soon", "finished nor started nor a window"),
+        ("on_duplicate", "merge", "replace"), ("max_attempts", "0", "1"), ("backoff", "fast", "not a backoff"),
+        ("timeout", "long", "not a duration"),
+    ],
+)  # fmt: skip
+def test_what_a_call_may_not_ask_for(cli: Cli, name: str, value: str, words: str) -> None:
+    flag = {"timeout": "--run-timeout"}.get(name, f"--{name.replace('_', '-')}")
+    done = cli("enqueue", "shop.confirm", '{"order_id": "1"}', flag, value, code=Exit.USAGE)
+    assert words in done.stderr
+    path = cli.cwd / "jobs.jsonl"
+    line = int(value) if value.isdecimal() else value
+    path.write_text(json.dumps({"task": "shop.confirm", "params": {"order_id": "1"}, name: line}))
+    assert words in cli("enqueue", "--file", str(path), code=Exit.PARTIAL).stderr
+
+
+def test_a_schedules_jobs_ask_for_the_same(cli: Cli, redis_client: redis.Redis) -> None:
+    flags = [
+        "--order",
+        "2",
+        "--correlation-id",
+        "c1",
+        "--backoff",
+        "fixed=3s",
+        "--max-attempts",
+        "7",
+        "--run-timeout",
+        "9s",
+        "--tag",
+        "t",
+    ]
+    call = ("hourly", "shop.confirm", '{"order_id": "h"}', "--every", "1h")
+    cli("schedules", "add", *call, *flags)
+    job = cli.json("schedules", "run", "hourly")
+    assert (job["correlation_id"], job["max_attempts"], job["timeout_s"]) == ("c1", 7, 9)
+    assert redis_client.hget(f"rq:job:{job['id']}", "or") == b"2"
+    assert job["id"] in redis_client.zscan("jobq:corr:c1")[1][0][0].decode()
+    assert [found["id"] for found in cli.json("jobs", "list", "--tag", "t")["jobs"]] == [job["id"]]
+    assert "'--on-duplicate'" not in cli("schedules", "add", "--help").stdout
+
+
 def test_enqueue_a_file_names_the_bad_lines(cli: Cli, redis_client: redis.Redis) -> None:
     lines = [
         {"task": "shop.confirm", "params": {"order_id": "1"}},

@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from jobq.cli.common import CliError, Exit, State, load_tasks, one_queue, pass_state, read_json_object
+from jobq.cli.common import CliError, Exit, State, load_tasks, pass_state, read_json_object
+from jobq.cli.job_options import JOB_OPTIONS, asked, job_options, of_line
 from jobq.cli.job_records import job_fields
 from jobq.cli.jobs import wait_for
-from jobq.cli.options import DURATION, PRIORITIES, PRIORITY, TIME, Command
+from jobq.cli.options import DURATION, Command
 from jobq.cli.output import Column
 from jobq.errors import ConfigError, EnqueueError, PayloadError, PayloadTooLargeError, UnknownTaskError
 
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1_000
 _SPANS = 10
-_LINE_FIELDS = frozenset(
-    {"task", "params", "priority", "queue", "delay", "at", "dedup_key", "tags", "correlation_id"}
-)
+_LINE_FIELDS = frozenset({"task", "params", *JOB_OPTIONS})
 
 
 def _request(
@@ -53,13 +52,7 @@ def _request(
 @click.command(cls=Command)
 @click.argument("task", required=False)
 @click.argument("params", metavar="[JSON|-]", required=False)
-@click.option("--priority", "-p", type=PRIORITY, help="Lane, instead of the task's.")
-@click.option("--queue", metavar="Q", help="Queue, instead of the task's.")
-@click.option("--delay", type=DURATION, metavar="D", help="Due after this.")
-@click.option("--at", type=TIME, metavar="T", help="Due at this moment, with time zone.")
-@click.option("--dedup-key", metavar="K", help="Key that equal jobs share; empty: none.")
-@click.option("--tag", "tags", metavar="T", multiple=True, help="Label to find the job by; repeatable.")
-@click.option("--correlation-id", metavar="C", help="What the job belongs to, to find it by.")
+@job_options()
 @click.option("--wait", is_flag=True, help="Wait for the end: 0 succeeded, 6 not, 75 time is up.")
 @click.option("--timeout", type=DURATION, metavar="S", help="How long to wait; with --wait.")
 @click.option(
@@ -75,41 +68,20 @@ def enqueue(
     state: State,
     task: str | None,
     params: str | None,
-    priority: str | None,
-    queue: str | None,
-    delay: timedelta | None,
-    at: datetime | None,
-    dedup_key: str | None,
-    tags: tuple[str, ...],
-    correlation_id: str | None,
     wait: bool,
     timeout: timedelta | None,
     file: TextIO | None,
     dry_run: bool,
+    **given: Any,
 ) -> int:
     """Enqueue one job of TASK, with params as a JSON object (- reads stdin), or a file with --file."""
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait.")
-    if delay is not None and at is not None:
-        raise click.UsageError("Give --delay or --at, not both.")
-    options: dict[str, Any] = {
-        name: value
-        for name, value in (
-            ("delay", delay),
-            ("at", at),
-            ("dedup_key", dedup_key),
-            ("tags", tags),
-            ("correlation_id", correlation_id),
-        )
-        if value not in (None, ())
-    }
-    chosen = one_queue(priority and priority.lower(), queue)
-    if chosen is not None:
-        options["priority" if chosen in PRIORITIES else "queue"] = chosen
+    options = asked(given)
     if file is not None:
         if params is not None:
             raise click.UsageError("Give JSON or --file, not both.")
-        if dedup_key:
+        if options.get("dedup_key"):
             raise click.UsageError(
                 'One --dedup-key for a whole file makes one job: write "dedup_key" in the lines.'
             )
@@ -117,8 +89,8 @@ def enqueue(
     if task is None:
         raise click.UsageError("Name a TASK, or a --file.")
     text = sys.stdin.read() if params == "-" else params or "{}"
-    given = read_json_object(text, "params")
-    request = _request(load_tasks(state.settings()), task, given, options)
+    call = read_json_object(text, "params")
+    request = _request(load_tasks(state.settings()), task, call, options)
     client = state.client()
     if dry_run:
         name, queue = request.task.name, request.queue
@@ -152,19 +124,6 @@ def _print(state: State, jobs: list[Job]) -> None:
 # --- a file of jobs ------------------------------------------------------------
 
 
-def _line_options(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of one line; durations and times as on the command line."""
-    options: dict[str, Any] = {}
-    for name in ("priority", "queue", "dedup_key", "tags", "correlation_id"):
-        if entry.get(name) is not None:
-            options[name] = entry[name]
-    if entry.get("delay") is not None:
-        options["delay"] = DURATION.convert(entry["delay"], None, None)
-    if entry.get("at") is not None:
-        options["at"] = TIME.convert(str(entry["at"]), None, None)
-    return options
-
-
 def _of_line(
     registry: Registry, text: str, where: str, task: str | None, options: Mapping[str, Any]
 ) -> EnqueueRequest:
@@ -180,13 +139,7 @@ def _of_line(
             Exit.USAGE, 'expected "task", a name, and "params", an object; or name TASK before --file'
         )
     # What the line says comes before what the command says.
-    of_line = _line_options(entry)
-    base = dict(options)
-    for one, other in (("priority", "queue"), ("delay", "at")):
-        if one in of_line or other in of_line:
-            base.pop(one, None)
-            base.pop(other, None)
-    return _request(registry, name, params, base | of_line)
+    return _request(registry, name, params, of_line(entry, options))
 
 
 def _lines(file: TextIO) -> Iterator[tuple[int, str]]:

@@ -16,14 +16,14 @@ from jobq.cli.common import (
     confirm,
     each,
     load_tasks,
-    one_queue,
     pass_state,
     read_json_object,
     suggest,
     yes_options,
 )
+from jobq.cli.job_options import asked, job_options
 from jobq.cli.job_records import job_fields
-from jobq.cli.options import DURATION, PRIORITIES, PRIORITY, TIME, Group
+from jobq.cli.options import DURATION, TIME, Group
 from jobq.cli.output import Column, ago
 from jobq.errors import ConfigError, JobNotFoundError
 
@@ -192,14 +192,7 @@ def next_slots(state: State, name: str, count: int) -> None:
     "--overlap", type=click.Choice(_OVERLAPS), default="allow", show_default=True,
     help="What happens when the job before is still there.",
 )  # fmt: skip
-@click.option("--priority", "-p", type=PRIORITY, help="Lane, instead of the task's.")
-@click.option("--queue", metavar="Q", help="Queue, instead of the task's.")
-@click.option("--dedup-key", metavar="K", help="Key that equal jobs share; empty: none.")
-@click.option("--max-attempts", type=click.IntRange(1), metavar="N", help="Total runs of each job.")
-@click.option("--timeout", type=DURATION, metavar="D", help="What one run may take.")
-@click.option(
-    "--tag", "tags", metavar="T", multiple=True, help="Label of the schedule and its jobs; repeatable."
-)
+@job_options("delay", "at", "on_duplicate", timeout=("--run-timeout", "--timeout"))
 @click.option("--replace", is_flag=True, help="Take the place of another schedule of the name.")
 @click.option("--dry-run", is_flag=True, help="Check all, show the next slots, and add nothing.")
 @pass_state
@@ -211,8 +204,6 @@ def add(
     misfire: str,
     misfire_within: timedelta | None,
     misfire_max: int | None,
-    priority: str | None,
-    queue: str | None,
     replace: bool,
     dry_run: bool,
     **given: Any,
@@ -225,10 +216,7 @@ def add(
     from jobq.recurrence import Misfire
     from jobq.schedule_spec import make_schedule
 
-    options = {option: value for option, value in given.items() if value not in (None, ())}
-    chosen = one_queue(priority and priority.lower(), queue)
-    if chosen is not None:
-        options["priority" if chosen in PRIORITIES else "queue"] = chosen
+    options = asked(given)
     call = read_json_object(sys.stdin.read() if params == "-" else params or "{}", "params")
     known = load_tasks(state.settings()).resolve(task)
     client = state.client()
