@@ -668,13 +668,14 @@ def configure(settings: Settings | None = None, **flags: Any) -> Client:
     global _default, _flags, _knows
     if settings is not None and flags:
         raise TypeError("give settings or single values, not both")
-    before = queues.declared.configured
-    if isinstance(flags.get("queues"), list | tuple):
+    before, given = queues.declared.configured, isinstance(flags.get("queues"), list | tuple)
+    if given:
         queues.declared.configured = flags.pop("queues")
     try:
         made = Client(settings if settings is not None else Settings.load(**flags))
     except BaseException:
-        queues.declared.configured = before
+        if given:
+            queues.declared.configured = before
         raise
     with _default_lock:
         old, _default, _flags = _default, made, dict(flags)
