@@ -6,6 +6,7 @@
     ├── ConfigError                 settings, declarations or the server are wrong: fix them, then start again
     ├── EnqueueError                the job was not enqueued
     │   ├── PayloadError            params do not fit the task
+    │   │   └── CostTooHighError    the job costs more than its limit ever lets in
     │   ├── PayloadTooLargeError    the encoded payload is over the limit
     │   └── QueueFullError          the queue refuses more jobs for now
     │       └── QuotaExceededError  the task's quota is used up; ``retry_after``: for how long
@@ -68,6 +69,29 @@ class EnqueueError(JobqError):
 
 class PayloadError(EnqueueError):
     """The params do not fit the task's signature."""
+
+
+class CostTooHighError(PayloadError):
+    """What the job costs is more than its rate or quota ever lets in: it could never start.
+
+    Attributes:
+        cost: What it costs.
+        most: What it may cost at most.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cost: int = 0,
+        most: int = 0,
+        job_id: str | None = None,
+        queue: str | None = None,
+        task: str | None = None,
+    ) -> None:
+        super().__init__(message, job_id=job_id, queue=queue, task=task)
+        self.cost = cost
+        self.most = most
 
 
 class PayloadTooLargeError(EnqueueError):

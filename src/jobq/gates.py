@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobq.keys import Keys
+from jobq.listing import scored
 from jobq.replies import as_int, as_text
 from jobq.steps import Batch, Plan
 
-_GATE = re.compile(r"([rbc]),(\d{1,12}),(\d{1,12}),(\d{1,12}),([^;]+)")
+_GATE = re.compile(r"([rbcw]),(\d{1,12}),(\d{1,12}),(\d{1,12}),([^;,]+)(?:,(\d{1,12}))?")
+_LOOKED_AT = 100
+"""Starts whose costs are looked at to tell when a gate opens, as many as a claim looks at."""
 _HELD = 1_000
 """Holders whose leases are looked at, as many as a claim looks at."""
 
@@ -22,7 +25,8 @@ class Gate:
     """One gate of a text that ``claim.lua`` describes.
 
     Attributes:
-        kind: ``r`` starts in a window, ``b`` the same with bursts, ``c`` runs at once.
+        kind: ``r`` starts in a window, ``w`` what they cost, ``b`` either with bursts, ``c`` runs at once.
+        cost: What the job uses up; 0: it does not weigh, and uses up 1.
     """
 
     kind: str
@@ -30,6 +34,12 @@ class Gate:
     window_ms: int
     burst: int
     name: str
+    cost: int = 0
+
+    @property
+    def wants(self) -> int:
+        """The room that the job needs; what costs more than there ever is goes alone."""
+        return max(1, min(self.cost, self.burst if self.kind == "b" else self.limit))
 
     @property
     def sound(self) -> bool:
@@ -54,7 +64,7 @@ class Standing:
 
     Attributes:
         used: Starts in the window, or runs that hold a place; of a gate with bursts 0.
-        room: How many may start now, whoever they are; negative when a limit was lowered.
+        room: How many may start now, or how much, whoever they are; negative when a limit was lowered.
         behind: Jobs that go before this one.
         opens_ms: When it lets the job in, if the others go as soon as they may; None: nobody can tell.
         closed_ms: Somebody was told to slow down, and the gate is closed until then; 0: it is not.
@@ -74,14 +84,21 @@ class Standing:
     @property
     def open(self) -> bool:
         """Whether a claim would let the job in."""
+        if self.gate.cost:
+            return self.room >= self.gate.wants and not self.behind
         return self.room > self.behind
+
+    @property
+    def passes(self) -> bool:
+        """Whether a claim would take the job past whoever waits there: that is let in by room alone."""
+        return self.room >= self.gate.wants
 
 
 def gates_of(text: str) -> tuple[Gate, ...]:
     """The gates of a text; what makes no sense limits nothing, as in the scripts."""
     found = (
-        Gate(kind, int(limit), int(window), int(burst), name)
-        for kind, limit, window, burst, name in _GATE.findall(text)
+        Gate(kind, int(limit), int(window), int(burst), name, int(cost or 0))
+        for kind, limit, window, burst, name, cost in _GATE.findall(text)
     )
     return tuple(gate for gate in found if gate.sound)
 
@@ -129,6 +146,10 @@ def _commands(
         return closed, ("ZCARD", wip or held), ("ZRANGE", held, 0, _HELD - 1)
     if gate.kind == "b":
         return closed, ("GET", rate)
+    if gate.kind == "w":
+        before = f"{now_ms - gate.span_ms:.17g}"
+        live = ("ZRANGEBYSCORE", rate, f"({before}", "+inf", "WITHSCORES", "LIMIT", 0, _LOOKED_AT)
+        return closed, ("ZSCORE", rate, "~sum"), ("ZRANGEBYSCORE", rate, "(2000000000", before), live
     # A place is free again when the start that took it has left the window: the n-th oldest of the last `limit`.
     frees = behind % gate.limit - gate.limit
     since = f"({now_ms - gate.span_ms:.17g}"
@@ -140,7 +161,8 @@ def _standing(
 ) -> Standing:
     ends, _, by = as_text(reply[0]).partition(" ") if isinstance(reply[0], bytes) else ("", "", "")
     closed_ms = as_int(ends) if as_int(ends) > now_ms else 0
-    used, opens = 0, None
+    used = 0
+    opens: float | None = None
     holders: tuple[str, ...] = ()
     if gate.kind == "c":
         dead = [member for member, alive in leased.items() if not alive]
@@ -155,11 +177,16 @@ def _standing(
         if room <= behind and pairs:
             score = pairs[0][1] if isinstance(pairs[0], list | tuple) else pairs[1]
             opens = math.ceil(float(score) + gate.span_ms * (1 + behind // gate.limit))
+    elif gate.kind == "w":
+        used = int(_number(reply[1])) - sum(map(_cost, _list(reply[2])))
+        room = gate.limit - used
+        if room < gate.wants and not behind:
+            opens = _enough_free_at(gate, room, scored(_list(reply[3])))
     else:
         full = max(float(now_ms), _number(reply[1]))
         room = math.floor(gate.burst - (full - now_ms) / gate.step_ms + 1e-6)
-        if room <= behind:
-            opens = math.ceil(full + (behind + 1 - gate.burst) * gate.step_ms)
+        if room < behind + gate.wants:
+            opens = math.ceil(full + (behind + gate.wants - gate.burst) * gate.step_ms)
     if closed_ms:
         room, opens = min(room, 0), max(opens or 0, closed_ms)
     return Standing(
@@ -172,6 +199,21 @@ def _standing(
         closed_by=by if closed_ms else "",
         holders=holders,
     )
+
+
+def _cost(member: Any) -> int:
+    """What one start has cost, of a member ``<id>:<token>:<cost>``."""
+    return as_int(as_text(member).rpartition(":")[2])
+
+
+def _enough_free_at(gate: Gate, room: int, live: Sequence[tuple[Any, float]]) -> float | None:
+    """When enough has left the window; of more starts than are looked at, when these have."""
+    opens: float | None = None
+    for member, at in live:
+        opens, room = math.ceil(float(at) + gate.span_ms), room + _cost(member)
+        if room >= gate.wants:
+            break
+    return opens
 
 
 def _number(reply: Any) -> float:

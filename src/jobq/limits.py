@@ -1,7 +1,8 @@
 """Limits on a task or a queue: declarations, and how the scripts read them; the counting happens in Redis.
 
-What a limit blocks is a *gate*, written ``kind,limit,window ms,burst,name``: of kind ``r`` starts per window, ``b``
-the same with bursts, ``c`` runs at once. Several are joined by ``;``.
+What a limit blocks is a *gate*, written ``kind,limit,window ms,burst,name``, with ``,cost`` behind it where jobs weigh
+differently: of kind ``r`` starts per window, ``w`` their costs, ``b`` either with bursts, ``c`` runs at once. Several
+are joined by ``;``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from enum import Enum
 from typing import Any, Literal, NamedTuple
 
 from jobq import dedup
-from jobq.errors import ConfigError
+from jobq.errors import ConfigError, CostTooHighError, PayloadError
 from jobq.retry import duration, is_whole
 
 
@@ -34,7 +35,10 @@ Scope = Literal["task", "queue", "all"]
 """What counts together: the jobs of a task, those of a queue, or all whose tasks declare it."""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_RATE = re.compile(r"\s*(\d{1,9})\s*/\s*(\d{1,9}(?:\.\d{1,6})?)?\s*(ms|s|m|h|d)(?:\s+burst\s+(\d{1,9}))?\s*")
+_RATE = re.compile(
+    r"\s*(\d{1,9})\s*/\s*(\d{1,9}(?:\.\d{1,6})?)?\s*(ms|s|m|h|d)(?:\s+burst\s+(\d{1,9}))?"
+    r"(?:\s+cost\s+(\d{1,9}|\S*\{\S+\}\S*))?\s*"
+)
 
 
 def _check(limit: int, key: str | None, scope: str, what: str) -> None:
@@ -61,6 +65,9 @@ class Rate:
         key: Template over the params; each value is counted apart. None: one count for all.
         burst: Most starts at once, below ``limit``; the others are spread evenly over the window. None: all may come
             at once, and each is counted one by one, up to a limit of 10,000.
+        cost: What one start uses up of the limit: a whole number, or a template over the params that gives one, such as
+            ``"{rows}"``. At most ``burst``, where there is one, else ``limit``. No window holds more than the limit,
+            nor, without a burst, more than 10,000 starts.
         scope: With whom a key counts: with the jobs of its task, or with all of its queue, or with all there are,
             whose tasks declare a rate with this scope, key and window. Each obeys the limit that its task declares.
 
@@ -73,6 +80,7 @@ class Rate:
     key: str | None
     burst: int | None
     scope: Scope
+    cost: int | str
 
     def __init__(
         self,
@@ -81,6 +89,7 @@ class Rate:
         key: str | None = None,
         burst: int | None = None,
         *,
+        cost: int | str = 1,
         scope: Scope = "task",
     ) -> None:
         _check(limit, key, scope, "rate")
@@ -96,10 +105,18 @@ class Rate:
             )
         object.__setattr__(self, "burst", burst)
         object.__setattr__(self, "scope", scope)
+        object.__setattr__(self, "cost", cost)
+        if isinstance(cost, str):
+            if not dedup.fields(cost):
+                raise ConfigError(f'the cost of a rate names a param, such as "{{rows}}", got {cost!r}')
+        elif not is_whole(cost, 1, self._dearest):
+            raise ConfigError(
+                f"the cost of a rate must be a whole number from 1 to {self._dearest}, got {cost!r}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Rate:
-        """A rate written as ``50/s``, ``50/m``, ``50/10s``, ``1000/h``, ``5/d``, or ``50/m burst 10``.
+        """A rate written as ``50/s``, ``50/m``, ``50/10s``, ``1000/h``, ``5/d``, or ``50/m burst 10 cost {rows}``.
 
         Raises:
             ConfigError: It is written in another way, or out of range.
@@ -107,8 +124,13 @@ class Rate:
         found = _RATE.fullmatch(text)
         if found is None:
             raise ConfigError(f"a rate is written like 50/s, 50/10s or 50/m burst 10, got {text!r}")
-        limit, count, unit, burst = found.groups()
-        return cls(int(limit), float(count or 1) * _UNITS[unit], burst=int(burst) if burst else None)
+        limit, count, unit, burst, cost = found.groups()
+        return cls(
+            int(limit),
+            float(count or 1) * _UNITS[unit],
+            burst=int(burst) if burst else None,
+            cost=int(cost) if cost and cost.isdecimal() else cost or 1,
+        )
 
     @property
     def per_ms(self) -> int:
@@ -117,25 +139,63 @@ class Rate:
 
     def __str__(self) -> str:
         """As :meth:`parse` reads it, such as ``50/m burst 10``; the key and its scope are left out."""
-        ms, burst = self.per_ms, "" if self.burst is None else f" burst {self.burst}"
+        ms, more = self.per_ms, "" if self.burst is None else f" burst {self.burst}"
+        if self.weighs:
+            more += f" cost {self.cost}"
         for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
             if ms % length == 0:
-                return f"{self.limit}/{'' if ms == length else ms // length}{unit}{burst}"
-        return f"{self.limit}/{ms}ms{burst}"
+                return f"{self.limit}/{'' if ms == length else ms // length}{unit}{more}"
+        return f"{self.limit}/{ms}ms{more}"
+
+    @property
+    def weighs(self) -> bool:
+        """Whether jobs use up different parts of it, or each more than 1."""
+        return self.cost != 1
+
+    @property
+    def _dearest(self) -> int:
+        """The most that one job may cost: what costs more could never start."""
+        return self.burst or self.limit
 
     @property
     def _at_once(self) -> int:
         """Starts at once of a rate that counts no single starts; 0: it does."""
-        return self.burst or (self.limit // 20 if self.limit > MOST_COUNTED else 0)
+        return self.burst or (self.limit // 20 if self.limit > MOST_COUNTED and not self.weighs else 0)
+
+    @property
+    def _kind(self) -> str:
+        return "b" if self._at_once else "w" if self.weighs else "r"
 
     @property
     def counting(self) -> str:
         """What makes two counts of one key different."""
-        return f"{'b' if self._at_once else 'r'}{self.per_ms}"
+        return f"{self._kind}{self.per_ms}"
 
-    def gate(self, name: str) -> str:
-        """As the scripts read it."""
-        return f"{'b' if self._at_once else 'r'},{self.limit},{self.per_ms},{self._at_once},{name}"
+    def gate(self, name: str, params: Mapping[str, Any] | None = None, task: str | None = None) -> str:
+        """As the scripts read it.
+
+        Raises:
+            PayloadError: What these params cost is no whole number of at least 1.
+            CostTooHighError: It is more than there ever is.
+        """
+        text = f"{self._kind},{self.limit},{self.per_ms},{self._at_once},{name}"
+        return f"{text},{self._cost_of(params or {}, task)}" if self.weighs else text
+
+    def _cost_of(self, params: Mapping[str, Any], task: str | None) -> int:
+        if isinstance(self.cost, int):
+            return self.cost
+        text = dedup.render(self.cost, params)
+        if not (text.isascii() and text.isdecimal()) or int(text[:20]) < 1:
+            raise PayloadError(f"the cost {self.cost!r} must be a whole number of at least 1", task=task)
+        cost = int(text[:20])
+        if cost > self._dearest:
+            raise CostTooHighError(
+                f"the job costs {cost:,} of a limit that lets in {self._dearest:,} at most: it could never start",
+                cost=cost,
+                most=self._dearest,
+                task=task,
+            )
+        return cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +221,8 @@ class Concurrency:
     def __post_init__(self) -> None:
         _check(self.limit, self.key, self.scope, "concurrency limit")
 
-    def gate(self, name: str) -> str:
-        """As the scripts read it."""
+    def gate(self, name: str, params: Mapping[str, Any] | None = None, task: str | None = None) -> str:
+        """As the scripts read it; params change nothing."""
         return f"c,{self.limit},0,0,{name}"
 
 
@@ -174,7 +234,7 @@ class Quota(Rate):
         limit: Enqueues per window, at least 1.
         per: Length of the window; seconds or a timedelta, 1 ms to 365 days. Default 60 s.
         key: Template over the params, such as ``"{account_id}"``; each value is counted apart. None: one count.
-        burst, scope: As for :class:`Rate`.
+        burst, cost, scope: As for :class:`Rate`.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -182,7 +242,7 @@ class Quota(Rate):
 
     def of_task(self, task: str, queue: str, params: Mapping[str, Any]) -> str:
         """The gate of one enqueue."""
-        return self.gate(_name("n", task, queue, self, params))
+        return self.gate(_name("nw" if self.weighs else "n", task, queue, self, params), params, task)
 
 
 def tenant(template: str, params: Mapping[str, Any]) -> str:
@@ -202,8 +262,11 @@ def task_gates(
     Raises:
         PayloadError: A key's param is missing or no simple value.
     """
-    asked = (("r", rate), ("c", concurrency))
-    return ";".join(limit.gate(_name(kind, task, queue, limit, params)) for kind, limit in asked if limit)
+    # What jobs cost and how many there were are two counts, whose keys must not meet when a declaration changes.
+    asked = (("w" if rate and rate.weighs else "r", rate), ("c", concurrency))
+    return ";".join(
+        limit.gate(_name(kind, task, queue, limit, params), params, task) for kind, limit in asked if limit
+    )
 
 
 def _name(kind: str, task: str, queue: str, limit: Rate | Concurrency, params: Mapping[str, Any]) -> str:
@@ -246,8 +309,8 @@ class QueueLimits:
     max_waiting: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rate is not None and self.rate.key is not None:
-            raise ConfigError("the rate of a queue has no key: its jobs are of many tasks")
+        if self.rate is not None and (self.rate.key is not None or self.rate.weighs):
+            raise ConfigError("the rate of a queue has no key and no cost: its jobs are of many tasks")
         if self.concurrency is not None:
             _check(self.concurrency, None, "task", "concurrency limit")
         if self.max_waiting is not None and not is_whole(self.max_waiting, 0, MOST_WAITING):

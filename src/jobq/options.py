@@ -173,8 +173,10 @@ def task_options(
     for option, template in (
         ("dedup", spec.template if isinstance(spec, DedupSpec) else None),
         ("rate", rate.key if rate else None),
+        ("rate", rate.cost if rate and isinstance(rate.cost, str) else None),
         ("concurrency", concurrency.key if concurrency else None),
         ("quota", quota.key if quota else None),
+        ("quota", quota.cost if quota and isinstance(quota.cost, str) else None),
         ("fair", fair),
     ):
         _check_template(task, option, template, frozenset(names), frozenset(secrets))

@@ -149,8 +149,8 @@ class QueueSpec:
             object.__setattr__(self, "concurrency", Concurrency(self.concurrency))  # type: ignore[arg-type]
         if self.concurrency is not None and self.concurrency.key is not None:
             raise self._wrong("concurrency", "without a key: its jobs are of many tasks", self.concurrency)
-        if self.rate is not None and self.rate.key is not None:
-            raise self._wrong("rate", "without a key: its jobs are of many tasks", self.rate)
+        if self.rate is not None and (self.rate.key is not None or self.rate.weighs):
+            raise self._wrong("rate", "without a key and a cost: its jobs are of many tasks", self.rate)
         if self.isolation not in (None, *ISOLATIONS):
             raise self._wrong("isolation", '"thread" or "process"', self.isolation)
         if self.priority is not None:

@@ -251,7 +251,7 @@ def _queued(keys: Keys, facts: _Facts) -> Plan[tuple[list[Reason], int | None, d
         _at_gate(standing, facts, None)
         for standing in (yield from standings_plan(keys, asked, facts.now_ms))
         # Whoever is parked there is let in by room alone, and a claim passes what has any.
-        if standing.room < 1
+        if not standing.passes
     ]
     fields = facts.fields
     since = _of_ms(fields["q"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -157,6 +157,28 @@ def test_a_quota_of_each_user_over_the_tasks_of_a_queue(client: jobq.Client, reg
 def one_of_a_user(user: str) -> None: ...
 
 
+def test_jobs_weigh_by_a_param(client: jobq.Client, registry: Registry) -> None:
+    @jobq.task("t.rows", rate=jobq.Rate(10, cost="{rows}"), registry=registry)
+    def export(rows: int) -> None: ...
+
+    @jobq.task("t.let", quota=jobq.Quota(10, cost="{rows}"), registry=registry)
+    def let(rows: int) -> None: ...
+
+    bound = export.options(client=client)
+    first, second = bound.enqueue_many([{"rows": 6}, {"rows": 5}])
+    assert ids(Hand(client)) == [first.id]
+    why = client.why(second.id).reasons[0]
+    assert why.code == "rate"
+    assert timedelta(seconds=50) < why.until - datetime.now(UTC) < timedelta(seconds=70)
+    for task in (bound, let.options(client=client)):
+        with pytest.raises(jobq.CostTooHighError, match="costs 11 of a limit that lets in 10"):
+            task.enqueue_many([{"rows": 1}, {"rows": 11}])
+    assert client.queues.get("medium").queued == 0, "nothing was sent"
+    let.options(client=client).enqueue(rows=10)
+    with pytest.raises(jobq.QuotaExceededError):
+        let.options(client=client).enqueue(rows=1)
+
+
 def test_a_queue_is_limited_to_a_rate_with_a_burst(client: jobq.Client) -> None:
     info = client.queues.limit("low", rate="50/m burst 10")
     assert (info.limits.rate, str(info.limits.rate)) == (jobq.Rate(50, burst=10), "50/m burst 10")
@@ -174,6 +196,8 @@ def test_a_queue_is_limited_to_a_rate_with_a_burst(client: jobq.Client) -> None:
         {"rate": jobq.Rate(1, key="{code}")},
         {"concurrency": jobq.Concurrency(1, key="{code}")},
         {"quota": jobq.Quota(1, key="{code}")},
+        {"rate": jobq.Rate(1, cost="{code}")},
+        {"quota": jobq.Quota(1, cost="{nothing}")},
         {"quota": 5},
     ],
 )

@@ -336,6 +336,172 @@ def test_a_burst_then_one_by_one(bench: Bench) -> None:
     assert ids(bench.claim(10)) == ["d"]
 
 
+# --------------------------------------------------------------------------- what jobs cost
+
+W10 = Rate(10, cost="{rows}")
+
+
+def weighing(bench: Bench, rate: Rate = W10, /, **costs: int) -> None:
+    """Enqueue jobs by their costs."""
+    for name, rows in costs.items():
+        gated(bench, name, lm=rate.gate("w:t", {"rows": rows}))
+
+
+def weighed(bench: Bench) -> dict[str, float]:
+    """What counts in the window, by member; that their sum is right is looked at by the way."""
+    found = bench.zset("jobq:rate:w:t")
+    assert found.pop("~sum", 0) == sum(int(member.rpartition(":")[2]) for member in found)
+    return found
+
+
+def test_a_job_uses_up_what_it_costs(bench: Bench) -> None:
+    weighing(bench, a=4, b=5, c=2, d=1)
+    assert ids(bench.claim(10)) == ["a", "b"]
+    assert weighed(bench) == {"a:ex.1:4": T0, "b:ex.1:5": T0}
+    assert list(bench.zset("jobq:gate:w:t")) == ["c", "d"], "d would fit, and does not go past"
+    assert bench.zset("jobq:gates") == {"w:t": T0 + SPAN}
+    bench.now += SPAN - 1
+    assert open_gates(bench) == 0
+    bench.now += 1
+    assert open_gates(bench) == 3, "two jobs, one gate"
+    assert ids(bench.claim(10)) == ["c", "d"]
+    assert list(weighed(bench)) == ["c:ex.2:2", "d:ex.2:1"]
+
+
+def test_whoever_takes_a_lot_is_not_passed_by_those_who_take_little(bench: Bench) -> None:
+    weighing(bench, a=6, big=9)
+    bench.claim(10)
+    for number in range(5):
+        bench.now += 1_000
+        weighing(bench, **{f"small{number}": 1})
+        open_gates(bench)
+        assert ids(bench.claim(10)) == []
+    bench.now = T0 + SPAN
+    open_gates(bench)
+    assert ids(bench.claim(10)) == ["big", "small0"]
+    (at,) = bench.zset("jobq:gates").values()
+    assert at == T0 + 2 * SPAN
+
+
+def test_a_gate_says_when_enough_has_left_the_window(bench: Bench) -> None:
+    weighing(bench, a=3)
+    bench.claim(1)
+    bench.now += 1_000
+    weighing(bench, b=4)
+    bench.claim(1)
+    bench.now += 1_000
+    weighing(bench, c=3)
+    bench.claim(1)
+    weighing(bench, d=6)
+    assert ids(bench.claim(1)) == []
+    assert bench.zset("jobq:gates") == {"w:t": T0 + 1_000 + SPAN}, "when b has left as well as a"
+    bench.now = T0 + SPAN
+    bench.redis.zadd("jobq:gates", {"w:t": 0})
+    assert open_gates(bench) == 1
+    assert bench.zset("jobq:gates") == {"w:t": T0 + 1_000 + SPAN}
+
+
+def test_what_never_started_gives_its_cost_back(bench: Bench) -> None:
+    weighing(bench, a=6, b=4)
+    a, b = bench.claim(10).jobs
+    bench.settle(a, kind="hand_back", repeats=2)
+    assert list(weighed(bench)) == ["b:ex.1:4"]
+    bench.settle(b, kind="interrupted")
+    assert list(weighed(bench)) == ["b:ex.1:4"]
+    assert ids(bench.claim(10)) == ["b"], "it stands in front, and both its starts count"
+    assert weighed(bench) == {"b:ex.1:4": T0, "b:ex.2:4": T0}
+
+
+def test_a_bucket_gives_each_job_what_it_costs(bench: Bench) -> None:
+    rate = Rate(16, burst=6, cost="{rows}")
+    for name, rows in (("a", 4), ("b", 3), ("c", 1)):
+        gated(bench, name, lm=rate.gate("w:t", {"rows": rows}))
+    assert ids(bench.claim(10)) == ["a"]
+    step = SPAN / 10
+    assert bench.zset("jobq:gates") == {"w:t": T0 + step}, "2 are left, and b needs 3; c does not go past"
+    bench.now += int(step)
+    assert open_gates(bench) == 2
+    assert ids(bench.claim(10)) == ["b"]
+
+
+def test_jobs_of_before_costs_were_known_go_on(bench: Bench) -> None:
+    gated(bench, "old", lm="r,1,60000,0,r:t")
+    weighing(bench, new=10)
+    assert ids(bench.claim(10)) == ["old", "new"], "two counts"
+
+
+def test_a_lowered_limit_lets_what_costs_more_go_alone(bench: Bench) -> None:
+    gated(bench, "a", "b", lm="w,5,60000,0,w:t,8")
+    assert ids(bench.claim(10)) == ["a"]
+    bench.now += SPAN
+    open_gates(bench)
+    assert ids(bench.claim(10)) == ["b"]
+
+
+def test_jobs_that_state_different_limits_share_a_count(bench: Bench) -> None:
+    """As of one key over several tasks, or while a new version is rolled out; also within one claim."""
+    for name, limit in (("a", 5), ("b", 5), ("c", 2), ("d", 5)):
+        gated(bench, name, lm=Rate(limit).gate("r:@:x"))
+    assert ids(bench.claim(10)) == ["a", "b", "d"]
+    assert bench.hash("c")["park"] == "rate"
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [
+        Rate(50, per=1, cost="{rows}"),
+        Rate(50, per=1, cost="{rows}", burst=10),
+        Rate(500, per=1, cost="{rows}"),
+    ],
+)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_window_costs_more_than_its_limit(bench: Bench, rate: Rate, seed: int) -> None:
+    rand = random.Random(seed)
+    costs = {f"j{n:03}": rand.choice((1, 2, 3, 9, 10)) * max(1, rate.limit // 50) for n in range(120)}
+    for number, cost in costs.items():
+        weighing(bench, rate, **{number: cost})
+        bench.now += 1
+    order, started = list(costs), []
+    end, handed_back = T0 + 30_000, 0
+    while bench.now < end and len(started) < len(costs):
+        bench.now += rand.randrange(1, 60)
+        open_gates(bench)
+        for job in bench.claim(rand.randrange(1, 8), ex=f"e{rand.randrange(3)}").jobs:
+            if rand.random() < 0.1:
+                handed_back += 1
+                bench.settle(job, kind="hand_back")
+                continue
+            started.append((bench.now + rand.uniform(0, 50), job.id))
+            bench.settle(job, kind="succeeded")
+        if rate.burst is None:
+            assert sum(int(member.rpartition(":")[2]) for member in weighed(bench)) <= rate.limit
+    assert handed_back > 0
+    assert len(started) == len(costs), "nobody waits for ever"
+    started.sort()
+    for at, _ in started:
+        assert sum(costs[name] for other, name in started if at <= other < at + 1_000) <= rate.limit
+    # The first window and the last are not whole ones; what is handed back to a bucket is used up.
+    span = (started[-1][0] - started[0][0]) / 1_000
+    sustained = (rate.limit - (rate.burst or 0)) * (1 if rate.burst is None else 0.9)
+    assert sum(costs.values()) >= 0.75 * sustained * span, "a limit, not a halt"
+    # With another one of its key waiting, nobody is passed but by those of a claim or two.
+    places = [order.index(name) for _, name in started]
+    assert max(place - at for at, place in enumerate(places)) < 30
+
+
+def test_a_window_holds_no_more_than_so_many_starts(bench: Bench) -> None:
+    rate = Rate(1_000_000, cost="{rows}")
+    starts = {f"x{n}:ex.0:1": T0 for n in range(9_999)}
+    bench.redis.zadd("jobq:rate:w:t", starts | {"~sum": 9_999})
+    weighing(bench, rate, a=5, b=5)
+    assert ids(bench.claim(1)) == ["a"]
+    assert ids(bench.claim(1)) == []
+    bench.now += SPAN
+    open_gates(bench)
+    assert ids(bench.claim(1)) == ["b"]
+    assert list(weighed(bench)) == ["b:ex.3:5"]
+
+
 # --------------------------------------------------------------------------- RateLimited
 
 
@@ -475,6 +641,32 @@ def test_a_quota_with_a_burst(bench: Bench) -> None:
     assert waits == "30000"
     bench.now += 30_000
     assert [word for word, _ in bench.enqueue("c", "d", quota=quota)] == ["queued", "over_quota"]
+
+
+def test_a_quota_counts_what_jobs_cost(bench: Bench) -> None:
+    quota = Quota(10, cost="{rows}")
+
+    def ask(name: str, rows: int, **more: str) -> tuple[str, str]:
+        (answer,) = bench.enqueue(name, quota=quota.gate("nw:t", {"rows": rows}), **more)
+        return answer
+
+    assert ask("a", 4) == ("queued", "a")
+    bench.now += 1_000
+    assert ask("b", 5) == ("queued", "b")
+    assert ask("c", 2) == ("over_quota", "59000"), "when a has left"
+    assert ask("c", 6) == ("over_quota", "60000"), "when b has left, too"
+    assert ask("d", 1, dedup_key="t:1", dedup_mode="f") == ("queued", "d")
+    bench.now = T0 + MINUTE
+    assert ask("c", 4) == ("queued", "c")
+    assert ask("e", 1) == ("over_quota", "1000")
+    bench.now = T0 + 2 * MINUTE
+    jobs = [
+        bench.new(f"d{n}", dedup_key=f"t:d{n}", dedup_mode="f", quota=quota.gate("nw:t", {"rows": 4}))
+        for n in range(4)
+    ]
+    answers = bench.run(calls.enqueue(bench.keys, "q", jobs, now_ms=bench.now))
+    assert [word for word, _ in answers] == ["queued", "queued", "over_quota", "over_quota"]
+    assert bench.zset("jobq:quota:nw:t") == {"~sum": 8, "d0:4": bench.now, "d1:4": bench.now}
 
 
 def test_a_full_queue_uses_up_no_quota(bench: Bench) -> None:

@@ -21,7 +21,16 @@ from tests.support.server import Servers
 
 KEYS, QUEUE, T0 = Keys(), "q", 1_800_000_000_000
 LEASE_MS = 12_000
-GATES = ("", "", "r,2,1000,0,r:t", "b,4,1000,1,r:u", "c,1,0,0,c:t:k", "c,1,0,0,c:t:k;r,1,3000,0,r:v:k")
+GATES = (
+    "",
+    "",
+    "r,2,1000,0,r:t",
+    "b,4,1000,1,r:u",
+    "c,1,0,0,c:t:k",
+    "c,1,0,0,c:t:k;r,1,3000,0,r:v:k",
+    "w,5,1000,0,w:t,3",
+    "w,5,1000,0,w:t,2",
+)
 QUEUE_GATES = ("", "r,3,1000,0,q:q", "b,6,1000,2,q:q", "c,1,0,0,q:q", "r,2,500,0,q:q;c,2,0,0,q:q")
 
 steps = st.one_of(

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from jobq.errors import ConfigError
+from jobq.errors import ConfigError, CostTooHighError, PayloadError
 from jobq.limits import Concurrency, QueueLimits, Quota, Rate, task_gates
 
 
@@ -83,12 +83,64 @@ def test_a_rate_in_other_words_is_refused(text):
         lambda: Rate(1, key="{a}", scope="tenant"),  # type: ignore[arg-type]
         lambda: Concurrency(1, scope="queue"),
         lambda: Quota(1, scope="all"),
+        lambda: Rate(5, cost=0),
+        lambda: Rate(5, cost=6),
+        lambda: Rate(5, burst=2, cost=3),
+        lambda: Rate(5, cost=1.5),  # type: ignore[arg-type]
+        lambda: Rate(5, cost=""),
+        lambda: Rate(5, cost="rows"),
+        lambda: Rate(5, cost="{rows"),
+        lambda: QueueLimits(Rate(5, cost="{rows}")),
         lambda: QueueLimits(Rate(1, key="{a}", scope="all")),
     ],
 )
 def test_a_wrong_limit_is_a_config_error(make):
     with pytest.raises(ConfigError):
         make()
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("50/m cost {rows}", Rate(50, cost="{rows}")),
+        ("50/m burst 10 cost 3", Rate(50, burst=10, cost=3)),
+        ("20000/h cost {file.size}", Rate(20_000, 3600, cost="{file.size}")),
+    ],
+)
+def test_a_rate_that_weighs_can_be_written_as_text(text, rate):
+    assert Rate.parse(text) == rate
+    assert str(rate) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "gate"),
+    [
+        (Rate(50, cost="{rows}"), "w,50,60000,0,w:t,7"),
+        (Rate(50, cost=3), "w,50,60000,0,w:t,3"),
+        (Rate(50, cost=1), "r,50,60000,0,r:t"),
+        (Rate(50, burst=10, cost="{rows}"), "b,50,60000,10,w:t,7"),
+        (Rate(1_000_000, cost="{rows}"), "w,1000000,60000,0,w:t,7"),
+        (Rate(1_000_000), "b,1000000,60000,50000,r:t"),
+    ],
+)
+def test_what_a_job_costs_stands_behind_its_gate(rate, gate):
+    assert task_gates("t", "q", rate, None, {"rows": 7}) == gate
+
+
+@pytest.mark.parametrize("rows", [0, -1, 1.5, "many", "", "٣", None, "1e3"])
+def test_a_cost_that_is_no_whole_number_is_refused(rows):
+    with pytest.raises(PayloadError):
+        task_gates("t", "q", Rate(50, cost="{rows}"), None, {"rows": rows})
+
+
+@pytest.mark.parametrize(
+    ("rate", "most"), [(Rate(50, cost="{rows}"), 50), (Rate(50, burst=10, cost="{rows}"), 10)]
+)
+def test_a_cost_above_what_is_ever_let_in_is_refused(rate, most):
+    task_gates("t", "q", rate, None, {"rows": most})
+    with pytest.raises(CostTooHighError, match="could never start") as caught:
+        task_gates("t", "q", rate, None, {"rows": most + 1})
+    assert (caught.value.cost, caught.value.most, caught.value.task) == (most + 1, most, "t")
 
 
 def names(rate: Rate, *asked: tuple[str, str, dict[str, object]]) -> list[str]:

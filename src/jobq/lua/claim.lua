@@ -14,9 +14,10 @@
 -- Returns  {word, now, until, flags, more 0|1, job, ...}; word: ok | stale | paused | suspended | limited
 --          flags: 1 the queue has parked jobs, 2 it has limits of its own, 4 suspects wait whom nobody may know of
 --          job: {id, data, q, attempts, crashes, lost, o, timeout, description, jk, rq fields or gates or nil}
--- A gate is written 'kind,limit,window ms,burst,name': r counts the starts in any window, b spaces out what is beyond
--- a burst so that no window holds more than limit, c counts what runs at once; several are joined by ';'. A queue's
--- are in its state, a job's in lm. A job that finds one closed waits at it, parked, until open.lua lets it back. All
+-- A gate is written 'kind,limit,window ms,burst,name' or 'kind,limit,window ms,burst,name,cost': r counts the starts in
+-- any window, w their costs, b spaces out what is beyond a burst so that no window holds more than limit, c counts what
+-- runs at once; several are joined by ';'. Of w, the members are '<id>:<token>:<cost>', and the score of '~sum' is what
+-- they cost together. A queue's are in its state, a job's in lm. A job that finds one closed waits at it, parked, until open.lua lets it back. All
 -- gates of a job are looked at before one is passed.
 -- A suspect is a job whose process died under it, or that was lost three times: it is to run where its end takes
 -- nobody along. Who cannot offer that parks it in the bucket ~suspect; who says only takes from there, not from the list.
@@ -55,7 +56,7 @@ end
 -- Reads a job: the row to return with the id in the place of the status, and status, st, ttl, dk, lm, park.
 local function read(id)
   local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'data', 'q', 'attempts', 'crashes', 'lost', 'o',
-    'timeout', 'description', 'jk', 'st', 'ttl', 'dk', 'lm', 'park', 'origin')
+    'timeout', 'description', 'jk', 'st', 'ttl', 'dk', 'lm', 'park', 'origin', 'gt')
   if row.err then return nil, 'broken' end
   local status, settled, ttl, dk, lm, park, origin = row[1], row[11], row[12], row[13], row[14], row[15], row[16]
   if not status and not row[2] then return nil, 'gone' end
@@ -64,7 +65,8 @@ local function read(id)
   if status == 'queued' and origin and origin ~= ARGV[10] then return redirect(id, origin) end
   if row[3] and (#row[3] > 15 or not row[3]:find('^%d+$')) then row[3] = string.format('%.0f', now) end
   row[1] = id
-  for i = 16, 11, -1 do row[i] = nil end
+  row.gt = row[17]
+  for i = 17, 11, -1 do row[i] = nil end
   -- Only jobs that plain rq made lack q.
   if lm then
     row[11] = lm
@@ -107,7 +109,8 @@ end
 if want < 1 then return out end
 
 -- From here on a key of the wrong type is as good as empty, and nothing is written to it: it costs itself alone.
-local raw, EMPTY = redis, { GET = false, HGET = false, LPOP = false, LPOS = false, LLEN = 0, ZCARD = 0, SCARD = 0 }
+local raw, EMPTY = redis, { GET = false, HGET = false, LPOP = false, LPOS = false, LLEN = 0, ZCARD = 0, SCARD = 0,
+  ZSCORE = false }
 local redis = { pcall = raw.pcall, call = function(...)
   local reply = raw.pcall(...)
   if type(reply) ~= 'table' or not reply.err then return reply end
@@ -117,82 +120,130 @@ local redis = { pcall = raw.pcall, call = function(...)
   return empty
 end }
 
-local GATE = '(%a),(%d+),(%d+),(%d+),([^;]+)'
+local GATE = '(%a),(%d+),(%d+),(%d+),([^;,]+),?(%d*)'
+-- Scores of starts: moments, which are greater than any sum.
+local SINCE = '(2000000000'
 local gates, of_queue = {}, {}
 
--- A gate as it stands, nil if it makes no sense: room is how many may start now. Each is looked at once a call.
-local function look(kind, limit, window, burst, name)
-  local gate = gates[name]
-  if gate then return gate end
-  if #limit > 12 or #window > 12 or #burst > 12 then return nil end
+-- One limit at its gate, nil if it makes no sense. What a gate has counted is read once a call, and is one for all jobs
+-- that name it, whatever limit each brings.
+local function look(kind, limit, window, burst, name, cost)
+  if #limit > 12 or #window > 12 or #burst > 12 or #cost > 12 then return nil end
   limit, window, burst = tonumber(limit), tonumber(window), tonumber(burst)
   if limit < 1 or (kind ~= 'c' and window < 1) or (kind == 'b' and (burst < 1 or burst >= limit)) then return nil end
-  -- A start follows its claim: so much longer, that no window holds more of them by the handlers' clocks either.
-  local span = window + math.min(500, window / 20)
-  gate = { kind = kind, name = name, room = 0, passed = {}, span = span, step = span / (limit - burst), burst = burst }
-  gates[name] = gate
-  gate.closed = tonumber((redis.call('GET', N .. 'closed:' .. name) or ''):match('^%d+') or '0')
-  if kind == 'c' then
-    local held = redis.call('ZCARD', N .. 'held:' .. name)
-    if held >= limit then
-      -- Whoever has no lease any more does not hold it: what a crash leaves behind goes here at the latest.
-      local members, gone = redis.call('ZRANGE', N .. 'held:' .. name, 0, 999), {}
-      local scores = redis.call('ZMSCORE', KEYS[3], unpack(members))
-      for i, member in ipairs(members) do
-        if not scores[i] then gone[#gone + 1] = member end
+  local gate = gates[name]
+  if not gate then
+    -- A start follows its claim: so much longer, that no window holds more of them by the handlers' clocks either.
+    gate = { kind = kind, name = name, passed = {}, span = window + math.min(500, window / 20), used = 0, starts = 0 }
+    gates[name] = gate
+    gate.closed = tonumber((redis.call('GET', N .. 'closed:' .. name) or ''):match('^%d+') or '0')
+    local key = N .. 'rate:' .. name
+    if kind == 'c' then
+      gate.used = redis.call('ZCARD', N .. 'held:' .. name)
+    elseif kind == 'r' then
+      -- What a gate of another kind has counted under this name says nothing.
+      local trimmed = redis.pcall('ZREMRANGEBYSCORE', key, '-inf', now - gate.span)
+      if type(trimmed) == 'table' then redis.call('DEL', key) end
+      gate.used = redis.call('ZCARD', key)
+    elseif kind == 'w' then
+      local gone = 0
+      for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, SINCE, now - gate.span)) do
+        gone = gone + tonumber(member:match(':(%d+)$') or '0')
       end
-      if #gone > 0 then redis.call('ZREM', N .. 'held:' .. name, unpack(gone)) end
-      held = held - #gone
+      if gone > 0 then
+        redis.call('ZREMRANGEBYSCORE', key, SINCE, now - gate.span)
+        redis.call('ZINCRBY', key, -gone, '~sum')
+      end
+      gate.used = tonumber(redis.call('ZSCORE', key, '~sum') or '0')
+      gate.starts = redis.call('ZCARD', key) - 1
+    else
+      local full_at = redis.pcall('GET', key)
+      if type(full_at) == 'table' then
+        redis.call('DEL', key)
+        full_at = false
+      end
+      gate.full_at = math.max(now, tonumber(full_at or '') or 0)
     end
-    gate.room = limit - held
-  elseif kind == 'r' then
-    -- What a gate of another kind has counted under this name says nothing.
-    local trimmed = redis.pcall('ZREMRANGEBYSCORE', N .. 'rate:' .. name, '-inf', now - gate.span)
-    if type(trimmed) == 'table' then redis.call('DEL', N .. 'rate:' .. name) end
-    gate.used = redis.call('ZCARD', N .. 'rate:' .. name)
-    gate.rank = math.max(0, gate.used - limit)
-    gate.room = limit - gate.used
-  else
-    local full_at = redis.pcall('GET', N .. 'rate:' .. name)
-    if type(full_at) == 'table' then
-      redis.call('DEL', N .. 'rate:' .. name)
-      full_at = false
-    end
-    gate.full_at = math.max(now, tonumber(full_at or '') or 0)
-    gate.room = math.floor(burst - (gate.full_at - now) / gate.step + 1e-6)
   end
-  if gate.closed > now then gate.room = 0 end
-  return gate
+  local asked = { gate = gate, limit = limit, burst = burst, step = gate.span / (limit - burst), cost = 1 }
+  if cost ~= '' then
+    -- What costs more than there ever is goes alone.
+    asked.cost, asked.weighs = math.max(1, math.min(tonumber(cost), kind == 'b' and burst or limit)), true
+    -- Whoever takes a lot would wait for ever if those who take little went past.
+    if gate.head == nil then
+      gate.head = tonumber(redis.call('ZRANGE', N .. 'gate:' .. name, 0, 0, 'WITHSCORES')[2] or '') or false
+    end
+  end
+  return asked
+end
+
+-- How much may start at a gate now.
+local function room_of(asked)
+  local gate = asked.gate
+  if gate.closed > now then return 0 end
+  if gate.kind == 'b' then return math.floor(asked.burst - (gate.full_at - now) / asked.step + 1e-6) end
+  if gate.kind == 'w' and gate.starts >= 10000 then return 0 end
+  if gate.kind == 'c' and gate.used >= asked.limit and not gate.cleared then
+    -- Whoever has no lease any more does not hold it: what a crash leaves behind goes here at the latest.
+    gate.cleared = true
+    local members, gone = redis.call('ZRANGE', N .. 'held:' .. gate.name, 0, 999), {}
+    local scores = #members > 0 and redis.call('ZMSCORE', KEYS[3], unpack(members)) or {}
+    for i, member in ipairs(members) do
+      if not scores[i] then gone[#gone + 1] = member end
+    end
+    if #gone > 0 then redis.call('ZREM', N .. 'held:' .. gate.name, unpack(gone)) end
+    gate.used = gate.used - #gone
+  end
+  return asked.limit - gate.used
+end
+
+local function pass(asked, member)
+  local gate, k = asked.gate, #asked.gate.passed
+  gate.used, gate.starts = gate.used + asked.cost, gate.starts + 1
+  if gate.kind == 'b' then gate.full_at = gate.full_at + asked.cost * asked.step end
+  gate.passed[k + 1], gate.passed[k + 2] = now, gate.kind == 'w' and member .. ':' .. asked.cost or member
 end
 
 -- When a gate without room is worth another look, ms.
-local function opens(gate)
-  local at
+local function opens(asked)
+  local gate, at = asked.gate, now
   if gate.kind == 'c' then
     -- Who settles says so at once; this is for those who cannot.
     at = now + 2000
   elseif gate.kind == 'r' then
-    local oldest = gate.used > 0 and redis.call('ZRANGE', N .. 'rate:' .. gate.name, gate.rank, gate.rank, 'WITHSCORES')
+    local rank = math.max(0, gate.used - asked.limit)
+    local oldest = gate.used > 0 and redis.call('ZRANGE', N .. 'rate:' .. gate.name, rank, rank, 'WITHSCORES')
     at = (oldest and tonumber(oldest[2]) or now) + gate.span
+  elseif gate.kind == 'w' then
+    -- When enough has left the window, or, of many, a hundred starts.
+    local free, row = asked.limit - gate.used, redis.call('ZRANGE', N .. 'rate:' .. gate.name, 1, 100, 'WITHSCORES')
+    at = now + gate.span
+    for i = 1, #row, 2 do
+      at = tonumber(row[i + 1]) + gate.span
+      free = free + tonumber(row[i]:match(':(%d+)$') or '0')
+      if free >= asked.cost then break end
+    end
   else
-    at = gate.full_at + (#gate.passed / 2 - gate.burst + 1) * gate.step
+    at = gate.full_at + (asked.cost - asked.burst) * asked.step
   end
   return math.ceil(math.max(at, gate.closed))
 end
 
--- The first closed gate of a job; or nil, and it has passed them all.
-local function stopped_by(id, lm)
+-- Whether others wait at a gate where jobs weigh, and this one was not let in from among them.
+local function behind(asked, row)
+  local gate = asked.gate
+  return asked.weighs and gate.head and row.gt ~= gate.name and (tonumber(row[3] or '') or now) >= gate.head
+end
+
+-- The first limit that stops a job; or nil, and it has passed them all.
+local function stopped_by(id, lm, row)
   local open = {}
-  for kind, limit, window, burst, name in lm:gmatch(GATE) do
-    local gate = look(kind, limit, window, burst, name)
-    if gate and gate.room < 1 then return gate end
-    open[#open + 1] = gate
+  for kind, limit, window, burst, name, cost in lm:gmatch(GATE) do
+    local asked = look(kind, limit, window, burst, name, cost)
+    if asked and (room_of(asked) < asked.cost or behind(asked, row)) then return asked end
+    open[#open + 1] = asked
   end
-  for _, gate in ipairs(open) do
-    local k = #gate.passed
-    gate.room = gate.room - 1
-    gate.passed[k + 1], gate.passed[k + 2] = now, id .. ':' .. token
-  end
+  for _, asked in ipairs(open) do pass(asked, id .. ':' .. token) end
 end
 
 if state[6] and (tonumber(state[6]) or 0) <= now then
@@ -205,16 +256,16 @@ if state[4] or state[5] or state[6] then
   if not ends or (ends ~= '0' and tonumber(ends) <= now) then text = state[4] or '' end
   local open_at = tonumber(state[6] or '') or 0
   if open_at > now then want = 0 end
-  for kind, limit, window, burst, name in text:gmatch(GATE) do
+  for kind, limit, window, burst, name, cost in text:gmatch(GATE) do
     local room, at = want, nil
     if kind == 'c' and tonumber(limit) > 0 then
       -- What stock workers run counts, too. Nobody tells when one of another worker's ends.
       room, at = tonumber(limit) - redis.call('ZCARD', KEYS[2]), now + 250
     else
-      local gate = look(kind, limit, window, burst, name)
-      of_queue[#of_queue + 1] = gate
-      if gate then room = gate.room end
-      if room < 1 then at = opens(gate) end
+      local asked = look(kind, limit, window, burst, name, cost)
+      of_queue[#of_queue + 1] = asked
+      if asked then room = room_of(asked) end
+      if room < 1 then at = opens(asked) end
     end
     if room < 1 then open_at = math.max(open_at, at) end
     want = math.min(want, room)
@@ -233,18 +284,20 @@ local function add(list, score, id)
 end
 
 -- Lets a job wait at a gate, in the order in which such jobs became queued.
-local function block(id, row, gate)
+local function block(id, row, asked)
+  local gate = asked.gate
   redis.call('HSET', P .. 'job:' .. id, 'status', 'deferred', 'park', gate.kind == 'c' and 'concurrency' or 'rate',
     'pb', '~gate:' .. gate.name)
   local key, score = N .. 'gate:' .. gate.name, tonumber(row[3] or now)
   if not gate.last then
     local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
     gate.last = tonumber(last[2] or '') or 0
-    redis.call('ZADD', N .. 'gates', 'LT', opens(gate), gate.name)
+    redis.call('ZADD', N .. 'gates', 'LT', opens(asked), gate.name)
   end
   -- Of one millisecond there are many.
   if score <= gate.last and gate.last - score < 1 then score = gate.last + 0.001 end
   gate.last = math.max(gate.last, score)
+  if asked.weighs then gate.head = math.min(gate.head or score, score) end
   redis.call('ZADD', key, string.format('%.3f', score), id)
   add(blocked, now, id)
   add(deferred, math.floor(now / 1000), id)
@@ -267,9 +320,10 @@ local function take(id, row, settled, ttl, dk, lm)
   if suspects == 'park' and ((tonumber(row[5] or '') or 0) >= 1 or (tonumber(row[6] or '') or 0) >= 3) then
     return park(id)
   end
-  local gate = lm and stopped_by(id, lm)
-  if gate then return block(id, row, gate) end
+  local asked = lm and stopped_by(id, lm, row)
+  if asked then return block(id, row, asked) end
   redis.call('HSET', key, 'status', 'started', 'started_at', ARGV[9], 'worker_name', ARGV[8])
+  if row.gt then redis.call('HDEL', key, 'gt') end
   if dk and dk:sub(1, 2) == 's:' then
     local name = N .. 'dedup:' .. dk:sub(3)
     if redis.call('GET', name) == 's:' .. id then redis.call('DEL', name) end
@@ -277,9 +331,7 @@ local function take(id, row, settled, ttl, dk, lm)
   local member, k = id .. ':' .. token, #leases
   leases[k + 1], leases[k + 2] = lease_end, member
   wip[k + 1], wip[k + 2] = '+inf', member
-  for _, each in ipairs(of_queue) do
-    each.passed[k + 1], each.passed[k + 2] = now, member
-  end
+  for _, asked in ipairs(of_queue) do pass(asked, member) end
   taken[#taken + 1] = id
   out[#out + 1] = row
 end
@@ -533,12 +585,13 @@ for name, gate in pairs(gates) do
       redis.call('ZADD', N .. 'held:' .. name, unpack(gate.passed))
       -- Longer than any job may run: for those that an rq tool deletes while they do.
       redis.call('EXPIRE', N .. 'held:' .. name, 2678400)
-    elseif gate.kind == 'r' then
-      redis.call('ZADD', N .. 'rate:' .. name, unpack(gate.passed))
-      redis.call('PEXPIRE', N .. 'rate:' .. name, math.ceil(gate.span) + 1000)
+    elseif gate.kind == 'b' then
+      local full_at = string.format('%.6f', gate.full_at)
+      redis.call('SET', N .. 'rate:' .. name, full_at, 'PX', math.ceil(gate.full_at - now) + 1000)
     else
-      local full_at = gate.full_at + #gate.passed / 2 * gate.step
-      redis.call('SET', N .. 'rate:' .. name, string.format('%.6f', full_at), 'PX', math.ceil(full_at - now) + 1000)
+      redis.call('ZADD', N .. 'rate:' .. name, unpack(gate.passed))
+      if gate.kind == 'w' then redis.call('ZADD', N .. 'rate:' .. name, gate.used, '~sum') end
+      redis.call('PEXPIRE', N .. 'rate:' .. name, math.ceil(gate.span) + 1000)
     end
   end
 end

@@ -132,7 +132,7 @@ local function holder_of(name)
   return id, status, row[2], row[3], row[4] or nil, row[5] or nil
 end
 
--- promised: by quota, what this call has let in and not written yet.
+-- promised: by name of the quota, what this call has let in and not written yet.
 local wishes, quotas, promised, asked = math.floor(tonumber(ARGV[4]) / 2), nil, {}, {}
 for a = wishes > 0 and wishes or #ARGV + 1, #ARGV, 3 do
   local i, value = tonumber(ARGV[a]), ARGV[a + 2]
@@ -148,30 +148,60 @@ end
 -- Looks at a quota: ms to wait when it is used up; or nil, and what counts the job once it is written. Nothing is trimmed
 -- before: a first write that frees would let a job in while memory is full.
 local function charge(id, gate)
-  local kind, limit, window, burst, name = gate:match('(%a),(%d+),(%d+),(%d+),(.+)')
+  local kind, limit, window, burst, name, cost = gate:match('(%a),(%d+),(%d+),(%d+),([^,]+),?(%d*)')
   local key, waits = N .. 'quota:' .. name, nil
-  limit, window, burst = tonumber(limit), tonumber(window), tonumber(burst)
+  limit, window, burst, cost = tonumber(limit), tonumber(window), tonumber(burst), tonumber(cost) or 1
   if kind == 'r' then
     local used = redis.pcall('ZCOUNT', key, '(' .. string.format('%.0f', now - window), '+inf')
     if type(used) == 'table' then return nil end
-    if used + (promised[gate] or 0) < limit then
+    if used + (promised[name] or 0) < limit then
       return nil, function()
         redis.call('ZREMRANGEBYSCORE', key, '-inf', now - window)
         redis.call('ZADD', key, now, id)
         redis.call('PEXPIRE', key, window)
-      end
+      end, name, 1
     end
     local oldest = redis.call('ZRANGE', key, -limit, -limit, 'WITHSCORES')
     return math.ceil((tonumber(oldest[2] or '') or now) + window - now)
+  elseif kind == 'w' then
+    local sum = redis.pcall('ZSCORE', key, '~sum')
+    if type(sum) == 'table' then return nil end
+    -- Scores of enqueues are moments, which are greater than any sum.
+    local before = now - window
+    local function gone()
+      local costs = 0
+      for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '(2000000000', before)) do
+        costs = costs + tonumber(member:match(':(%d+)$') or '0')
+      end
+      return costs
+    end
+    local free = limit - (tonumber(sum or '0') - gone()) - (promised[name] or 0)
+    local since = '(' .. string.format('%.0f', before)
+    if free >= cost and redis.call('ZCOUNT', key, since, '+inf') < 10000 then
+      return nil, function()
+        redis.call('ZINCRBY', key, cost - gone(), '~sum')
+        redis.call('ZREMRANGEBYSCORE', key, '(2000000000', before)
+        redis.call('ZADD', key, now, id .. ':' .. cost)
+        redis.call('PEXPIRE', key, window)
+      end, name, cost
+    end
+    -- When enough has left the window, or, of many, a hundred enqueues.
+    local row, at = redis.call('ZRANGEBYSCORE', key, since, '+inf', 'WITHSCORES', 'LIMIT', 0, 100), now
+    for i = 1, #row, 2 do
+      at = tonumber(row[i + 1])
+      free = free + tonumber(row[i]:match(':(%d+)$') or '0')
+      if free >= cost then break end
+    end
+    return math.ceil(at + window - now)
   end
   local step = window / (limit - burst)
   local before = redis.pcall('GET', key)
-  local full_at = math.max(now, type(before) == 'string' and tonumber(before) or 0) + step * (1 + (promised[gate] or 0))
+  local full_at = math.max(now, type(before) == 'string' and tonumber(before) or 0) + step * (cost + (promised[name] or 0))
   waits = full_at - now - burst * step
   if waits > 1e-6 then return math.ceil(waits) end
   return nil, function()
     redis.call('SET', key, string.format('%.6f', full_at), 'PX', math.ceil(full_at - now))
-  end
+  end, name, cost
 end
 
 for i = 1, tonumber(ARGV[5]) do
@@ -217,8 +247,8 @@ for i = 1, tonumber(ARGV[5]) do
     end
   end
   if not word then
-    local waits, count = nil, nil
-    if quotas and quotas[i] and room >= 1 then waits, count = charge(id, quotas[i]) end
+    local waits, count, counted_at, cost = nil, nil, nil, nil
+    if quotas and quotas[i] and room >= 1 then waits, count, counted_at, cost = charge(id, quotas[i]) end
     if room < 1 then
       word = refusal
     elseif waits then
@@ -232,7 +262,7 @@ for i = 1, tonumber(ARGV[5]) do
         if asked[i] and due == 0 then places[#places + 1] = { id = id, asked = asked[i] } end
       else
         seen[id], counted[id] = true, count
-        if count then promised[quotas[i]] = (promised[quotas[i]] or 0) + 1 end
+        if count then promised[counted_at] = (promised[counted_at] or 0) + cost end
       end
     end
   end

@@ -51,12 +51,13 @@ local function place(queue, id, at, order, tenant)
   redis.pcall('ZADD', zset, string.format('%.3f', at), id)
 end
 
--- How many a gate lets in now, and when it is worth another look.
+-- How much a gate lets in now; and what says when it lets in so much more, after so much has been let in now.
 local function room_of(kind, limit, window, burst, name)
-  if kind == 'none' then return 1, now end
+  if kind == 'none' then return 1, function() return now end end
   local key = N .. (kind == 'c' and 'held:' or 'rate:') .. name
-  local closed = tonumber((redis.call('GET', N .. 'closed:' .. name) or ''):match('^%d+') or '0')
-  if closed > now then return 0, closed end
+  local closed = redis.pcall('GET', N .. 'closed:' .. name)
+  closed = tonumber(type(closed) == 'string' and closed:match('^%d+') or '0')
+  if closed > now then return 0, function() return closed end end
   if kind == 'c' then
     local held = redis.call('ZCARD', key)
     if held >= limit then
@@ -64,21 +65,44 @@ local function room_of(kind, limit, window, burst, name)
         if not score then held = held - 1 end
       end
     end
-    return limit - held, now + 2000
+    return limit - held, function() return now + 2000 end
   end
   local span = window + math.min(500, window / 20)
   if kind == 'r' then
     -- What a gate of another kind has counted under this name says nothing.
     if type(redis.pcall('ZREMRANGEBYSCORE', key, '-inf', now - span)) == 'table' then redis.call('DEL', key) end
     local used = redis.call('ZCARD', key)
-    local oldest = redis.call('ZRANGE', key, math.max(0, used - limit), math.max(0, used - limit), 'WITHSCORES')
-    return limit - used, math.ceil((tonumber(oldest[2] or '') or now) + span)
+    return limit - used, function(let)
+      local rank = math.max(0, used + let - limit)
+      local oldest = redis.call('ZRANGE', key, rank, rank, 'WITHSCORES')
+      return math.ceil((tonumber(oldest[2] or '') or now) + span)
+    end
+  elseif kind == 'w' then
+    -- Claim has the sum of what it has not trimmed yet, too.
+    local sum = redis.pcall('ZSCORE', key, '~sum')
+    if type(sum) == 'table' then return limit, function() return now + 2000 end end
+    local used, since = tonumber(sum or '0'), '(' .. string.format('%.17g', now - span)
+    for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '(2000000000', now - span)) do
+      used = used - tonumber(member:match(':(%d+)$') or '0')
+    end
+    local most_starts = redis.call('ZCOUNT', key, since, '+inf') >= 10000
+    return most_starts and 0 or limit - used, function(let, wanted)
+      local free, at = limit - used - let, now + span
+      local row = redis.call('ZRANGEBYSCORE', key, since, '+inf', 'WITHSCORES', 'LIMIT', 0, 100)
+      for i = 1, #row, 2 do
+        at = tonumber(row[i + 1]) + span
+        free = free + tonumber(row[i]:match(':(%d+)$') or '0')
+        if free >= wanted then break end
+      end
+      return math.ceil(at)
+    end
   end
   local step = span / (limit - burst)
   local full_at = redis.pcall('GET', key)
   full_at = math.max(now, type(full_at) ~= 'table' and tonumber(full_at or '0') or 0)
-  local room = math.floor(burst - (full_at - now) / step + 1e-6)
-  return room, math.ceil(math.max(now, full_at - (burst - 1) * step) + step)
+  return math.floor(burst - (full_at - now) / step + 1e-6), function(let, wanted)
+    return math.ceil(full_at + (let + wanted - burst) * step)
+  end
 end
 
 -- What lm of a waiting job says of its gate; nil when it does not wait at this one.
@@ -87,20 +111,22 @@ local function spec_of(id, name)
   if row.err then
     redis.call('ZADD', KEYS[3], now, id)
   elseif row[1] == 'deferred' and row[2] == '~gate:' .. name then
-    for kind, limit, window, burst, gate in (row[3] or ''):gmatch('(%a),(%d+),(%d+),(%d+),([^;]+)') do
-      if gate == name and #limit < 13 and #window < 13 and #burst < 13 then
+    for kind, limit, window, burst, gate, cost in (row[3] or ''):gmatch('(%a),(%d+),(%d+),(%d+),([^;,]+),?(%d*)') do
+      if gate == name and #limit < 13 and #window < 13 and #burst < 13 and #cost < 13 then
         local most, ms, some = tonumber(limit), tonumber(window), tonumber(burst)
         if most > 0 and (kind == 'c' or ms > 0) and (kind ~= 'b' or (some > 0 and some < most)) then
-          return kind, most, ms, some, name
+          -- What costs more than there ever is goes alone.
+          cost = cost ~= '' and math.max(1, math.min(tonumber(cost), kind == 'b' and some or most)) or nil
+          return kind, most, ms, some, cost
         end
       end
     end
     -- It says nothing of this gate any more, or nothing that makes sense: that limits nothing.
-    return 'none', 1, 1, 0, name
+    return 'none', 1, 1, 0
   end
 end
 
-local function queue(id, name)
+local function queue(id, name, weighs)
   local key = P .. 'job:' .. id
   local row = redis.pcall('HMGET', key, 'status', 'pb', 'origin', 'q', 'or', 'tn')
   if row.err then
@@ -109,7 +135,8 @@ local function queue(id, name)
     redis.call('ZREM', P .. 'deferred:' .. row[3], id)
     redis.call('ZREM', N .. 'blocked:' .. row[3], id)
     redis.call('HDEL', key, 'park', 'pb')
-    redis.call('HSET', key, 'status', 'queued')
+    -- Claim lets nobody past whoever waits at a gate where jobs weigh, but for these.
+    redis.call('HSET', key, 'status', 'queued', unpack(weighs and { 'gt', name } or {}))
     if not front[row[3]] then
       front[row[3]] = {}
       order[#order + 1] = row[3]
@@ -124,8 +151,8 @@ local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, tonumb
 for _, name in ipairs(due) do
   local waiting = N .. 'gate:' .. name
   local first = redis.call('ZRANGE', waiting, 0, 0)[1]
-  local kind, limit, window, burst = nil, nil, nil, nil
-  if first then kind, limit, window, burst = spec_of(first, name) end
+  local kind, limit, window, burst, cost = nil, nil, nil, nil, nil
+  if first then kind, limit, window, burst, cost = spec_of(first, name) end
   if not first then
     redis.call('ZREM', KEYS[1], name)
   elseif not kind then
@@ -133,15 +160,32 @@ for _, name in ipairs(due) do
   else
     local room, again = room_of(kind, limit, window, burst, name)
     local take = math.min(room, most - queued)
-    if take > 0 then
-      local ids = redis.call('ZRANGE', waiting, 0, take - 1)
+    local ids, left, wanted = {}, room, nil
+    if take > 0 then ids = redis.call('ZRANGE', waiting, 0, take - 1) end
+    if cost then
+      -- Each takes what it costs, in the order in which they wait: the first that has to go on waiting stops the others.
+      local several = ids
+      ids = {}
+      if take < 1 then wanted = cost end
+      for _, id in ipairs(several) do
+        local its = select(5, spec_of(id, name)) or 0
+        if its > left then
+          wanted = its
+          break
+        end
+        ids[#ids + 1], left = id, left - its
+      end
+    end
+    if #ids > 0 then
       redis.call('ZREM', waiting, unpack(ids))
-      for _, id in ipairs(ids) do queue(id, name) end
+      for _, id in ipairs(ids) do queue(id, name, cost) end
     end
     if redis.call('EXISTS', waiting) == 0 then
       redis.call('ZREM', KEYS[1], name)
+    elseif wanted then
+      redis.call('ZADD', KEYS[1], again(room - left, wanted), name)
     elseif take >= room then
-      redis.call('ZADD', KEYS[1], again, name)
+      redis.call('ZADD', KEYS[1], again(math.max(0, room), 1), name)
     end
   end
   if queued >= most then break end

@@ -127,10 +127,12 @@ redis.call('ZREM', KEYS[2], unpack(free))
 if #uncancel > 0 then redis.call('SREM', KEYS[10], unpack(uncancel)) end
 for _, id in ipairs(broken) do redis.call('ZADD', KEYS[14], now, id) end
 for _, run in ipairs(gated) do
-  for kind, name in run.lm:gmatch('(%a),%d+,%d+,%d+,([^;]+)') do
+  for kind, name, cost in run.lm:gmatch('(%a),%d+,%d+,%d+,([^;,]+),?(%d*)') do
     -- What never started has used up nothing.
-    local set = kind == 'c' and 'held:' or run.back and kind == 'r' and 'rate:'
-    if set and redis.pcall('ZREM', N .. set .. name, run.member) == 1 then
+    local set = kind == 'c' and 'held:' or run.back and (kind == 'r' or kind == 'w') and 'rate:'
+    local member = kind == 'w' and run.member .. ':' .. cost or run.member
+    if set and redis.pcall('ZREM', N .. set .. name, member) == 1 then
+      if kind == 'w' then redis.call('ZINCRBY', N .. 'rate:' .. name, '-' .. cost, '~sum') end
       redis.call('ZADD', N .. 'gates', 'XX', 'LT', now, name)
     end
   end
@@ -174,7 +176,7 @@ end
 
 -- Closes what a job shares with others until `till`: where it waits instead of running again at once.
 local function close(id, lm, till)
-  local kind, gate = (lm or ''):match('([rb]),%d+,%d+,%d+,([^;]+)')
+  local kind, gate = (lm or ''):match('([rbw]),%d+,%d+,%d+,([^;,]+)')
   -- Only a gate of a key has two colons.
   if not gate then kind, gate = (lm or ''):match('(c),%d+,%d+,%d+,([^;:]+:[^;:]+:[^;]+)') end
   if gate then
