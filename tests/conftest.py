@@ -15,6 +15,12 @@ from jobq.queues import declared
 from tests.support.server import ServerFactory, Servers, SharedServer, as_config, shared_server
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a timeout of their own take longest: they come first, so that all do not wait for one in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 @pytest.fixture(scope="session")
 def _server() -> Iterator[SharedServer]:
     with shared_server() as server:
