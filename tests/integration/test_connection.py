@@ -33,6 +33,7 @@ from jobq.private_server import find_server, free_port
 from jobq.stats import redis_stats
 from jobq.worker.waiter import Waiter
 from tests.process import ledger_app
+from tests.support.processes import until
 from tests.support.proxy import Proxy
 from tests.support.timing import in_time
 
@@ -457,12 +458,15 @@ def test_sentinel_finds_the_primary_and_follows_a_failover(server_factory, tmp_p
     )
     try:
         with redis.Redis(port=port, decode_responses=True) as watch:
-            until(watch.ping)
-            until(lambda: watch.sentinel_slaves("main"))
+            until(watch.ping, ignoring=redis.RedisError)
+            until(lambda: watch.sentinel_slaves("main"), ignoring=redis.RedisError)
             with pytest.raises(ConfigError, match="redis\\+sentinel://"):
                 require_usable(inspect_server(connect(settings_for(f"redis://127.0.0.1:{port}"))))
             with redis.Redis.from_url(second.url) as replica:
-                until(lambda: replica.info("replication")["master_link_status"] == "up")
+                until(
+                    lambda: replica.info("replication")["master_link_status"] == "up",
+                    ignoring=redis.RedisError,
+                )
         client = connect(settings, "enqueue")
         require_usable(inspect_server(client))
         assert client.set("k", "before")
@@ -482,18 +486,6 @@ def test_sentinel_finds_the_primary_and_follows_a_failover(server_factory, tmp_p
     finally:
         sentinel.kill()
         sentinel.wait()
-
-
-def until(holds, timeout_s: float = 8.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while True:
-        try:
-            if holds():
-                return
-        except redis.RedisError:
-            pass
-        assert time.monotonic() < ends, "it did not come to hold"
-        time.sleep(0.02)
 
 
 # --- outages --------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +10,6 @@ import pytest
 import redis
 
 import jobq
-from jobq import lua
 from jobq.private_server import PrivateServer
 from jobq.worker.waiter import BLOCK_S
 from tests.interop import app
@@ -33,26 +31,6 @@ MOST_BYTES = {"64": 950, "512": 550}
 
 _OWN = ("info", "config|resetstat", "ping")
 """What the test itself sends."""
-
-
-@pytest.fixture
-def server(redis_client: redis.Redis) -> redis.Redis:
-    for name in lua.names():
-        redis_client.script_load(lua.script(name).text)
-    return redis_client
-
-
-@pytest.fixture
-def proxy(server: redis.Redis) -> Iterator[Proxy]:
-    with Proxy(server.connection_pool.connection_kwargs["port"]) as made:
-        yield made
-
-
-@pytest.fixture
-def through(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[jobq.Client]:
-    monkeypatch.setattr("jobq.client._default", None)
-    with jobq.configure(redis_url=proxy.url) as client:
-        yield client
 
 
 def commands(server: redis.Redis) -> dict[str, int]:

@@ -28,12 +28,6 @@ def told() -> Iterator[list[events.Event]]:
 
 
 @pytest.fixture
-def proxy(redis_client: redis.Redis) -> Iterator[Proxy]:
-    with Proxy(redis_client.connection_pool.connection_kwargs["port"]) as made:
-        yield made
-
-
-@pytest.fixture
 def keeper(proxy: Proxy) -> Iterator[Keeper]:
     """Of an idle worker: it has no lease to extend."""
     with connect(jobq.Settings(redis_url=proxy.url), "worker") as client:

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 import jobq
-from jobq import calls, lua
+from jobq import calls
 from jobq.client import AsyncClient
 from jobq.connection import connect
 from jobq.errors import StoreUnavailableError
@@ -30,30 +30,8 @@ from tests.support.proxy import Proxy
 from tests.support.server import ServerFactory
 
 DEADLINE_S = 1.0
-LEEWAY_S = 0.2
+LEEWAY_S = 1.0
 APP = "tests.interop.app"
-
-
-@pytest.fixture
-def server(redis_url: str, redis_client: redis.Redis) -> redis.Redis:
-    """The server behind the proxy, its scripts loaded: else the lost reply would be a NOSCRIPT."""
-    for name in lua.names():
-        redis_client.script_load(lua.script(name).text)
-    return redis_client
-
-
-@pytest.fixture
-def proxy(server: redis.Redis) -> Iterator[Proxy]:
-    with Proxy(server.connection_pool.connection_kwargs["port"]) as made:
-        yield made
-
-
-@pytest.fixture
-def through(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[jobq.Client]:
-    """The default client, which reaches the server through the proxy."""
-    monkeypatch.setattr("jobq.client._default", None)
-    with jobq.configure(redis_url=proxy.url) as client:
-        yield client
 
 
 @contextmanager

@@ -58,8 +58,8 @@ class History:
         popped: Ids that a stock worker took off a list and may have lost.
         keyless: Ids that lost their dedup key to a newer job, or came back through rq's requeue without it.
         expiring: Ids that rq's requeue left with an expiry.
-        swept_by_rq: Ids that rq's tools removed: their records stay for a while, or longer (see test_found.py), and a
-            request to stop one that a stock worker ran.
+        swept_by_rq: Ids that rq's tools removed: their records stay for a while, or longer (see test_regressions.py),
+            and a request to stop one that a stock worker ran.
     """
 
     acked: set[str] = field(default_factory=set)

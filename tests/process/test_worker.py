@@ -131,6 +131,21 @@ def test_drain_finishes_short_jobs_and_requeues_long_ones(
     assert redis_client.lrange("rq:queue:high", 0, -1)[0] == long.id.encode()
 
 
+def test_a_signal_to_every_process_drains_like_one_to_the_supervisor(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+) -> None:
+    """As service managers do it."""
+    running = worker()
+    job = enqueue(client, app.nap, key="n", seconds=1.5)
+    ledger.wait("start", "n")
+    for process in running.tree():
+        process.send_signal(signal.SIGTERM)
+    running.send(signal.SIGTERM)
+    assert running.wait(15) == 0
+    assert job.refresh().state is JobState.SUCCEEDED
+    assert ledger.count("start", "n") == 1
+
+
 def test_drain_is_heard_under_constant_load(worker: WorkerFactory, client: jobq.Client) -> None:
     running = worker()
     for _ in range(6):

@@ -17,17 +17,24 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
-def until(check: Callable[[], T], timeout: float = 25.0, every: float = 0.02) -> T:
+def until(
+    check: Callable[[], T], timeout: float = 25.0, every: float = 0.02, ignoring: type[Exception] | tuple[()] = ()
+) -> T:  # fmt: skip
     """The first true answer of ``check``.
 
     For what other processes' tools bring about and offer no event for.
     """
     deadline = time.monotonic() + timeout
-    while not (answer := check()):
+    while True:
+        answer: T | Exception
+        try:
+            if answer := check():
+                return answer
+        except ignoring as error:
+            answer = error
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s; last answer: {answer!r}")
         time.sleep(every)
-    return answer
 
 
 class Program:

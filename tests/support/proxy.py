@@ -14,12 +14,15 @@ from typing import Literal, Self
 
 from jobq import lua
 
+_MARK = 40
+"""Bytes that a script is known by, at most."""
+
 Fate = Literal["swallow", "delay", "reset", "truncate"]
 
 
 @dataclass(slots=True)
 class _Rule:
-    marker: bytes
+    marks: tuple[bytes, ...]
     fate: Fate
     times: int
     delay_s: float
@@ -86,7 +89,7 @@ class Proxy:
             after: Bytes of the reply that ``truncate`` lets through.
         """
         with self._lock:
-            self._rules.append(_Rule(lua.script(script).sha.encode(), fate, times, delay_s, skip, after))
+            self._rules.append(_Rule(_marks(script), fate, times, delay_s, skip, after))
 
     def clear(self) -> None:
         """Forget all rules: from now on everything is passed on."""
@@ -104,9 +107,9 @@ class Proxy:
 
     def calls(self, *scripts: str) -> int:
         """How many requests called one of these scripts: round trips, however many calls each held."""
-        shas = [lua.script(name).sha.encode() for name in scripts]
+        marks = [mark for name in scripts for mark in _marks(name)]
         with self._lock:
-            return sum(any(sha in request for sha in shas) for request in self.requests)
+            return sum(any(mark in request for mark in marks) for request in self.requests)
 
     def close(self) -> None:
         """Close all connections; clients are refused from now on."""
@@ -147,9 +150,11 @@ class Proxy:
                 threading.Thread(target=pump, args=(ours, theirs, fates), daemon=True).start()
 
     def _forth(self, ours: socket.socket, theirs: socket.socket, fates: list[_Rule]) -> None:
+        before = b""
         try:
             while data := ours.recv(1 << 20):
-                rule = self._rule_for(data)
+                rule = self._rule_for(data, before)
+                before = data[-_MARK + 1 :]
                 if rule is not None and rule.fate == "reset":
                     break
                 if rule is not None:
@@ -179,13 +184,14 @@ class Proxy:
         self._passing.wait()
         self._cut(ours, theirs)
 
-    def _rule_for(self, data: bytes) -> _Rule | None:
+    def _rule_for(self, data: bytes, before: bytes) -> _Rule | None:
+        """``before``: too little for a mark, so that one that came in two parts is found once."""
         with self._lock:
             if self.weather is not None:
                 return self._weathered(self.weather)
             self.requests.append(data)
             for rule in self._rules:
-                if rule.times and rule.marker in data:
+                if rule.times and any(mark in before + data for mark in rule.marks):
                     if rule.skip:
                         rule.skip -= 1
                         continue
@@ -199,13 +205,18 @@ class Proxy:
         if self._rand.random() < weather.resets:
             fate = self._rand.choice(("reset", "swallow"))
             self.met["weather"] = self.met.get("weather", 0) + 1
-        return _Rule(b"", fate, 1, self._rand.uniform(*weather.latency_s), 0)
+        return _Rule((), fate, 1, self._rand.uniform(*weather.latency_s), 0)
 
     def _cut(self, *sockets: socket.socket) -> None:
         with self._lock:
             self._sockets -= set(sockets)
         for each in sockets:
             _end(each)
+
+
+def _marks(script: str) -> tuple[bytes, ...]:
+    """What calls of it hold: its hash, or its text."""
+    return lua.script(script).sha.encode(), f"-- {script}.lua:".encode()
 
 
 def _end(each: socket.socket) -> None:
