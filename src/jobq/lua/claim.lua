@@ -178,7 +178,7 @@ local function look(kind, limit, window, burst, name, cost)
 end
 
 -- How much may start at a gate now.
-local function room_of(asked)
+local function room_at(asked)
   local gate = asked.gate
   if gate.closed > now then return 0 end
   if gate.kind == 'b' then return math.floor(asked.burst - (gate.full_at - now) / asked.step + 1e-6) end
@@ -240,7 +240,7 @@ local function stopped_by(id, lm, row)
   local open = {}
   for kind, limit, window, burst, name, cost in lm:gmatch(GATE) do
     local asked = look(kind, limit, window, burst, name, cost)
-    if asked and (room_of(asked) < asked.cost or behind(asked, row)) then return asked end
+    if asked and (room_at(asked) < asked.cost or behind(asked, row)) then return asked end
     open[#open + 1] = asked
   end
   for _, asked in ipairs(open) do pass(asked, id .. ':' .. token) end
@@ -264,7 +264,7 @@ if state[4] or state[5] or state[6] then
     else
       local asked = look(kind, limit, window, burst, name, cost)
       of_queue[#of_queue + 1] = asked
-      if asked then room = room_of(asked) end
+      if asked then room = room_at(asked) end
       if room < 1 then at = opens(asked) end
     end
     if room < 1 then open_at = math.max(open_at, at) end

@@ -14,7 +14,8 @@ local P, N, only = ARGV[2], ARGV[3], ARGV[4]
 local STATES = { queued = 'queued', started = 'running', finished = 'succeeded', failed = 'dead', stopped = 'dead',
   canceled = 'cancelled' }
 -- From here on a key of the wrong type is as good as empty, and nothing is written to it: it costs itself alone.
-local raw, EMPTY = redis, { GET = false, HGET = false, LPOP = false, LPOS = false, LLEN = 0, ZCARD = 0, SCARD = 0 }
+local raw, EMPTY = redis, { GET = false, HGET = false, LPOP = false, LPOS = false, LLEN = 0, ZCARD = 0, SCARD = 0,
+  ZSCORE = false }
 local redis = { pcall = raw.pcall, call = function(...)
   local reply = raw.pcall(...)
   if type(reply) ~= 'table' or not reply.err then return reply end

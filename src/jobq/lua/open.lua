@@ -17,7 +17,8 @@ if not now then
   now = t[1] * 1000 + math.floor(t[2] / 1000)
 end
 -- From here on a key of the wrong type is as good as empty, and nothing is written to it: it costs itself alone.
-local raw, EMPTY = redis, { GET = false, HGET = false, LPOP = false, LPOS = false, LLEN = 0, ZCARD = 0, SCARD = 0 }
+local raw, EMPTY = redis, { GET = false, HGET = false, LPOP = false, LPOS = false, LLEN = 0, ZCARD = 0, SCARD = 0,
+  ZSCORE = false }
 local redis = { pcall = raw.pcall, call = function(...)
   local reply = raw.pcall(...)
   if type(reply) ~= 'table' or not reply.err then return reply end
