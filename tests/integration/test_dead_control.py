@@ -166,7 +166,9 @@ def test_the_rest_follow_only_if_the_canary_lives(
     bank.over.set()
     bank.join()
     assert (report.matched, report.replayed, report.held) == (6, 6 - rest, rest)
-    assert [state for _, state in report.canary] == [word] * 2
+    # The first that fails is enough: the other may not have run by then.
+    states = {state for _, state in report.canary}
+    assert word in states <= ({word} if outcome == "succeeded" else {word, "queued", "running"})
     assert client.dead_letters.count() == rest
     assert {job_id for job_id, _ in report.canary} <= {*ids}
 
