@@ -449,8 +449,9 @@ def _beside(facts: _Facts) -> list[Reason]:
     lost, crashes = as_int(fields["lost"]), as_int(fields["crashes"])
     if (lost or crashes) and not job.finished:
         found.append(reason("interrupted", lost=lost, crashes=crashes))
-    if fields["rp"] and fields["rp"] != job.id:
-        found.append(reason("replaced", by=fields["rp"]))
+    latest = fields["rp"].partition(" ")[0]
+    if latest and latest != job.id:
+        found.append(reason("replaced", by=latest))
     if facts.holder == job.id and not job.finished:
         found.append(reason("holds_key"))
     elif facts.holder and facts.holder != job.id:

@@ -183,6 +183,27 @@ def test_replace_beside_a_running_holder_takes_the_key(bench: Bench) -> None:
     assert bench.redis.get("jobq:dedup:t.x:k") == b"f:b"
 
 
+def test_a_late_repeat_of_a_replacement_does_not_undo_those_after_it(bench: Bench) -> None:
+    bench.enqueue("h", **F)
+    options = {"replace": True, "bound_id": "*", **F}
+    for name in ("A", "B", "A"):
+        assert bench.enqueue(name, **options) == [("replaced", "h")]
+    assert bench.hash("h")["data"] == '{"v":1,"of":"B"}'
+    bench.enqueue("C", "D", "E", **options, repeats=2)
+    assert bench.enqueue("B", "D", **options) == [("replaced", "h")] * 2
+    assert bench.hash("h")["data"] == '{"v":1,"of":"E"}'
+    for number in range(20):
+        bench.enqueue(f"more{number}", **options)
+    assert len(bench.hash("h")["rp"].split()) == 8
+
+
+def test_replacements_within_one_call_are_all_remembered(bench: Bench) -> None:
+    options = {"replace": True, "bound_id": "*", **F}
+    bench.enqueue("h", "A", "B", **options, repeats=2)
+    assert bench.enqueue("A", **options) == [("replaced", "h")]
+    assert bench.hash("h")["data"] == '{"v":1,"of":"B"}'
+
+
 def test_replace_within_one_call(bench: Bench) -> None:
     assert bench.enqueue("a", "b", replace=True, bound_id="*", **F) == [("queued", "a"), ("replaced", "a")]
     assert bench.hash("a")["data"] == '{"v":1,"of":"b"}'

@@ -48,7 +48,7 @@ class Job:
     bucket: str | None = None
     reason: str | None = None
     settled: str | None = None
-    replaced_by: str | None = None
+    replaced_by: tuple[str, ...] = ()
     records: int = 0
     ended_ms: int = 0
     expires_s: float = math.inf
@@ -238,7 +238,7 @@ class Reference:
         if not one.replace:
             return "duplicate", holder
         job = self.jobs.get(holder)
-        if job is not None and job.replaced_by == one.id:
+        if job is not None and one.id in job.replaced_by:
             return "repeated", holder
         if job is None or job.state in ENDED or job.state in ("deferred", "parked", None):
             return "duplicate", holder
@@ -263,7 +263,7 @@ class Reference:
         elif job.state == "scheduled" and not later:
             self._list(job.queue).append(job.id)
         job.state, job.due_ms = ("scheduled", one.due_ms) if later else ("queued", 0)
-        job.payload, job.dedup, job.replaced_by = one.payload, one.dedup, one.id
+        job.payload, job.dedup, job.replaced_by = one.payload, one.dedup, (one.id, *job.replaced_by)[:8]
         job.attempts = job.lost = job.crashes = 0
         self._take_key(job, one.window_s)
 
@@ -639,7 +639,7 @@ class Reference:
             self._take_key(job)
         job.state, job.expires_s = "queued", math.inf
         job.attempts = job.lost = job.crashes = 0
-        job.cancel_asked, job.reason, job.settled, job.replaced_by = False, None, None, None
+        job.cancel_asked, job.reason, job.settled, job.replaced_by = False, None, None, ()
         self._list(job.queue).append(job_id)
         return "queued"
 

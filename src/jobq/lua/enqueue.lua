@@ -20,7 +20,7 @@
 --          of a queue with a most: P:deferred:<q>.
 -- Order and turns: the job is in the list as ever, and has a place beside, which claim goes by.
 -- rebind: the holder can be replaced, but data is signed for another id; sign it for the holder and send it again.
--- Idempotent: the job id is the token; a holder remembers in rp which id replaced it last.
+-- Idempotent: the job id is the token; a holder remembers in rp which ids replaced it last.
 -- Full memory: the first write is a HSET, so all is refused and nothing written. Jobs without a dedup key are
 --          written as they come, up to the first that has one; no read after that can fail.
 local P, N = ARGV[2], ARGV[3]
@@ -116,7 +116,20 @@ local function admit(id, due, set, first, last, replaced_by)
   if replaced_by then redis.call('HSET', row[1], 'rp', replaced_by) end
 end
 
--- The live holder of a dedup key: id, status, queue, id that replaced it last, order, tenant; nil when the key refuses
+-- The ids that have replaced a holder, the latest first: those of the last 8 find themselves, whoever came after.
+local function remember(id, before)
+  local ids = { id }
+  for other in (before or ''):gmatch('[^ ]+') do
+    if other ~= id and #ids < 8 then ids[#ids + 1] = other end
+  end
+  return table.concat(ids, ' ')
+end
+
+local function remembered(id, before)
+  return before and (' ' .. before .. ' '):find(' ' .. id .. ' ', 1, true) ~= nil
+end
+
+-- The live holder of a dedup key: id, status, queue, ids that have replaced it, order, tenant; nil when the key refuses
 -- nobody.
 local function holder_of(name)
   -- A key of the wrong type refuses nobody: an error here would leave the jobs before it half written.
@@ -223,7 +236,7 @@ for i = 1, tonumber(ARGV[5]) do
     local earlier = taken[name]
     local holder, status, origin, replaced_by, order, tenant
     if earlier then
-      holder, status, replaced_by = earlier.id, 'queued', nil
+      holder, status, replaced_by = earlier.id, 'queued', earlier.rp
     else
       holder, status, origin, replaced_by, order, tenant = holder_of(name)
     end
@@ -231,7 +244,7 @@ for i = 1, tonumber(ARGV[5]) do
       word = nil
     elseif not replace then
       word, answer = 'duplicate', holder
-    elseif replaced_by == id then
+    elseif remembered(id, replaced_by) then
       word, answer = 'replaced', holder
     elseif WAITING[status] then
       answer = holder
@@ -239,7 +252,8 @@ for i = 1, tonumber(ARGV[5]) do
         word = 'rebind'
       else
         word = 'replaced'
-        over = { id = holder, status = status, origin = origin, order = order, tenant = tenant, earlier = earlier }
+        over = { id = holder, status = status, origin = origin, order = order, tenant = tenant, earlier = earlier,
+          rp = remember(id, replaced_by) }
       end
     elseif not LIVE[status] or status == 'deferred' then
       -- A window outlives its job, and a parked job is not ours to change: both still refuse an equal one.
@@ -269,10 +283,10 @@ for i = 1, tonumber(ARGV[5]) do
   -- Behind a job with a dedup key a plain one waits too, or they would change places.
   if (name ~= '' or #plan > 0) and (word == 'queued' or word == 'scheduled' or over) then
     local step = { id = answer, new = id, due = due, name = name, mode = mode, window = window,
-      set = set, first = first, last = last, over = over, asked = asked[i] }
+      set = set, first = first, last = last, over = over, rp = over and over.rp, asked = asked[i] }
     if over and over.earlier then
       -- The holder is in this same call and not written yet: this one takes its place.
-      step.over, step.rp = nil, id
+      step.over = nil
       for k, s in ipairs(plan) do
         if s == over.earlier then
           step.over = s.over
@@ -292,7 +306,7 @@ for _, step in ipairs(plan) do
   if over then
     -- Only what the new call brings: the payload, its options, its tags; the holder keeps its id and its past.
     local status, at = due > 0 and 'scheduled' or 'queued', due > 0 and string.format('%.0f', due) or now_text
-    local set = { 'status', status, 'q', at, 'rp', step.new }
+    local set = { 'status', status, 'q', at, 'rp', step.rp }
     local drop = { 'attempts', 'o', 'jk', 'lost', 'crashes', 'lm', 'sz', 'or', 'tn' }
     local function bring(from, first, last)
       for f = first, last, 2 do
@@ -305,7 +319,7 @@ for _, step in ipairs(plan) do
     end
     bring(rows[step.set], 6, sizes[step.set])
     bring(ARGV, step.first, step.last)
-    redis.call('HSET', key, 'rp', step.new)
+    redis.call('HSET', key, 'rp', step.rp)
     redis.call('HDEL', key, unpack(drop))
     redis.call('HSET', key, unpack(set))
     local q = over.origin or ''
