@@ -263,13 +263,17 @@ def rescue(
     *,
     keep_s: int = KEEP_DEAD.age_s,
     record: bytes = b"",
+    exc: bytes = b"",
+    keep_of: Mapping[str, int] | None = None,
     now_ms: int | None = None,
 ) -> Call[Rescued]:
     """Queue again what an expired lease still holds.
 
     Args:
         keep_s: Seconds to keep what is dead (poison) or cancelled by it.
-        record: JSON for the attempt history of each; empty: none.
+        record: JSON for the attempt history of each, as attempt 0, which the script puts right; empty: none.
+        exc: What the results stream of a dead one says; empty: nothing.
+        keep_of: ``keep_s`` of queues with one of their own.
     """
 
     def decode(reply: list[Any]) -> Rescued:
@@ -278,7 +282,17 @@ def rescue(
         return Rescued(moved, reply[0] == 1)
 
     names = (keys.leases, keys.pulse, keys.cancels, keys.quarantine, keys.queues, keys.after)
-    args = (*script_head(keys, now_ms), lease_ms, min(limit, MOST_JOBS), iso(now_ms), keep_s, record)
+    args: tuple[Arg, ...] = (
+        *script_head(keys, now_ms),
+        lease_ms,
+        min(limit, MOST_JOBS),
+        iso(now_ms),
+        keep_s,
+        record,
+        exc,
+    )
+    for pair in (keep_of or {}).items():
+        args += pair
     return Call("rescue", names, args, decode)
 
 

@@ -30,7 +30,7 @@ def _loads(data: bytes | str | None) -> Any:
         return None
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -148,6 +148,47 @@ def test_what_becomes_of_an_expired_lease_is_said_by_its_own_name(
     assert _about(said, again.id) == [("job.rescued", None)]
     assert _about(said, stopped.id) == [("job.cancelled", "requested")]
     assert _about(said, dead.id) == [("job.dead", "poison")]
+    for job in (again, stopped, dead):
+        (attempt,) = client.attempts(job.id)
+        assert (attempt.number, attempt.outcome, attempt.error_type) == (1, "interrupted", "LeaseExpired")
+        assert attempt.ended_at is not None
+    (minute,) = redis_client.keys("jobq:n:medium:*")
+    assert {name: redis_client.hget(minute, f"{name}:duty.keyed") for name in "ocd"} == dict.fromkeys(
+        "ocd", b"1"
+    )
+    kept_s = client.specs["medium"].keep_dead.age_s
+    assert kept_s - 60 < redis_client.ttl(f"rq:job:{dead.id}") <= kept_s
+    assert redis_client.xlen(f"rq:results:{dead.id}") == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("attempts", "many"), ("attempts", "1e300"), ("o", b"\xff["), ("o", "[" * 100_000), ("description", b"\xff"),
+        ("retries_left", b"\xff"), ("failure_ttl", "9" * 30), ("", ""),
+    ],
+)  # fmt: skip
+def test_a_damaged_hash_costs_its_neighbours_no_settlement(
+    client: jobq.Client, redis_client: redis.Redis, fleet: Fleet, field: str, value: str | bytes
+) -> None:
+    late, neighbour = (keyed.options(client=client).enqueue(key=key) for key in "ln")
+    tokens = {job.id: job.token for job in Hand(client).claim()}
+    if field:
+        redis_client.hset(f"rq:job:{late.id}", field, value)
+    else:
+        redis_client.set(f"rq:job:{late.id}", "x")
+    ran = Outcome(job_id=neighbour.id, token=tokens[neighbour.id], kind="interrupted")
+    keeper = Keeper(Store(redis_client), fleet)
+    keeper.post(Settlement("medium", [ran], worker="w-medium", timed_out=[(late.id, tokens[late.id])]))
+    keeper.start()
+    keeper.stop(5)
+    assert redis_client.zcard("jobq:leases") == 0
+    assert neighbour.refresh().state == "queued"
+    (minute,) = redis_client.keys("jobq:n:medium:*")
+    assert redis_client.hget(minute, "o:duty.keyed") == b"1"
+    if field:
+        assert late.refresh().state in ("retrying", "dead")
+        assert client.attempts(late.id)[0].worker == "w-medium"
 
 
 def test_what_a_dead_executor_leaves_behind_is_said_by_its_own_name(

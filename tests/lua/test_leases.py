@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from jobq import calls
+from jobq.job import Attempt
+from jobq.records import decode_attempt, encode_attempt
 from tests.lua.conftest import T0, Bench
 
 LEASE = 12_000
@@ -223,3 +226,31 @@ def test_progress(bench: Bench, gone: str) -> None:
         bench.redis.delete("rq:job:a")
     assert bench.run(call) is False
     assert bool(bench.redis.exists("rq:job:a")) is (gone == "lease")
+
+
+def lose(bench: Bench, times: int, **options: Any) -> None:
+    for _ in range(times):
+        bench.claim()
+        for _ in range(40):
+            bench.now += 500
+            rescue(bench, **options)
+
+
+def test_what_rescue_ends_leaves_its_history_an_error_and_a_count(bench: Bench) -> None:
+    record = encode_attempt(Attempt(number=0, outcome="interrupted"))
+    options = {"record": record, "exc": b"eA==", "keep_s": 70, "keep_of": {"q": 3600}}
+    bench.enqueue("a")
+    bench.redis.hset("rq:job:a", "attempts", "2")
+    lose(bench, 6, **options)
+    assert (bench.status("a"), bench.hash("a")["why"]) == ("failed", "poison")
+    attempts = [decode_attempt(entry, 0) for entry in bench.redis.lrange("jobq:attempts:a", 0, -1)]
+    assert [(each.number, each.outcome) for each in attempts] == [(3, "interrupted")] * 6
+    ((_, entry),) = bench.redis.xrange("rq:results:a")
+    assert (entry[b"type"], entry[b"exc_string"]) == (b"2", b"eA==")
+    for key in ("rq:job:a", "jobq:attempts:a", "rq:results:a"):
+        assert 3500 < bench.redis.ttl(key) <= 3600
+    counts: Counter[bytes] = Counter()
+    for key in bench.redis.keys("jobq:n:q:*"):
+        assert 0 < bench.redis.ttl(key) <= 93_600
+        counts.update({name: int(value) for name, value in bench.redis.hgetall(key).items()})
+    assert (counts[b"o:t.x"], counts[b"d:t.x"]) == (5, 1)

@@ -9,6 +9,7 @@ import pytest
 
 from jobq import calls
 from jobq.errors import QueueFullError
+from jobq.joblog import add_lines
 from jobq.registration import register_worker
 from tests.lua.conftest import Bench
 
@@ -54,6 +55,8 @@ def test_all_else_passes(real: Bench, full: Callable[[], None]) -> None:
     jobs = {job.id: job for job in real.claim(6).jobs}
     assert sorted(jobs) == list("abcdef")
     assert real.run(calls.heartbeat(real.keys, ["a:ex.1"], 12_000)).lost == []
+    assert real.run(calls.progress(real.keys, "a", jobs["a"].token, "half")) is True
+    assert real.run(add_lines(real.keys, "a", jobs["a"].token, ["a line"])) is True
     assert real.settle(jobs["a"], kind="succeeded", spends=True, result=b"x", counters=("o",)) == ["ok"]
     assert real.settle(jobs["b"], kind="dead", record=b"{}", exc=b"x") == ["ok"]
     assert real.settle(jobs["c"], kind="retry", record=b"{}", spends=True) == ["ok"]

@@ -245,3 +245,24 @@ def test_commands_per_job(real: Bench) -> None:
         claimed.pop(name, None)
     assert sum(entry["calls"] for entry in claimed.values()) <= 10 + 2 * 10
     assert sum(total.values()) <= 8 * 10, total
+
+
+@pytest.mark.parametrize("mark", ["r", "d", "o"])
+def test_what_a_job_becomes_is_counted_and_not_what_its_worker_took_it_for(bench: Bench, mark: str) -> None:
+    asked = bench.running("asked")
+    bench.redis.hset("rq:job:asked", "cx", "1")
+    kind = {"r": "retry", "d": "dead", "o": "interrupted"}[mark]
+    assert bench.settle(asked, kind=kind, counters=(f"{mark}:t.x", "w:3")) == ["cancelled"]
+    poison = bench.running("poison")
+    bench.redis.hset("rq:job:poison", "lost", "5")
+    bench.settle(poison, kind="interrupted", counters=("o:t.x", "w:3"))
+    (key,) = bench.redis.keys("jobq:n:*")
+    assert bench.redis.hgetall(key) == {b"t": b"1", b"c:t.x": b"1", b"d:t.x": b"1", b"w:3": b"2"}
+
+
+def test_a_repeat_says_again_that_the_job_was_cancelled(bench: Bench) -> None:
+    job = bench.running("a")
+    bench.redis.hset("rq:job:a", "cx", "1")
+    assert bench.settle(job, kind="retry", repeats=3) == ["cancelled"]
+    own = bench.running("b")
+    assert bench.settle(own, kind="cancelled", repeats=2) == ["already"]

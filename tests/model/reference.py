@@ -348,6 +348,7 @@ class Reference:
                 if exists:
                     settled, state = before[end.id]
                     ended = "dead" if end.kind == "interrupted" and state == "dead" else "already"
+                    ended = "cancelled" if end.kind != "cancelled" and state == "cancelled" else ended
                     word = ended if settled == end.token else "lost"
                 answers.append(word)
                 continue

@@ -7,11 +7,12 @@
 -- KEYS[6]  children to come  jobq:after
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix
 -- ARGV[4]  lease ms   ARGV[5] most jobs   ARGV[6] ended_at, ISO   ARGV[7] seconds to keep a dead or cancelled job
--- ARGV[8]  record for the attempt history, or ''
+-- ARGV[8]  record for the attempt history, whose "number":0 becomes the attempt's, or ''
+-- ARGV[9]  what the results stream of a dead one says, or ''   ARGV[10+] queue, seconds to keep its own, ...
 -- Returns  {held 0|1, id, queue, word, ...}; word: queued | dead (poison) | cancelled
 -- Keys built inside: P:job:<id>, P:wip:<q>, P:queue:<q>, P:failed:<q>, P:canceled:<q>, P:results:<id>,
 --          P:job:<id>:dependents, jobq:attempts:<id>, jobq:dedup:<name>, jobq:wait:<id>, jobq:done:<id>;
---          of jobs with limits: jobq:held:<gate>, jobq:gates; of jobs with an order or a tenant: jobq:q:<q>,
+--          jobq:n:<q>:<minute>; of jobs with limits: jobq:held:<gate>, jobq:gates; of jobs with an order or a tenant: jobq:q:<q>,
 --          jobq:order:<q>, jobq:turns:<q>, jobq:fair:<q>, jobq:turn:<q>:<tenant>.
 -- Idempotent: what was moved has no lease any more.
 -- Full memory: the first write is a ZREM of nobody.
@@ -65,7 +66,18 @@ local redis = { pcall = raw.pcall, call = function(...)
   return empty
 end }
 
-local out, orphans, back, order = { 0 }, {}, {}, {}
+local out, orphans, back, order, keeps = { 0 }, {}, {}, {}, {}
+for a = 10, #ARGV, 2 do keeps[ARGV[a]] = math.max(60, tonumber(ARGV[a + 1])) end
+
+-- Counts how a run ended, as settle does: o it goes on, d dead, c cancelled.
+local function note(queue, mark, description)
+  local minute = N .. 'n:' .. queue .. ':' .. string.format('%.0f', math.floor(now_s / 60))
+  local task = (description or ''):match('^%s*([^(]*)'):gsub('%s+$', '')
+  redis.call('HSETNX', minute, 't', '1')
+  if type(redis.pcall('HINCRBY', minute, mark .. ':' .. task, 1)) ~= 'table' then
+    redis.call('EXPIRE', minute, 93600)
+  end
+end
 
 -- Gives a queued job its place: among its tenant's jobs, else among those of no tenant, by the moment from which it
 -- waits and its order. Those that are placed in one call keep their order. A key of the wrong type gives no place.
@@ -94,7 +106,8 @@ local function move(member)
   local id = member:match('^([^:]*):')
   if not id then return end
   local key = P .. 'job:' .. id
-  local row = redis.pcall('HMGET', key, 'status', 'origin', 'lost', 'attempts', 'dk', 'cx', 'lm', 'q', 'or', 'tn')
+  local row = redis.pcall('HMGET', key, 'status', 'origin', 'lost', 'attempts', 'dk', 'cx', 'lm', 'q', 'or', 'tn',
+    'description')
   if row.err then
     redis.call('ZADD', KEYS[4], now, id)
     orphans[#orphans + 1] = member
@@ -118,10 +131,14 @@ local function move(member)
   lost = (lost >= 0 and lost < 1e15 and math.floor(lost) or 0) + 1
   local word = 'queued'
   if row[6] then word = 'cancelled' elseif lost >= 6 then word = 'dead' end
+  local keep = keeps[queue] or keep
   if ARGV[8] ~= '' then
-    redis.call('RPUSH', N .. 'attempts:' .. id, ARGV[8])
+    local attempt = string.format('"number":%.0f', math.min(tonumber((row[4] or ''):match('^%d+$') or '0'), 1e9) + 1)
+    redis.call('RPUSH', N .. 'attempts:' .. id, (ARGV[8]:gsub('"number":0', attempt, 1)))
     redis.call('LTRIM', N .. 'attempts:' .. id, -20, -1)
+    redis.call('EXPIRE', N .. 'attempts:' .. id, 2592000)
   end
+  note(queue, word == 'queued' and 'o' or word:sub(1, 1), row[11])
   if word == 'queued' then
     redis.call('HSET', key, 'status', 'queued', 'lost', lost)
     redis.call('HDEL', key, 'started_at', 'worker_name')
@@ -135,6 +152,9 @@ local function move(member)
     if word == 'dead' then
       redis.call('HSET', key, 'status', 'failed', 'lost', lost, 'why', 'poison', 'ended_at', ARGV[6], 'st', 'rescue')
       redis.call('ZADD', P .. 'failed:' .. queue, now_s + keep, id)
+      if ARGV[9] ~= '' then
+        redis.call('XADD', P .. 'results:' .. id, 'MAXLEN', '10', '*', 'type', '2', 'worker_name', '', 'exc_string', ARGV[9])
+      end
     else
       redis.call('HSET', key, 'status', 'canceled', 'lost', lost, 'ended_at', ARGV[6], 'st', 'rescue')
       redis.call('ZADD', P .. 'canceled:' .. queue, now_s, id)

@@ -92,6 +92,7 @@ for i, job in ipairs(jobs) do
     else
       answers[i] = row[5] == job.token and 'already' or 'lost'
       if answers[i] == 'already' and job.kind == 'interrupted' and row[1] == 'failed' then answers[i] = 'dead' end
+      if answers[i] == 'already' and job.kind ~= 'cancelled' and row[1] == 'canceled' then answers[i] = 'cancelled' end
     end
   else
     seen[members[i]] = true
@@ -315,6 +316,9 @@ for _, job in ipairs(jobs) do
     end
     if job.n then
       for name in job.n:gmatch('[^,]+') do
+        -- What it has become here counts, not what its worker took it for.
+        local mark = (kind == 'cancelled' and 'c') or (kind == 'dead' and 'd')
+        if mark and name:find('^[rdo]:') then name = mark .. name:sub(2) end
         if not counts[name] then
           counts[name] = 0
           names[#names + 1] = name

@@ -26,7 +26,7 @@ from jobq.probes import free_dedup
 from jobq.queues import KEEP_DEAD, QueueSpec, Retention
 from jobq.records import encode_attempt
 from jobq.registration import register_worker, unregister_worker
-from jobq.replies import as_int, as_text
+from jobq.replies import as_text, bounded_int, clean_text
 from jobq.retry import Dead, RetryPolicy
 from jobq.steps import MOST_JOBS, Batch, Outcome
 from jobq.store import Store
@@ -153,6 +153,15 @@ class Promote:
                 return
 
 
+_RESCUED = Attempt(
+    number=0,
+    outcome="interrupted",
+    error_type="LeaseExpired",
+    error="whoever ran it did not extend its lease",
+)
+"""What rescue notes of a run."""
+
+
 class Rescue:
     """Takes jobs whose lease has expired away from whoever held them."""
 
@@ -161,7 +170,15 @@ class Rescue:
 
     def tick(self, store: Store, fleet: Fleet) -> None:
         for _ in range(_MOST_ROUNDS):
-            rescued = store.run(calls.rescue(fleet.keys, fleet.lease_ms))
+            rescued = store.run(
+                calls.rescue(
+                    fleet.keys,
+                    fleet.lease_ms,
+                    record=encode_attempt(replace(_RESCUED, ended_at=datetime.now(UTC))),
+                    exc=rq_bridge.encode_exc(_RESCUED.error or ""),
+                    keep_of={name: spec.keep_dead.age_s for name, spec in fleet.specs.items()},
+                )
+            )
             for job_id, queue, word in rescued.moved:
                 if word == "queued":
                     events.emit("job.rescued", job_id=job_id, queue=queue, outcome=word)
@@ -449,7 +466,9 @@ class Keeper:
         keep_dead_s = (spec.keep_dead if spec else KEEP_DEAD).age_s
         # What was interrupted once too often is dead, and kept as long as the queue's other dead letters.
         outcomes = [replace(outcome, keep_s=keep_dead_s) for outcome in self._with_history(settlement)]
-        outcomes += [self._timed_out(job_id, token, keep_dead_s) for job_id, token in settlement.timed_out]
+        outcomes += [
+            self._timed_out(member, settlement.worker, keep_dead_s) for member in settlement.timed_out
+        ]
         known = {outcome.job_id for outcome in outcomes}
         if settlement.exec_id:
             for job_id, token in self._store.run(calls.last_claim(keys, settlement.exec_id)):
@@ -468,14 +487,16 @@ class Keeper:
             return list(settlement.outcomes)
         keys, now = self._fleet.keys, datetime.now(UTC)
         read: Batch[Iterable[Any]] = Batch(
-            tuple(("HGET", keys.job(job_id), "attempts") for job_id in cut_off)
+            tuple(("HMGET", keys.job(job_id), "attempts", "description") for job_id in cut_off)
         )
-        spent = dict(zip(cut_off, self._store.run(read), strict=True))
+        rows = zip(cut_off, self._store.run(read), strict=True)
+        known = {job_id: (None, None) if isinstance(row, Exception) else row for job_id, row in rows}
 
         def told(outcome: Outcome) -> Outcome:
             details = process_ended(settlement.status, crash=outcome.crash)
+            spent, description = known[outcome.job_id]
             entry = Attempt(
-                number=as_int(spent[outcome.job_id]) + 1,
+                number=bounded_int(spent) + 1,
                 outcome="crashed" if outcome.crash else "interrupted",
                 ended_at=now,
                 worker=settlement.worker,
@@ -483,25 +504,36 @@ class Keeper:
                 error=details.message,
             )
             exc = rq_bridge.encode_exc(details.message)
-            return replace(outcome, record=encode_attempt(entry), exc=exc, worker=settlement.worker)
+            return replace(
+                outcome,
+                record=encode_attempt(entry),
+                exc=exc,
+                worker=settlement.worker,
+                counters=(f"o:{rq_bridge.task_of(description)}",),
+            )
 
-        return [told(each) if each.job_id in spent else each for each in settlement.outcomes]
+        return [told(each) if each.job_id in known else each for each in settlement.outcomes]
 
-    def _timed_out(self, job_id: str, token: str, keep_dead_s: int) -> Outcome:
+    def _timed_out(self, member: tuple[str, str], worker: str, keep_dead_s: int) -> Outcome:
         """The outcome of a job killed at its hard timeout: a spent attempt, like any failure."""
+        job_id, token = member
         fields = ("attempts", "o", "description", "retries_left", "failure_ttl")
         read = Batch((("HMGET", self._fleet.keys.job(job_id), *fields),), lambda replies: replies[0])
-        attempts, overrides, description, *theirs = self._store.run(read)
+        reply = self._store.run(read)
+        # Anybody may have written the hash, or put something else in its place: its neighbours are settled with it.
+        attempts, overrides, description, *theirs = (
+            (None,) * len(fields) if isinstance(reply, Exception) else reply
+        )
         task = rq_bridge.task_of(description)
         policy = self._fleet.policies.get(task, RetryPolicy())
         if overrides:
             policy = override_policy(policy, overrides)
         # Only a job that plain rq made has these fields.
-        asked = {name: value.decode() for name, value in zip(fields[3:], theirs, strict=True) if value}
+        asked = {name: clean_text(value) for name, value in zip(fields[3:], theirs, strict=True) if value}
         foreign = rq_bridge.foreign_options(asked)
         if foreign.max_attempts is not None:
             policy = replace(policy, max_attempts=foreign.max_attempts)
-        attempt = int(attempts or 0) + 1
+        attempt = max(0, bounded_int(attempts)) + 1
         error = SoftTimeout("the task did not stop at its timeout, and was killed")
         details = describe_error(error, ())
         decision = policy.decide(attempt, error, self._rand)
@@ -510,6 +542,7 @@ class Keeper:
                 number=attempt,
                 outcome="timed_out",
                 ended_at=datetime.now(UTC),
+                worker=worker,
                 error_type=details.type,
                 error=details.message,
                 fingerprint=details.fingerprint,

@@ -138,6 +138,6 @@ def override_policy(policy: RetryPolicy, overrides: bytes) -> RetryPolicy:
             policy = replace(policy, max_attempts=asked["max_attempts"])
         if "backoff" in asked:
             policy = replace(policy, delays=delays_from_dict(asked["backoff"]))
-    except (ValueError, TypeError, AttributeError, ConfigError):
+    except (ValueError, TypeError, AttributeError, RecursionError, ConfigError):
         pass
     return policy
