@@ -208,9 +208,11 @@ class Settings(BaseModel):
         return made
 
     def renewed(self) -> Self:
-        """The settings that the same sources give now, with the queues that code has declared since."""
-        made = type(self).__new__(type(self))
-        made._fill(self._collected)  # noqa: SLF001 - our own
+        """The same settings with the queues that code has declared since, merged as if it had done so before."""
+        fresh = type(self).__new__(type(self))
+        fresh._fill(self._collected)  # noqa: SLF001 - our own
+        made = self.model_copy(update={"queues": fresh.queues})
+        made._origins = self._origins | fresh._origins  # noqa: SLF001
         return made
 
     def _fill(self, collected: Collected) -> None:

@@ -98,5 +98,6 @@ def test_a_queue_that_nobody_knows_is_refused_with_a_remedy(cli: Cli) -> None:
 
 def test_commands_go_on_without_an_application_that_cannot_be_imported(cli: Cli) -> None:
     Path(cli.cwd, "declaring_app.py").write_text("1 / 0")
+    assert cli("health", "live").stderr == ""  # a probe does not import it
     done = cli("queues", "pause", "high", "--json")
     assert "queues that the application declares are not known here: JOBQ_APP: cannot import" in done.stderr

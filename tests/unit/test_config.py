@@ -480,6 +480,9 @@ def test_what_code_declares_comes_last_and_counts_from_then_on(load):
         assert found.origins()["queues.email.nice"] == "code"
         assert found.queue_specs()["sms"] == QueueSpec("sms", rate=Rate(5))
     assert load(queues={"sms": {"slots": 8}}).queue_specs()["sms"].slots == 8
+    assert settings.model_copy(update={"timeout": timedelta(seconds=5)}).renewed().timeout == timedelta(
+        seconds=5
+    )
 
 
 def test_a_queue_is_declared_once(load):

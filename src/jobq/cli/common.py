@@ -115,7 +115,7 @@ class State:
     quiet: bool = False
     verbose: int = 0
     debug: bool = False
-    _client: Client | None = field(default=None, repr=False)
+    _clients: dict[bool, Client] = field(default_factory=dict, repr=False)
 
     @property
     def colored(self) -> bool | None:
@@ -173,21 +173,25 @@ class State:
         level = "ERROR" if self.quiet else levels[min(levels.index(default) + self.verbose, 3)]
         configure_logging(settings.log_format, level)
 
-    def client(self) -> Client:
-        """The one client of this run, closed when the command ends."""
-        if self._client is None:
+    def client(self, *, app: bool = True) -> Client:
+        """The one client of this run, closed when the command ends.
+
+        Args:
+            app: Import the application, so that the client knows the queues that it declares. A probe that is run every
+                few seconds should not.
+        """
+        if app not in self._clients:
             from jobq.client import Client  # late: redis
 
-            settings = self.app_settings()
+            settings = self.app_settings() if app else self.settings()
             self.configure_logging(settings)
-            self._client = Client(settings)
-        return self._client
+            self._clients[app] = Client(settings)
+        return self._clients[app]
 
     def close(self) -> None:
         """Close what was opened. Safe to call twice."""
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        while self._clients:
+            self._clients.popitem()[1].close()
 
 
 def state_of(ctx: click.Context) -> State:

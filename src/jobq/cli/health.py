@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobq.cli.common import Exit, State, pass_state
 from jobq.cli.options import Group
 from jobq.cli.workers import worker_fields
+
+if TYPE_CHECKING:
+    from jobq.client import Client
+    from jobq.fleet import Worker
 
 
 @click.group(cls=Group, invoke_without_command=True, no_args_is_help=False)
@@ -42,7 +46,7 @@ def _verdict(state: State, issues: list[str], **more: Any) -> int:
 @pass_state
 def live(state: State) -> int:
     """Redis answers."""
-    for client in state.client().each():
+    for client in state.client(app=False).each():
         client.run(_ping())
     return _verdict(state, [])
 
@@ -87,20 +91,23 @@ def worker(state: State, name: str | None) -> int:
     Made for container probes. A busy one is alive.
     """
     here = socket.gethostname()
-    found = [
-        each
-        for each in state.client().workers.list()
-        if each.kind == "jobq"
-        and (
-            name in (each.name, each.worker)
-            if name
-            else (each.host or "").split(".")[0] == here.split(".")[0]
-        )
-    ]
+    # Most workers are found without the queues that only the application knows, and importing it is dear.
+    found = _workers(state.client(app=False), name, here) or _workers(state.client(), name, here)
     issues = [] if found else [f"no live worker {name!r}" if name else f"no live worker on host {here}"]
     if state.out.structured:
         return _verdict(state, issues, workers=[worker_fields(each) for each in found])
     return _verdict(state, issues, workers=len(found))
+
+
+def _workers(client: Client, name: str | None, here: str) -> list[Worker]:
+    """Its live workers of this name, or of this host."""
+
+    def meant(each: Worker) -> bool:
+        if name:
+            return name in (each.name, each.worker)
+        return (each.host or "").split(".")[0] == here.split(".", maxsplit=1)[0]
+
+    return [each for each in client.workers.list() if each.kind == "jobq" and meant(each)]
 
 
 def _ping() -> Any:
