@@ -152,7 +152,7 @@ def killed_at_points(setup: Setup) -> Report:
     criterion="stale completions accepted 0; the final result is written once in 100 %; an executor's jobs run again "
     "within 15 s (p99), 30 s (max)",
     gate=True,
-    minutes=10,
+    minutes=13,
 )
 def zombies(setup: Setup) -> Report:
     """At a lease of 1 s in both forms; executors alone apart. The two workers freeze in turn; every other time only the

@@ -199,7 +199,11 @@ def test_nothing_starts_while_its_lease_may_be_left_to_others(table: SlotTable) 
     table.beat(now)
     assert inbox.started(assignment(table, "fresh", now))
     table.beat(now - 9.5)
-    assert not inbox.started(assignment(table, "stale", now - 9.5))
+    work = assignment(table, "stale", now - 9.5)
+    assert not inbox.started(work)
+    assert {slot.job_id: slot.state for slot in table.read()}["stale"] is SlotState.CLAIMED, (
+        "no deadline counts"
+    )
 
 
 def test_what_was_claimed_before_the_loop_stood_still_does_not_start_after_it(table: SlotTable) -> None:

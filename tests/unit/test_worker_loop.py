@@ -18,6 +18,7 @@ from jobq.tasks import Registry, task
 from jobq.worker.attempt import Assignment, Report
 from jobq.worker.loop import HELD_UP_S, LoopExecutor
 from jobq.worker.runner import Runner
+from jobq.worker.threads import ThreadExecutor
 from tests.support.processes import until
 
 tasks = Registry()
@@ -28,6 +29,11 @@ blocked = threading.Event()
 @task("l.polite", registry=tasks)
 async def polite(seconds: float) -> None:
     await asyncio.sleep(seconds)
+
+
+@task("l.plain", registry=tasks)
+def plain(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 @task("l.rude", registry=tasks)
@@ -53,6 +59,8 @@ class Sink:
 
 
 class Hooks:
+    may_start = True
+
     def __init__(self) -> None:
         self.deadlines: dict[str, list[float]] = {}
         self.reports: dict[str, Report] = {}
@@ -62,7 +70,7 @@ class Hooks:
     def started(self, work: Assignment) -> bool:
         work.started_at = time.monotonic()
         self.running.release()
-        return True
+        return self.may_start
 
     def postponed(self, work: Assignment, deadline: float) -> None:
         self.deadlines.setdefault(work.job.id, []).append(deadline)
@@ -107,6 +115,25 @@ def hold_up(loop: LoopExecutor, hooks: Hooks, culprit: str) -> float:
         loop.look(time.monotonic())
         time.sleep(0.02)
     return time.monotonic()
+
+
+@pytest.mark.parametrize("name", ["l.polite", "l.plain"])
+def test_what_may_not_start_goes_back_and_does_not_run(loop: LoopExecutor, hooks: Hooks, name: str) -> None:
+    """In a thread as in the loop; the next one may."""
+    runner = Runner(codec=Codec(), registry=tasks, spec=LANES["high"], worker="w", sink=Sink())
+    threads = ThreadExecutor(1, runner, hooks)
+    place = loop if name == "l.polite" else threads
+    try:
+        hooks.may_start = False
+        place.submit([work("old", name, 5, seconds=0.0)])
+        assert hooks.ended.acquire(timeout=5)
+        assert (hooks.reports["old"].outcome.kind, hooks.reports["old"].event) == ("hand_back", "")
+        hooks.may_start = True
+        place.submit([work("new", name, 5, seconds=0.0)])
+        assert hooks.ended.acquire(timeout=5)
+        assert hooks.reports["new"].outcome.kind == "succeeded"
+    finally:
+        threads.close()
 
 
 @pytest.mark.parametrize("culprit", ["l.rude", "l.delegates"])

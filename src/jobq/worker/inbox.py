@@ -67,6 +67,7 @@ class Inbox:
         self._table.start(work.slot, now, now + work.timeout_s)
         if time.monotonic() - self._table.last_beat > self._doubt_s or work.claimed_at < self._void_before:
             work.started_at = 0.0
+            self._table.unstart(work.slot)
             return False
         return True
 

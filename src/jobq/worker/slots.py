@@ -123,6 +123,10 @@ class SlotTable:
         _TIMES.pack_into(self._mem, at + _OFF_TIMES, now, deadline)
         self._mem[at] = SlotState.STARTED
 
+    def unstart(self, index: int) -> None:
+        """Mark the job as not started after all: it goes back."""
+        self._mem[_HEADER + index * _RECORD] = SlotState.CLAIMED
+
     def finish(self, index: int) -> None:
         """Mark the job as finished, not yet settled."""
         self._mem[_HEADER + index * _RECORD] = SlotState.FINISHED
