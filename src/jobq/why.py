@@ -87,7 +87,7 @@ class _Facts:
         return f": {words}" if words else ""
 
 
-_MORE = ("q", "pb", "rp", "park", "why", "lost", "crashes", "cx", "dk", "lm", "st", "sz", "or", "tn")
+_MORE = ("q", "pb", "rp", "park", "why", "lost", "crashes", "cx", "dk", "lm", "st", "sz", "or", "tn", "gt")
 
 _PASSING = ("busy", "queue_rate", "queue_concurrency", "rate", "concurrency", "backed_off", "gate_open")
 """What goes by as the others do: it is no reason to expect nothing."""
@@ -238,20 +238,27 @@ def _queued(keys: Keys, facts: _Facts) -> Plan[tuple[list[Reason], int | None, d
     minute = facts.now_ms // 60_000
     minutes = range(minute - _PACE_MINUTES + 1, minute + 1)
     gates = gates_of(facts.fields["lm"])
+    queued = facts.fields["q"] or str(facts.now_ms)
     counted = yield Batch(
         (
             *(("HGETALL", keys.counters(job.queue, each)) for each in minutes),
-            *(("ZCARD", keys.gate(gate.name)) for gate in gates),
+            *(("ZCOUNT", keys.gate(gate.name), "-inf", queued if gate.cost else "+inf") for gate in gates),
         )
     )
     counted, before = counted[: len(minutes)], counted[len(minutes) :]
     pace = _pace(counted, minutes, now)
-    asked = [(gate, as_int(many)) for gate, many in zip(gates, before, strict=True)]
+    # Whoever was let in from among those that weigh and wait there is before all of them.
+    let_in = facts.fields["gt"]
+    asked = [
+        (gate, 0 if let_in and gate.name == let_in else as_int(many))
+        for gate, many in zip(gates, before, strict=True)
+    ]
     found = [
         _at_gate(standing, facts, None)
         for standing in (yield from standings_plan(keys, asked, facts.now_ms))
-        # Whoever is parked there is let in by room alone, and a claim passes what has any.
-        if not standing.passes
+        # Whoever is parked there is let in by room alone, and a claim passes what has any; but where jobs weigh, none
+        # goes past who waits.
+        if not standing.passes or (standing.gate.cost and standing.behind)
     ]
     fields = facts.fields
     since = _of_ms(fields["q"])

@@ -193,6 +193,34 @@ def test_whoever_is_not_taken_is_told_what_blocks_it_and_nobody_else(
     check()
 
 
+def test_where_jobs_weigh_none_goes_past_who_waits(databases: tuple[redis.Redis, redis.Redis]) -> None:
+    client, aside = databases
+    scene = Scene(client)
+    for cost in (3, 3, 2):
+        scene.enqueue(f"w,5,1000,0,w:t,{cost}", 0)
+        scene.now += 1
+        scene.claim(1)
+    scene.enqueue("w,5,1000,0,w:t,1", 0)
+    assert [scene.why(job_id).job.state.value for job_id in scene.ids] == [
+        "running",
+        "parked",
+        "parked",
+        "queued",
+    ]
+    assert scene.alone("j3", aside) == []
+    (rate,) = [each for each in scene.why("j3").reasons if each.code == "rate"]
+    assert rate.blocks
+    assert rate.text.endswith("2 wait before it")
+    scene.now += 1_200
+    scene.step("open")
+    assert scene.why("j1").job.state is JobState.QUEUED
+    for job_id in ("j1", "j2", "j3"):
+        why = scene.why(job_id)
+        if why.job.state is JobState.QUEUED:
+            blocks = [each.code for each in why.reasons if each.blocks and each.code != "no_worker"]
+            assert bool(blocks) != (scene.alone(job_id, aside) == [job_id]), (job_id, blocks)
+
+
 wishes = st.tuples(
     st.sampled_from((None, None, 1, 4, 6, 10)),
     st.sampled_from((None, None, "a", "b", "c")),
