@@ -161,6 +161,23 @@ def databases(servers: Servers) -> tuple[redis.Redis, redis.Redis]:
     return first, redis.Redis(host=kwargs["host"], port=kwargs["port"], db=1)
 
 
+def test_a_small_job_that_queues_up_behind_a_big_one(databases: tuple[redis.Redis, redis.Redis]) -> None:
+    client, aside = databases
+    scene = Scene(client)
+    for gates in ("w,5,1000,0,w:t,3", "w,5,1000,0,w:t,3"):
+        scene.step("enqueue", gates, 0)
+    assert scene.claim(2, known=()) == ["j0"]
+    scene.step("time", 300)
+    scene.step("enqueue", "w,5,1000,0,w:t,1", 0)
+    assert any(each.code == "rate" and each.blocks for each in scene.why("j2").reasons)
+    assert scene.alone("j2", aside) == []
+    scene.step("time", 1500)
+    scene.step("open")
+    for job_id in ("j1", "j2"):
+        assert not any(each.code == "rate" for each in scene.why(job_id).reasons)
+        assert scene.alone(job_id, aside) == [job_id]
+
+
 @pytest.mark.timeout(300)
 def test_whoever_is_not_taken_is_told_what_blocks_it_and_nobody_else(
     databases: tuple[redis.Redis, redis.Redis],
