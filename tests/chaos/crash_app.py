@@ -84,12 +84,20 @@ def _killed_for_memory() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _kill_parent() -> None:
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+
 CRASHES: dict[str, Callable[[], None]] = {
     "os._exit": _leave,
     "segfault": _segfault,
     "abort without memory": _eat_in_c,
     "oom_kill": _killed_for_memory,
 }
+PARENT_KILL = "kill of the parent"
+"""The parent is the spawner: all that the worker runs goes with it."""
+
 MEMORY_ERROR = "MemoryError"
 """Under ``RLIMIT_AS`` Python code is refused the memory: a failed attempt, and no crash."""
 
@@ -98,7 +106,7 @@ MEMORY_ERROR = "MemoryError"
 def crash(token: str, how: str) -> None:
     """Never ends well."""
     note("start", token)
-    (_eat if how == MEMORY_ERROR else CRASHES[how])()
+    ({MEMORY_ERROR: _eat, PARENT_KILL: _kill_parent} | CRASHES)[how]()
 
 
 # -- tasks that do not stop -----------------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ WAITS_LONGER = 1.2
 
 @experiment(
     "FI-05",
-    fault="a job that ends its process: os._exit, segfault, abort and MemoryError under RLIMIT_AS, oom_kill",
-    criterion="executions ≤ 2, then dead; p95 wait of another lane +20 % at most; pool full again ≤ 2 s",
+    fault="a job that ends its process: os._exit, segfault, abort, MemoryError under RLIMIT_AS, oom_kill; its parent",
+    criterion="executions ≤ 2 (6 of a parent's end), then dead; p95 wait of another lane +20 %; full again ≤ 2 s",
     minutes=6,
 )
 def crashing_jobs(setup: Setup) -> Report:
@@ -77,12 +77,23 @@ def crashing_jobs(setup: Setup) -> Report:
                 bad += ids
         with _steady_load(field, "quiet", jobs=load.jobs) as quiet:
             quiet.ended.wait()
+        killers = []
+        for number, queue in enumerate((THREADS, ISOLATED)):
+            # Beside a job that it takes along at first, and that must not be taken for it.
+            field.enqueue(
+                app.work.options(client=field.client, queue=ISOLATED), f"beside-{number}", seconds=3.0
+            )
+            task = crash_app.crash.options(client=field.client, queue=queue)
+            job_id = field.enqueue(task, f"parent-{number}", how=crash_app.PARENT_KILL)
+            killers.append(_expect_dead(field, report, job_id, "poison", 120))
+            bad.append(job_id)
         report.expect("all jobs ended", field.drain(60))
         waits, usual = (_wait_p95(field, prefix) for prefix in ("crashing", "quiet"))
         field.judge(report, dead=bad)
     report.figure("crashing jobs", len(bad))
     report.at_most("executions of one of them", max(runs), 2)
     report.at_most("executions, of several at once", max(crowd), 2)
+    report.at_most("executions of one that kills its parent", max(killers), 6)
     report.at_most("pool full again, s", max(refills), REFILLED_WITHIN_S + setup.patience_s)
     report.figure("other lane's jobs", load.jobs)
     report.figure("other lane's p95 wait, usually, ms", usual * 1000)
@@ -200,9 +211,9 @@ def _lives(pid: int) -> bool:
     return False
 
 
-def _expect_dead(field: Field, report: Report, job_id: str, reason: str) -> int:
+def _expect_dead(field: Field, report: Report, job_id: str, reason: str, timeout_s: float = 60) -> int:
     """How often it ran, once it has ended."""
-    until(lambda: field.client.get(job_id).state in TERMINAL, 60)
+    until(lambda: field.client.get(job_id).state in TERMINAL, timeout_s)
     job = field.client.get(job_id)
     report.expect(
         f"dead, {reason}", job.state is JobState.DEAD and job.dead_reason == reason, job.dead_reason

@@ -467,3 +467,26 @@ def test_open(bench: Bench, key: str, request: pytest.FixtureRequest) -> None:
     if key != "rq:queue:q":
         assert REST in bench.waiting()
     without(bench, key, "b", REST)
+
+
+@pytest.mark.parametrize("key", ["rq:queue:q", "rq:scheduled:q"])
+@pytest.mark.parametrize("mode", ["f", "w"])
+def test_a_container_of_the_wrong_type_takes_no_new_job(bench: Bench, key: str, mode: str) -> None:
+    spoil(bench, key)
+    new = [
+        bench.new("a"),
+        bench.new("b", delay_ms=5),
+        bench.new("c", dedup_key="t.x:k", dedup_mode=mode, window_ms=9),
+    ]
+    call = calls.enqueue(bench.keys, "q", new, True, now_ms=bench.now)
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            bench.run(call)
+    assert not bench.redis.exists("rq:job:a", "rq:job:b", "rq:job:c", "jobq:dedup:t.x:k")
+    bench.redis.delete(key)
+    assert [word for word, _ in bench.run(call)] == ["queued", "scheduled", "queued"]
+
+
+def test_a_set_of_queues_of_the_wrong_type_refuses_nobody(bench: Bench) -> None:
+    spoil(bench, "rq:queues")
+    assert bench.enqueue("a") == [("queued", "a")]

@@ -22,7 +22,14 @@ from jobq.tasks import Registry
 from jobq.worker.attempt import Assignment, Report
 from jobq.worker.channel import Channel
 from jobq.worker.child import _Line
-from jobq.worker.children import HARD_KILL_S, ChildExecutor, ChildrenSpec, encode_report, encode_work
+from jobq.worker.children import (
+    HARD_KILL_S,
+    UP_WITHIN_S,
+    ChildExecutor,
+    ChildrenSpec,
+    encode_report,
+    encode_work,
+)
 from jobq.worker.executor import LaneExecutor
 from jobq.worker.inbox import Inbox
 from jobq.worker.lane import Lane
@@ -163,6 +170,22 @@ def test_a_child_gets_no_job_before_it_is_up() -> None:
     spawner.lines[0].send("hello", pid=0)
     children.read("c0")
     assert hooks.begun == ["a"]
+
+
+def test_a_child_that_does_not_come_up_is_killed() -> None:
+    spawner, hooks = Spawner(), Hooks()
+    children = children_of(spawner, hooks)
+    children.submit([Assignment(0, claimed("a"), 0.0, 0)])
+    now = time.monotonic()
+    children.tick(now + UP_WITHIN_S + 1)  # its number is not known yet
+    children.spawned("c0", 4711)
+    children.tick(now + UP_WITHIN_S - 1)
+    assert spawner.killed.empty()
+    for _ in range(2):
+        children.tick(now + UP_WITHIN_S + 1)
+    assert (spawner.killed.get_nowait(), spawner.killed.empty()) == (4711, True)
+    children.exited("c0", -9)
+    assert ([work.job.id for work in hooks.back], hooks.begun) == (["a"], [])
 
 
 def test_children_that_die_at_birth_are_not_replaced_at_once() -> None:

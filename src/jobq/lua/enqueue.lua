@@ -351,10 +351,21 @@ for _, step in ipairs(plan) do
     end
   end
 end
-if #push > 0 then redis.call('RPUSH', KEYS[1], unpack(push)) end
-if #later > 0 then redis.call('ZADD', KEYS[2], unpack(later)) end
+-- A list or a registry of the wrong type takes nobody: then none of this call's new jobs is there.
+local function refuse(fault)
+  for _, id in ipairs(push) do redis.call('UNLINK', P .. 'job:' .. id) end
+  for i = 2, #later, 2 do redis.call('UNLINK', P .. 'job:' .. later[i]) end
+  for _, step in ipairs(plan) do
+    if step.name ~= '' and not step.over then redis.call('DEL', N .. 'dedup:' .. step.name) end
+  end
+  return fault
+end
+local entered = #later > 0 and redis.pcall('ZADD', KEYS[2], unpack(later))
+if type(entered) == 'table' then return refuse(entered) end
+entered = #push > 0 and redis.pcall('RPUSH', KEYS[1], unpack(push))
+if type(entered) == 'table' then return refuse(entered) end
 for _, job in ipairs(places) do
   place(job.queue or KEYS[3]:sub(#N + 3), job.id, exact, job.asked.order, job.asked.tenant)
 end
-if tonumber(ARGV[4]) % 2 == 1 and (#plan > 0 or #push > 0 or #later > 0) then redis.call('SADD', KEYS[4], KEYS[1]) end
+if tonumber(ARGV[4]) % 2 == 1 and (#plan > 0 or #push > 0 or #later > 0) then redis.pcall('SADD', KEYS[4], KEYS[1]) end
 return answers

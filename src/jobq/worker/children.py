@@ -26,6 +26,9 @@ from jobq.worker.runner import Runner
 HARD_KILL_S = 4.5
 """Seconds past the soft timeout after which a process is killed: gone by five, for who looks twice a second."""
 
+UP_WITHIN_S = 60.0
+"""A child that has not come up by then is killed: it would hold its slot for ever. As long as a spawner may take."""
+
 _LOOK_EVERY_S = 0.25
 
 _CLAIMED_BYTES = ("data", "overrides", "extra")
@@ -46,7 +49,7 @@ class _Child:
     rss_kb: int = 0
     up: bool = False  # it has said hello: what it needs is imported
     leaving: bool = False  # its successor is up: it gets no more jobs
-    killed: bool = False  # past the hard timeout of its job
+    killed: bool = False  # past the hard timeout of its job, or not up in time
     gone: bool = False
 
 
@@ -163,6 +166,12 @@ class ChildExecutor:
                 progress.append(message)
         return progress
 
+    def spawned(self, ref: str, pid: int) -> None:
+        """The spawner has started a child."""
+        child = self._children.get(ref)
+        if child is not None:
+            child.pid = pid
+
     def exited(self, ref: str, status: int, cpu_s: float = 0.0) -> None:
         """The spawner has seen a child end.
 
@@ -196,6 +205,9 @@ class ChildExecutor:
         """Start children that had to wait, and replace those that are too old."""
         self._oom.look(now)
         for child in list(self._children.values()):
+            if child.pid and not (child.up or child.killed) and now - child.born > UP_WITHIN_S:
+                child.killed = True
+                self._spawner.send("kill", pid=child.pid)
             if self._is_tired(child, now):
                 self._replace(child, now)
         self._refill(now)

@@ -94,9 +94,11 @@ class Listener:
 
     def _hear_spawner(self) -> None:
         for message in self._spawner.receive():
-            if message.op == "exited":
-                for children in self._executors.child_sets():
+            for children in self._executors.child_sets():
+                if message.op == "exited":
                     children.exited(message.body["ref"], message.body["status"], message.body["cpu_s"])
+                elif message.op == "spawned":
+                    children.spawned(message.body["ref"], message.body["pid"])
 
     def _hear_child(self, children: ChildExecutor, ref: str) -> None:
         for message in children.read(ref):
