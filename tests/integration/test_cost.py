@@ -175,7 +175,9 @@ def test_bytes_of_a_waiting_otp(flavour: Literal["redis", "valkey"], longest: st
     params = [{"email": "ada@example.com", "code": "123456"}] * 1_000
     with (
         PrivateServer({"hash-max-listpack-value": longest}, program=program) as server,
-        jobq.Client(jobq.Settings(redis_url=server.url, secret_key="a key of sixteen or more")) as client,
+        jobq.Client(
+            jobq.Settings(redis_url=server.url, secret_key="a key of sixteen or more", enqueue_timeout="30s")
+        ) as client,
         redis.Redis.from_url(server.url) as raw,
     ):
         task = jobq.send_otp.options(client=client)

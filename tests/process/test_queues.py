@@ -12,7 +12,7 @@ import jobq
 from jobq.cli.common import Exit
 from jobq.private_server import PrivateServer
 from tests.process.test_cli import Cli
-from tests.support.processes import search_path
+from tests.support.processes import search_path, until
 
 pytestmark = pytest.mark.process
 
@@ -101,3 +101,38 @@ def test_commands_go_on_without_an_application_that_cannot_be_imported(cli: Cli)
     assert cli("health", "live").stderr == ""  # a probe does not import it
     done = cli("queues", "pause", "high", "--json")
     assert "queues that the application declares are not known here: JOBQ_APP: cannot import" in done.stderr
+
+
+BAD = """
+import jobq
+
+@jobq.schedule(name="big", cron="@hourly", params={"text": "x" * 300_000})
+@jobq.task("t.big", queue="emial")
+def big(text: str) -> None: ...
+
+@jobq.schedule(cron="@hourly")
+@jobq.task("t.good")
+def good() -> None: ...
+"""
+
+
+def test_a_worker_starts_and_the_doctor_tells_of_what_cannot_be_fired_or_served(
+    cli: Cli, client: jobq.Client
+) -> None:
+    Path(cli.cwd, "declaring_app.py").write_text(BAD)
+    checks = cli.json("doctor", "--no-data", code=Exit.BAD)["checks"]
+    found = {check["check"]: check for check in checks if check["check"] in ("queues", "schedules")}
+    assert found["queues"]["status"] == "warn"
+    assert "task t.big goes to queue 'emial'" in found["queues"]["detail"]
+    assert found["schedules"]["status"] == "bad"
+    assert found["schedules"]["detail"].startswith("big: no job can be made of it: ")
+    process = cli.start("worker", "--queue", "medium", "-q")
+    try:
+        until(lambda: len(client.schedules.list()) == 2)
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    assert {info.name: info.state for info in client.schedules.list()} == {
+        "big": "broken",
+        "t.good": "active",
+    }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jobq.config import Settings
     from jobq.connection import ServerInfo
     from jobq.queues import QueueSpec
+    from jobq.registry import Registry
     from jobq.snapshot import QueueStats, Stats
 
 _SLOW_WARN_S = 0.010
@@ -91,14 +92,38 @@ def settings_checks(settings: Settings) -> Iterator[Check]:
     if not settings.enabled:
         yield Check("enabled", "warn", "JOBQ_ENABLED is off")
     try:
-        names = load_tasks(settings).names()
+        known = load_tasks(settings)
     except ConfigError as error:
         yield Check("app", "bad", str(error), "correct JOBQ_APP, or start where its modules can be imported")
         return
     if settings.app:
-        yield Check("app", "ok", f"{len(names)} tasks in {', '.join(settings.app)} and jobq's helpers")
+        yield Check("app", "ok", f"{len(known)} tasks in {', '.join(settings.app)} and jobq's helpers")
     else:
         yield Check("app", "warn", "not set: only jobq's own helpers are known", "set JOBQ_APP, or pass -A")
+    yield from _declared(settings.renewed(), known)
+
+
+def _declared(settings: Settings, known: Registry) -> Iterator[Check]:
+    """What the application declares and no worker will serve, or fire."""
+    # Late: they bring the client's half of the library.
+    from jobq.schedule_records import records_of
+    from jobq.schedule_spec import declared
+
+    specs = settings.queue_specs()
+    for name in known.names():
+        queue = known.get(name).spec.queue
+        if queue not in specs:
+            yield Check(
+                "queues",
+                "warn",
+                f"task {name} goes to queue {queue!r}, which is not configured here: no such worker serves it",
+                f'declare it with jobq.queue(jobq.QueueSpec("{queue}", slots=…))',
+            )
+    for record in records_of(declared.all(), settings):
+        if record.stored.error:
+            yield Check(
+                "schedules", "bad", f"{record.stored.name}: {record.stored.error}", "correct its declaration"
+            )
 
 
 def _server(info: ServerInfo, require_usable: Callable[[ServerInfo], None]) -> Iterator[Check]:
