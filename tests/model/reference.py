@@ -313,7 +313,7 @@ class Reference:
 
     def _take(self, job: Job, token: str, suspects: Suspects, taken: list[str]) -> None:
         if job.settled:
-            job.cancel_asked, job.reason, job.expires_s = False, None, math.inf
+            job.cancel_asked, job.reason, job.expires_s, job.ended_ms = False, None, math.inf, 0
         if suspects == "park" and (job.crashes >= 1 or job.lost >= 3):
             job.state, job.bucket = "parked", SUSPECTS
             self.buckets.setdefault((job.queue, SUSPECTS), {})[job.id] = self.now_ms
@@ -639,7 +639,7 @@ class Reference:
         if job.dedup and job.dedup[0] != "w":
             self._take_key(job)
         job.state, job.expires_s = "queued", math.inf
-        job.attempts = job.lost = job.crashes = 0
+        job.attempts = job.lost = job.crashes = job.ended_ms = 0
         job.cancel_asked, job.reason, job.settled, job.replaced_by = False, None, None, ()
         self._list(job.queue).append(job_id)
         return "queued"
@@ -695,7 +695,7 @@ class Reference:
         """A dead letter to the back of its queue; it keeps its expiry."""
         job = self.jobs[job_id]
         self._unkeep(job)
-        job.state = "queued"
+        job.state, job.ended_ms = "queued", 0
         self._list(job.queue).append(job_id)
 
     def rq_empty(self, queue: str) -> None:

@@ -94,6 +94,22 @@ def test_an_ended_job_leaves_no_request(pair: Pair, how: str) -> None:
     assert "jobq:cancels" not in pair.now.values
 
 
+@pytest.mark.parametrize("how", ["requeue", "replay"])
+def test_what_rq_cancels_after_an_earlier_end_is_pruned_by_count(pair: Pair, how: str) -> None:
+    """It has no end of its own, so no last minute either: that of the run before is gone."""
+    token = running(pair, "j")
+    pair.settle("q", [End("j", token, "dead", spends=True)])
+    if how == "requeue":
+        pair.model.rq_requeue("j")
+        pair.tool("rq_requeue", rq_job(pair, "j").requeue, job_id="j")
+    else:
+        pair.replay(["j"])
+    pair.model.rq_cancel("j")
+    pair.tool("rq_cancel", rq_job(pair, "j").cancel, job_id="j")
+    pair.prune("q", -1, -1, 300, 100, 0)
+    assert "j" not in pair.model.jobs
+
+
 def test_jobs_of_one_call_keep_their_order(pair: Pair) -> None:
     pair.enqueue("q", [new("j1", dedup=("f", "t.x:1")), new("j2")])
     assert pair.now.waiting("q") == ["j1", "j2"]
