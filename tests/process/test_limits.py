@@ -50,7 +50,8 @@ def test_a_queues_rate_from_the_environment(
     app.plain.options(client=client).enqueue_many([{"key": str(n)} for n in range(12)])
     until(lambda: len(ledger.entries("ran")) == 12)
     assert most_in_a_window(ledger.entries("ran"), 1.0) <= 5
-    assert [entry.key for entry in ledger.entries("ran")[:1]] == ["0"]
+    # Five are claimed at once, and start in threads of their own.
+    assert {entry.key for entry in ledger.entries("ran")[:5]} == {"0", "1", "2", "3", "4"}
 
 
 @pytest.mark.covers("L-04", "Q-17")
