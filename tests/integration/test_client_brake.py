@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -35,6 +36,11 @@ def url(raw: redis.Redis) -> str:
     return f"redis://127.0.0.1:{raw.connection_pool.connection_kwargs['port']}/0"
 
 
+def settings(raw: redis.Redis) -> jobq.Settings:
+    """Patient: the machine may be busy."""
+    return jobq.Settings(redis_url=url(raw), enqueue_timeout=timedelta(seconds=20))
+
+
 def share(raw: redis.Redis) -> float:
     return float(raw.info("memory")["used_memory"]) / MAXMEMORY
 
@@ -58,7 +64,7 @@ def test_a_backlog_that_nobody_serves_is_refused_before_memory_is_full(full: red
     seen: list[events.Event] = []
     end = events.subscribe(seen.append)
     try:
-        with jobq.Client(jobq.Settings(redis_url=url(full)), registry=registry) as client:
+        with jobq.Client(settings(full), registry=registry) as client:
             with pytest.raises(QueueFullError, match=r"'batch' takes no new jobs: .* 8\d % full"):
                 put(client, "batch", 100_000)
             assert 0.79 < share(full) < 0.86
@@ -72,7 +78,7 @@ def test_a_backlog_that_nobody_serves_is_refused_before_memory_is_full(full: red
 
 
 def test_large_payloads_are_refused_in_time_too(full: redis.Redis) -> None:
-    with jobq.Client(jobq.Settings(redis_url=url(full)), registry=registry) as client:
+    with jobq.Client(settings(full), registry=registry) as client:
         large = row.options(client=client, queue="batch")
         with pytest.raises(QueueFullError, match="takes no new jobs"):
             fill_with(large)
@@ -82,7 +88,7 @@ def test_large_payloads_are_refused_in_time_too(full: redis.Redis) -> None:
 def test_jobs_are_taken_again_when_there_is_room(full: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(brake, "_LIMITED_S", 0.0)
     monkeypatch.setattr(brake, "LOOK_OF_CLIENTS", brake.LOOK * 0)
-    with jobq.Client(jobq.Settings(redis_url=url(full)), registry=registry) as client:
+    with jobq.Client(settings(full), registry=registry) as client:
         put(client, "batch")
         fill(full, 85)
         put(client, "batch")  # looks, along with the last job that is taken
@@ -95,7 +101,7 @@ def test_jobs_are_taken_again_when_there_is_room(full: redis.Redis, monkeypatch:
 
 
 def test_while_a_worker_looks_clients_leave_it_to_it(full: redis.Redis) -> None:
-    with jobq.Client(jobq.Settings(redis_url=url(full)), registry=registry) as client:
+    with jobq.Client(settings(full), registry=registry) as client:
         lax = dict.fromkeys(client.specs, 100)  # as of a worker with other settings
         client.run(brake.look(client.keys, lax))
         fill(full, 85)
@@ -114,13 +120,12 @@ def test_who_may_not_look_enqueues_all_the_same(full: redis.Redis) -> None:
 
 def test_an_async_client_and_a_client_of_ones_own_look_too(full: redis.Redis) -> None:
     async def run() -> None:
-        async with jobq.AsyncClient(jobq.Settings(redis_url=url(full)), registry=registry) as client:
+        async with jobq.AsyncClient(settings(full), registry=registry) as client:
             await row.options(client=client, queue="batch").enqueue_async(n=1)
 
     asyncio.run(run())
     assert full.hget("jobq:pulse", "max") == str(MAXMEMORY).encode()
     full.delete("jobq:pulse")
-    settings = jobq.Settings(redis_url=url(full))
-    with jobq.Client(settings, registry=registry, redis=full) as client:
+    with jobq.Client(settings(full), registry=registry, redis=full) as client:
         row.options(client=client, queue="batch").enqueue(n=1)
     assert full.hget("jobq:pulse", "max") == str(MAXMEMORY).encode()

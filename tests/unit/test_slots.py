@@ -110,6 +110,9 @@ def test_an_executor_whose_loop_stands_still_is_found_and_its_runs_count_as_lost
     assert not lane.hung(100.0 + HUNG_S)
     assert lane.hung(100.1 + HUNG_S)
     assert not lane.hung(190.0, since=175.0)  # the supervisor itself stood still until then
+    lane.table.beat(0.0)
+    assert not lane.hung(HUNG_S + 1), "it starts"
+    assert lane.hung(61.0)
 
     lane.killed = HUNG
     outcomes = {outcome.job_id: outcome for outcome in lane.last_will(-9).outcomes}

@@ -15,6 +15,7 @@ from jobq.worker.channel import Channel, ChannelClosed
 from jobq.worker.children import HARD_KILL_S
 from jobq.worker.maintenance import Settlement
 from jobq.worker.slots import Slot, SlotState, SlotTable
+from jobq.worker.spawner_process import START_TIMEOUT_S
 from jobq.worker.spec import LaneSpec
 
 RETIRE_S = 2.0
@@ -140,8 +141,11 @@ class Lane:
             self.stopped_at = now
         elif silent_s > lease_s and now - self.stopped_at >= _SURE_S:
             return "is stopped"
-        if silent_s > HUNG_S and not self._held_up(now):
-            return f"has not answered for {HUNG_S:.0f} s"
+        most_s = (
+            HUNG_S if self.last_turn else START_TIMEOUT_S
+        )  # a fresh interpreter imports the application first
+        if silent_s > most_s and not self._held_up(now):
+            return f"has not answered for {most_s:.0f} s"
         return ""
 
     def _held_up(self, now: float) -> bool:
