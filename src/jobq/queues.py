@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from jobq.errors import ConfigError
 from jobq.limits import MOST_WAITING, Concurrency, Noted, QueueLimits, Rate
@@ -83,13 +83,16 @@ KEEP_DEAD = Retention(timedelta(days=7), 5_000)
 KEEP_CANCELLED = KEEP_SUCCEEDED
 
 
+_LANE_SLOTS = {"critical": 20, "high": 10, "medium": 5, "low": 2, "batch": 1}
+
+
 @dataclass(frozen=True, slots=True)
 class QueueSpec:
     """One queue: what it may use, and what it owes.
 
     Attributes:
         name: Letters, digits, ``_``, ``-`` and ``.``, at most 64.
-        slots: Jobs that one worker runs at once.
+        slots: Jobs that one worker runs at once. Default: a lane's own; 1 for any other queue.
         target: Service level: longest wait between due and started, a timedelta or seconds. None: no target.
         rate: Starts per window, over all workers. None: unlimited.
         concurrency: Runs at once, over all workers; also as a plain number. None: unlimited.
@@ -114,7 +117,7 @@ class QueueSpec:
     """
 
     name: str
-    slots: int = 1
+    slots: int = cast("int", None)
     target: timedelta | None = None
     rate: Rate | None = None
     max_attempts: int | None = None
@@ -136,6 +139,8 @@ class QueueSpec:
             raise ConfigError(
                 f"a queue's name is made of letters, digits, '_', '-' and '.', at most 64, got {self.name!r}"
             )
+        if self.slots is None:
+            object.__setattr__(self, "slots", _LANE_SLOTS.get(self.name, 1))  # type: ignore[unreachable]
         self._whole("slots", self.slots, 1, 10_000)
         self._whole("nice", self.nice, 0, 19)
         if self.max_attempts is not None:
@@ -256,11 +261,11 @@ LANES: Mapping[str, QueueSpec] = MappingProxyType(
     {
         spec.name: spec
         for spec in (
-            QueueSpec("critical", 20, timedelta(seconds=1)),
-            QueueSpec("high", 10, timedelta(seconds=5)),
-            QueueSpec("medium", 5, timedelta(seconds=30)),
-            QueueSpec("low", 2, timedelta(minutes=5), isolation="process", nice=10),
-            QueueSpec("batch", 1, None, isolation="process", nice=10),
+            QueueSpec("critical", target=timedelta(seconds=1)),
+            QueueSpec("high", target=timedelta(seconds=5)),
+            QueueSpec("medium", target=timedelta(seconds=30)),
+            QueueSpec("low", target=timedelta(minutes=5), isolation="process", nice=10),
+            QueueSpec("batch", target=None, isolation="process", nice=10),
         )
     }
 )

@@ -123,3 +123,8 @@ def test_a_wrong_retention_is_refused(age, count):
 )  # fmt: skip
 def test_a_spec_survives_the_way_to_the_supervisor(spec: QueueSpec) -> None:
     assert QueueSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_slots_that_are_not_said_are_the_lanes_own() -> None:
+    assert QueueSpec("high", rate=Rate(50)).slots == LANES["high"].slots
+    assert (QueueSpec("email").slots, QueueSpec("high", 3).slots) == (1, 3)
