@@ -419,11 +419,20 @@ class Reference:
 
     # ------------------------------------------------------------------ background duties
 
+    def _set_back(self, last_ms: int) -> None:
+        """The clock was set back: leases given before keep what they had left, and at least a whole lease."""
+        start = max(self.now_ms + LEASE_MS, last_ms - LEASE_MS)
+        for held, ends in self.leases.items():
+            if ends > start:
+                self.leases[held] = max(ends - (last_ms - self.now_ms), self.now_ms + LEASE_MS)
+
     def rescue(self, limit: int, keep_s: int, record: bool) -> tuple[bool, list[tuple[str, str, str]]]:
         """Held or not; what was moved."""
         third = LEASE_MS / 3
         last, self.seen_ms = self.seen_ms, self.now_ms
         if last is None or abs(self.now_ms - last) > third:
+            if last is not None and last > self.now_ms:
+                self._set_back(last)
             self.hold_ms = self.now_ms + int(third)
             return True, []
         if self.hold_ms is not None and 0 < self.hold_ms - self.now_ms <= third:
