@@ -138,7 +138,7 @@ def test_a_job_killed_at_its_timeout_keeps_to_what_rq_was_asked(
     )
     with redis.Redis.from_url(redis_url) as connection:
         keeper = Keeper(Store(connection), fleet)
-        outcomes = [keeper._timed_out(job.id, "x.1", 604_800) for job in (once, twice)]
+        outcomes = [keeper._timed_out((job.id, "x.1"), "w", 604_800) for job in (once, twice)]
     assert [outcome.kind for outcome in outcomes] == ["dead", "retry"]
     assert outcomes[0].keep_s == 100
 

@@ -164,6 +164,7 @@ def test_doctor_names_what_parked_jobs_wait_for(cli: Cli, client: jobq.Client) -
 
 def test_doctor_says_who_could_help(cli: Cli, client: jobq.Client, worker: WorkerFactory) -> None:
     worker(queues=("batch",))
+    until(client.workers.list)
     app.note.options(client=client).enqueue(key="a")
     checks = {check["check"]: check for check in cli.json("doctor", code=Exit.BAD)["checks"]}
     assert checks["queue high"]["status"] == "bad"

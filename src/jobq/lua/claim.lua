@@ -22,7 +22,7 @@
 -- A suspect is a job whose process died under it, or that was lost three times: it is to run where its end takes
 -- nobody along. Who cannot offer that parks it in the bucket ~suspect; who says only takes from there, not from the list.
 -- Keys built inside: P:job:<id>, jobq:dedup:<name>, jobq:parked:<q>:<bucket>; of a job settled before also
---          P:job:<id>:dependents; for jobs and queues with limits:
+--          P:job:<id>:dependents, jobq:attempts:<id>; for jobs and queues with limits:
 --          jobq:rate:<gate>, jobq:held:<gate>, jobq:closed:<gate>, jobq:gate:<gate>, jobq:gates, jobq:blocked:<q>;
 --          where jobs have an order or a tenant: jobq:order:<q>, jobq:turns:<q>, jobq:fair:<q>,
 --          jobq:turn:<q>:<tenant>; of an id that belongs to another queue: P:queue:<its q>.
@@ -315,6 +315,7 @@ local function take(id, row, settled, ttl, dk, lm)
     -- Settled before, so it may be a dead letter that an rq tool requeued: it still has the old expiry and verdict.
     redis.call('PERSIST', key)
     redis.call('PERSIST', key .. ':dependents')
+    redis.call('PERSIST', N .. 'attempts:' .. id)
     if settled then redis.call('HDEL', key, 'cx', 'why', 'ended_at') end
   end
   if suspects == 'park' and ((tonumber(row[5] or '') or 0) >= 1 or (tonumber(row[6] or '') or 0) >= 3) then

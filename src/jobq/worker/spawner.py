@@ -129,7 +129,15 @@ class Spawner:
         os.set_blocking(self._wake_w, False)
 
     def run(self) -> int:
-        """Serve until the supervisor closes its end. Returns the exit code."""
+        """Serve until the supervisor closes its end, or has gone before. Returns the exit code."""
+        try:
+            return self._run()
+        except ChannelClosed:
+            return 0
+        finally:
+            self._kill_all()
+
+    def _run(self) -> int:
         try:
             load_app(APP_MODULES + tuple(self._settings.app), registry)
             self._settings = self._settings.renewed()  # with the queues that the application declares
@@ -150,13 +158,8 @@ class Spawner:
             queues=[spec.to_dict() for spec in self._settings.queue_specs().values()],
             threads=self._fresh,
         )
-        try:
-            while True:
-                self._turn()
-        except ChannelClosed:
-            return 0
-        finally:
-            self._kill_all()
+        while True:
+            self._turn()
 
     def _turn(self) -> None:
         lines = {self._supervisor.fileno(): self._supervisor}
