@@ -86,21 +86,23 @@ _LIMITS: tuple[tuple[str, str, str, str, float], ...] = (
 )
 GAPS: Mapping[str, str] = {
     "Enqueue one by one: jobq / huey": (
-        "huey sends one RPUSH of a pickle and keeps nothing of the job beside it. A script that knows its job again after "
-        "a lost reply, looks at a dedup key and writes the hash that rq reads takes Redis twice as long, and validation "
-        "and encoding take the rest. Next: fewer fields of the hash for jobs that no rq tool has asked for."
+        "huey sends one RPUSH of a pickle and keeps nothing of the job beside it. A script that knows its "
+        "job again after a lost reply, looks at a dedup key and writes the hash that rq reads takes Redis "
+        "twice as long, and validation and encoding take the rest. Next: fewer fields of the hash for "
+        "jobs that no rq tool has asked for."
     ),
     "Enqueue one by one: jobq / rq": ("The script is half of it. Next: as for huey."),
     "Drain, 1 process of 10 slots: jobq / bull": (
-        "Worker and Redis are idle a fifth of the time: each job's own write(2) gives the interpreter's lock away, and "
-        "getting it back wakes a thread on another core, 0.7 times a job. Tried without gain: a shorter switch interval, "
-        "waking fewer threads, working off one exchange while Redis is at the next (+5 %). Next: a Python without that "
-        "lock; two processes a lane, which have no such gap."
+        "Worker and Redis are idle a fifth of the time: each job's own write(2) gives the interpreter's "
+        "lock away, and getting it back wakes a thread on another core, 0.7 times a job. Tried without "
+        "gain: a shorter switch interval, waking fewer threads, working off one exchange while Redis is "
+        "at the next (+5 %). Next: a Python without that lock; two processes a lane, which have no such "
+        "gap."
     ),
     "Idle worker of one lane, PSS MB": (
-        "47 MB are a Python that has loaded redis-py with its asyncio half (15, and 3 more of OpenTelemetry where that is "
-        "installed), pydantic (4), cryptography and the task model; the forks of it add little. Next: a supervisor "
-        "that loads neither pydantic nor the task model."
+        "47 MB are a Python that has loaded redis-py with its asyncio half (15, and 3 more of "
+        "OpenTelemetry where that is installed), pydantic (4), cryptography and the task model; the forks "
+        "of it add little. Next: a supervisor that loads neither pydantic nor the task model."
     ),
 }
 """By the title of a target: what is in the way where it is missed, and what is to be tried next."""
