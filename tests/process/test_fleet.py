@@ -259,3 +259,19 @@ def test_an_executor_that_grows_is_replaced(
         assert job.wait(timeout=10).attempt == 1
         assert len(ledger.entries("ran")) < 400
     until(lambda: not first.is_running())
+
+
+def test_the_kernel_takes_a_job_for_want_of_memory_before_the_supervisor(worker: WorkerFactory) -> None:
+    fleet = worker(queues=("high", "batch"))
+
+    def adjusted(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    def by_name() -> dict[str, int]:
+        return {Path(f"/proc/{p.pid}/comm").read_text().strip(): adjusted(p.pid) for p in fleet.tree()}
+
+    until(lambda: "jobq job batch" in by_name())
+    names = by_name()
+    spawner = {name: score for name, score in names.items() if not name.startswith("jobq")}
+    assert {adjusted(fleet.pid), *spawner.values()} == {adjusted(os.getpid())}
+    assert adjusted(fleet.pid) < names["jobq: high"] < names["jobq job batch"]

@@ -40,6 +40,7 @@ from jobq.tasks import Registry, load_app, registry
 from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.child import child_entry
 from jobq.worker.executor import executor_entry, ignore_signals
+from jobq.worker.memory import offer_to_oom_killer
 
 Entry: TypeAlias = Callable[[Settings, dict[str, Any], list[int]], int]
 
@@ -305,6 +306,7 @@ def _enter(kind: str, settings: Settings, body: dict[str, Any], fds: list[int]) 
         name = f"jobq: {body['lane']['queue']}"
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(name[:15])
+    offer_to_oom_killer(kind)
     return _ENTRIES[kind](settings, body, fds)
 
 
