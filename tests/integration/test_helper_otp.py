@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -76,7 +77,8 @@ class Server:
 
         def close() -> None:
             for transport in TRANSPORTS:
-                transport.abort()
+                with contextlib.suppress(Exception):  # of an earlier server, whose loop is closed
+                    transport.abort()
             TRANSPORTS.clear()
             # A turn of the loop later the transports have closed their sockets.
             self.controller.loop.call_later(0.02, done.set)

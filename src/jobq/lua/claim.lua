@@ -315,7 +315,8 @@ local function take(id, row, settled, ttl, dk, lm)
     -- Settled before, so it may be a dead letter that an rq tool requeued: it still has the old expiry and verdict.
     redis.call('PERSIST', key)
     redis.call('PERSIST', key .. ':dependents')
-    redis.call('PERSIST', N .. 'attempts:' .. id)
+    -- Not for ever: an rq tool may delete the job while it runs.
+    redis.call('EXPIRE', N .. 'attempts:' .. id, 2592000)
     if settled then redis.call('HDEL', key, 'cx', 'why', 'ended_at') end
   end
   if suspects == 'park' and ((tonumber(row[5] or '') or 0) >= 1 or (tonumber(row[6] or '') or 0) >= 3) then
