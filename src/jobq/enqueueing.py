@@ -279,8 +279,11 @@ class Enqueuer:
 
     def _send(self, prepared: _Prepared) -> Plan[Job]:
         chunk = (prepared,)
-        yield from self._index([(prepared.new.id, prepared)])
+        if prepared.request.overrides is not NO_OVERRIDES:
+            yield from self._index([(prepared.new.id, prepared)])
         answers = yield from self._ask(chunk)
+        if answers[0].status in _NEW:  # as nearly always: nothing is left to ask
+            return self._new_job(prepared, answers[0])
         try:
             (job,) = yield from self._answered(chunk, answers)
         except StoreUnavailableError as error:
