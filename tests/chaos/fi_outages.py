@@ -305,13 +305,18 @@ def _confirmed(field: Field, group: SentinelGroup) -> Iterator[None]:
             token = f"c{number}"
             number += 1
             try:
+                # Asked before: who is it afterwards may never have heard of the job.
+                port = group.primary().port
+            except redis.RedisError:
+                continue
+            try:
                 job = app.work.options(client=field.client, queue=field.queues[number % 2]).enqueue(
                     token=token, seconds=0.02
                 )
             except StoreUnavailableError as error:
                 field.produced.note(token, error.job_id or "", "ambiguous" if error.ambiguous else "failed")
                 continue
-            field.produced.note(token, job.id, "acked" if _replicated(group) else "ambiguous")
+            field.produced.note(token, job.id, "acked" if _replicated(port) else "ambiguous")
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -322,13 +327,13 @@ def _confirmed(field: Field, group: SentinelGroup) -> Iterator[None]:
         thread.join(15)
 
 
-def _replicated(group: SentinelGroup) -> bool:
-    """Whether a replica has all that was acknowledged before this call.
+def _replicated(port: int) -> bool:
+    """Whether a replica has all that this primary acknowledged before this call.
 
     WAIT speaks of its own connection's last write, and replicas receive writes in order.
     """
     try:
-        with redis.Redis(port=group.primary().port, socket_timeout=1, single_connection_client=True) as line:
+        with redis.Redis(port=port, socket_timeout=1, single_connection_client=True) as line:
             line.incr("chaos:fence")
             return bool(line.wait(1, 500) >= 1)
     except redis.RedisError:
