@@ -272,7 +272,7 @@ def replica(setup: Setup) -> Report:
 
 def _switch(old: redis.Redis, new: redis.Redis, port: int) -> None:
     """Let two servers change their roles, without losing a write."""
-    until(lambda: old.info("replication").get("connected_slaves"), 15)
+    until(lambda: (old.info("replication").get("slave0") or {}).get("state") == "online", 15)
     until(lambda: new.info("replication")["master_link_status"] == "up", 15)
     old.execute_command("FAILOVER", "TO", "127.0.0.1", port)
     until(lambda: new.info("replication")["role"] == "master", 15)
