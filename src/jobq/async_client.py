@@ -21,6 +21,7 @@ from jobq.health import Health, Thresholds, judge
 from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState, Verb
 from jobq.job_reading import attempts_plan, outcome_plan
 from jobq.joblog import LogLine, lines_plan
+from jobq.limit_parts import AsyncLimits
 from jobq.listing import Page
 from jobq.memory import MemoryReport, memory_plan
 from jobq.parsing import redact_url
@@ -80,6 +81,9 @@ class AsyncClient(ClientBase):
         )
         self.dead_letters = AsyncDeadLetters(
             self.plans, self.run, self.editor, lambda name: self.serving(name).dead_letters, self._letters
+        )
+        self.limits = AsyncLimits(
+            self.plans, self.run, self.registry, lambda: [c.limits for c in self.each()]
         )
         self.workers = AsyncWorkers(self.plans, self.run, lambda: [c.workers for c in self.each()])
         self.schedules = AsyncSchedules(

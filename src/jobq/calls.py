@@ -102,7 +102,7 @@ def _claimed(row: list[Any], token: str) -> Claimed:
         None
         if foreign is None
         else {n: exact_text(v) for n, v in zip(_RQ_FIELDS, foreign, strict=True) if v},
-        isinstance(more, bytes),
+        isinstance(more, bytes) or len(row) > 11,
     )
 
 
@@ -145,6 +145,7 @@ def claim(
         keys.parked(queue),
         keys.quarantine,
         keys.deferred(queue),
+        keys.limits,
     )
     head = script_head(keys, now_ms)
     size = (min(n, MOST_JOBS), lease_ms)
@@ -312,7 +313,7 @@ def promote(
 def open_gates(keys: Keys, limit: int = MOST_JOBS, *, now_ms: int | None = None) -> Call[int]:
     """Queue what waits at gates that may be open; how many jobs were queued and gates looked at. 0: nothing to do."""
     args = (*script_head(keys, now_ms), MOST_JOBS, min(limit, MOST_JOBS))
-    return Call("open", (keys.gates, keys.leases, keys.quarantine), args, sum)
+    return Call("open", (keys.gates, keys.leases, keys.quarantine, keys.limits), args, sum)
 
 
 def release(keys: Keys, limit: int = MOST_JOBS, *, now_ms: int | None = None) -> Call[int]:
@@ -432,6 +433,34 @@ def limit(
         ("", "") if gates is None else (f"{until_ms}|{gates}", f"{until_ms}|{'' if most is None else most}")
     )
     return Call("limit", (keys.queue_state(queue),), (*script_head(keys, None), queue, *texts), bool)
+
+
+def override(
+    keys: Keys,
+    before: str | bytes,
+    after: str,
+    gates: Sequence[str],
+    until_ms: int = 0,
+    *,
+    now_ms: int | None = None,
+) -> Call[bool]:
+    """Replace the text of the limits that operators have set for tasks; False: it is not ``before`` any more.
+
+    Args:
+        gates: What the change may open; they are looked at next.
+        until_ms: When all of it is over; 0: never.
+    """
+    args = (*script_head(keys, now_ms), before, after, until_ms, *gates)
+    return Call("override", (keys.limits, keys.gates), args, bool)
+
+
+def hold(keys: Keys, members: Sequence[str], *, now_ms: int | None = None) -> Call[int]:
+    """Count runs that began before an operator limited their task; how many hold a place more now.
+
+    Args:
+        members: Of leases, at most 100.
+    """
+    return Call("hold", (keys.leases, keys.limits), (*script_head(keys, now_ms), *members), int)
 
 
 def declare_limits(keys: Keys, noted: Mapping[str, Noted], *, first: bool) -> Call[int]:

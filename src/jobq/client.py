@@ -35,6 +35,7 @@ from jobq.job import AsyncJobActions, Attempt, Job, JobActions, JobState, Verb
 from jobq.job_reading import attempts_plan, outcome_plan
 from jobq.joblog import LogLine, lines_plan
 from jobq.kept import KeptStore
+from jobq.limit_parts import Limits
 from jobq.listing import Page
 from jobq.memory import MemoryReport, memory_plan
 from jobq.parsing import redact_url
@@ -94,6 +95,7 @@ class Client(ClientBase):
         self.dead_letters = DeadLetters(
             self.plans, self.run, self.editor, lambda name: self.serving(name).dead_letters, self._letters
         )
+        self.limits = Limits(self.plans, self.run, self.registry, lambda: [c.limits for c in self.each()])
         self.workers = Workers(self.plans, self.run, lambda: [c.workers for c in self.each()])
         self.schedules = Schedules(
             self._schedule_plans,

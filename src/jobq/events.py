@@ -38,6 +38,7 @@ EVENTS: Mapping[str, int] = {
     "queue.drained": _WARNING,
     "queue.cleaned": _INFO,
     "queue.limited": _INFO,
+    "task.limited": _WARNING,
     "queue.shed": _WARNING,
     "queue.admitted": _INFO,
     "queue.sla_breached": _WARNING,  # reserved for what will watch the targets; nothing emits it yet

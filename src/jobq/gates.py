@@ -13,9 +13,10 @@ from jobq.listing import scored
 from jobq.replies import as_int, as_text
 from jobq.steps import Batch, Plan
 
-_GATE = re.compile(r"([rbcw]),(\d{1,12}),(\d{1,12}),(\d{1,12}),([^;,]+)(?:,(\d{1,12}))?")
+_GATE = re.compile(r"([rbcwso]),(\d{1,12}),(\d{1,12}),(\d{1,12}),([^;,]+)(?:,(\d{1,12}))?")
 _LOOKED_AT = 100
 """Starts whose costs are looked at to tell when a gate opens, as many as a claim looks at."""
+_ANY = 1_000_000_000
 _HELD = 1_000
 """Holders whose leases are looked at, as many as a claim looks at."""
 
@@ -25,7 +26,8 @@ class Gate:
     """One gate of a text that ``claim.lua`` describes.
 
     Attributes:
-        kind: ``r`` starts in a window, ``w`` what they cost, ``b`` either with bursts, ``c`` runs at once.
+        kind: ``r`` starts in a window, ``w`` what they cost, ``b`` either with bursts, ``c`` runs at once; where an
+            operator has set it, ``s`` nobody starts, ``o`` anybody may.
         cost: What the job uses up; 0: it does not weigh, and uses up 1.
     """
 
@@ -44,6 +46,8 @@ class Gate:
     @property
     def sound(self) -> bool:
         """Whether it makes sense: the rule of ``claim.lua``."""
+        if self.kind in "so":
+            return True
         windowed = self.kind == "c" or self.window_ms > 0
         return self.limit > 0 and windowed and (self.kind != "b" or 0 < self.burst < self.limit)
 
@@ -94,13 +98,17 @@ class Standing:
         return self.room >= self.gate.wants
 
 
-def gates_of(text: str) -> tuple[Gate, ...]:
-    """The gates of a text; what makes no sense limits nothing, as in the scripts."""
+def gates_of(text: str, *, was_set: bool = False) -> tuple[Gate, ...]:
+    """The gates of a text; what makes no sense limits nothing, as in the scripts.
+
+    Args:
+        was_set: An operator has set some of them.
+    """
     found = (
         Gate(kind, int(limit), int(window), int(burst), name, int(cost or 0))
         for kind, limit, window, burst, name, cost in _GATE.findall(text)
     )
-    return tuple(gate for gate in found if gate.sound)
+    return tuple(gate for gate in found if gate.sound and (was_set or gate.kind not in "so"))
 
 
 def standings_plan(
@@ -142,6 +150,8 @@ def _commands(
 ) -> tuple[tuple[Any, ...], ...]:
     closed = ("GET", f"{keys.n}closed:{gate.name}")
     rate, held = f"{keys.n}rate:{gate.name}", f"{keys.n}held:{gate.name}"
+    if gate.kind in "so":
+        return (closed,)
     if gate.kind == "c":
         return closed, ("ZCARD", wip or held), ("ZRANGE", held, 0, _HELD - 1)
     if gate.kind == "b":
@@ -164,7 +174,9 @@ def _standing(
     used = 0
     opens: float | None = None
     holders: tuple[str, ...] = ()
-    if gate.kind == "c":
+    if gate.kind in "so":
+        room = _ANY if gate.kind == "o" else 0
+    elif gate.kind == "c":
         dead = [member for member, alive in leased.items() if not alive]
         mine = _list(reply[2])
         used = as_int(reply[1]) - sum(member in mine for member in dead)

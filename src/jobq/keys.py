@@ -147,6 +147,11 @@ class Keys:
         """Sorted set: gates at which jobs wait, scored with the ms at which they may open."""
         return f"{self.n}gates"
 
+    @property
+    def limits(self) -> str:
+        """String: the limits that operators have set for tasks, see ``jobq.overrides``."""
+        return f"{self.n}limits"
+
     def gate(self, gate: str) -> str:
         """Sorted set: ids that wait at a gate, in order."""
         return f"{self.n}gate:{gate}"

@@ -251,7 +251,7 @@ class _Namer:
             "order": (keys.order(""), *(f"{n}{word}:" for word in ("turns", "turn", "fair"))),
             "quotas": (f"{n}quota:",),
             "limits": (
-                *(keys.gate(""), keys.gates, keys.blocked(""), keys.rate_limits, f"{p}rl:"),
+                *(keys.gate(""), keys.gates, keys.blocked(""), keys.limits, keys.rate_limits, f"{p}rl:"),
                 *(f"{n}{word}:" for word in ("held", "rate", "closed")),
             ),
             "schedules": (

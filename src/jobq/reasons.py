@@ -127,6 +127,12 @@ WORDS: Mapping[str, Words] = {
     "concurrency": Words(
         "its concurrency limit {gate} is held by {holders}; {position}", "jobq why {holder}", blocks=True
     ),
+    "held": Words(
+        "nothing starts {gate}: an operator has stopped that", "jobq limits clear {task}", blocks=True
+    ),
+    "override": Words(
+        "limited by an override set by {by} for {whose}: {limits}{why}", "jobq limits clear {task}{key}"
+    ),
     "gate_open": Words(
         "its limit {gate} has room again, and the next worker that looks lets it in; {position}",
         "start a worker if none is live",
@@ -204,8 +210,8 @@ STATE_CODES: Mapping[str, tuple[str, ...]] = {
     "queued": ("next", "behind", "dropped"),
     "running": ("running",),
     "deferred": ("parents", "parents_done"),
-    "parked": ("rate", "concurrency", "gate_open", "backed_off", "suspect", "unknown_task", "no_key", "newer_payload",
-               "unsupported", "rate_limited", "parked"),
+    "parked": ("rate", "concurrency", "held", "gate_open", "backed_off", "suspect", "unknown_task", "no_key",
+               "newer_payload", "unsupported", "rate_limited", "parked"),
     "succeeded": ("succeeded", "result_too_large", "result_not_json"),
     "dead": ("exhausted", "poison", "unreadable", "no_handler", "expired", "rejected", "stopped", "died"),
     "cancelled": ("cancelled",),

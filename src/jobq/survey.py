@@ -298,7 +298,7 @@ class _Sorter:
             keys.results(""): "stream",
             **dict.fromkeys((keys.attempts(""), keys.log(""), keys.done("")), "list"),
             **dict.fromkeys((keys.gate(""), keys.order(""), f"{keys.n}held:"), "zset"),
-            self._dedup: "string",
+            **dict.fromkeys((self._dedup, keys.limits), "string"),
             f"{keys.n}n:": "hash",
             self._dependencies: "set",
         }

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from jobq.fleet import QueueInfo, Worker, queue_info, workers_plan
-from jobq.gates import Standing, gate_words, gates_of, queue_gates, standings_plan
+from jobq.gates import Gate, Standing, gate_words, gates_of, queue_gates, standings_plan
 from jobq.job import Attempt, Job, JobOwner, JobState
 from jobq.job_reading import job_plan
 from jobq.keys import Keys
 from jobq.listing import scored
+from jobq.overrides import Override, in_force, read
 from jobq.places import Place, place_plan
 from jobq.reasons import STATE_CODES, Reason, park_code, reason
 from jobq.records import decode_attempt
@@ -62,6 +65,9 @@ class _Facts:
     suspended: bool
     holder: str
     readable: bool
+    overrides: str
+    gates: tuple[Gate, ...]
+    ends: float | None
 
     @property
     def now(self) -> datetime:
@@ -80,6 +86,13 @@ class _Facts:
             "QUEUE": job.queue.upper(),
         }
 
+    def set_for_it(self) -> list[Override]:
+        """What operators have set in place of the limits that its task declares."""
+        if self.ends is None:
+            return []
+        names = {gate.name.partition(":")[2] for gate in self.gates} | {self.job.task}
+        return [each for name, each in read(self.overrides, self.now_ms).items() if name in names]
+
     def last_error(self) -> str:
         """``: ValueError: no funds``, or nothing."""
         last = self.attempts[-1] if self.attempts else None
@@ -87,7 +100,24 @@ class _Facts:
         return f": {words}" if words else ""
 
 
-_MORE = ("q", "pb", "rp", "park", "why", "lost", "crashes", "cx", "dk", "lm", "st", "sz", "or", "tn", "gt")
+_MORE = (
+    "q",
+    "pb",
+    "rp",
+    "park",
+    "why",
+    "lost",
+    "crashes",
+    "cx",
+    "dk",
+    "lm",
+    "st",
+    "sz",
+    "or",
+    "tn",
+    "gt",
+    "description",
+)
 
 _PASSING = ("busy", "queue_rate", "queue_concurrency", "rate", "concurrency", "backed_off", "gate_open")
 """What goes by as the others do: it is no reason to expect nothing."""
@@ -125,6 +155,7 @@ def why_plan(
     if not (job.finished or job.state is JobState.RUNNING):
         stands = yield from _queue_stands(keys, facts)
         found = stands + found if job.state is JobState.QUEUED else found + stands
+        found += _overrides(facts)
     found += _beside(facts)
     ordered = sorted(found, key=lambda each: not each.blocks)
     blocked = any(each.blocks and each.code not in _PASSING for each in found)
@@ -135,7 +166,7 @@ def why_plan(
 
 def _facts(keys: Keys, job: Job, now_ms: int | None) -> Plan[_Facts]:
     name = (job.dedup_key or "").partition(":")[2]
-    clock, more, size, attempts, length, state, suspended, holder = yield Batch(
+    clock, more, size, attempts, length, state, suspended, holder, overrides = yield Batch(
         (
             ("TIME",),
             ("HMGET", keys.job(job.id), *_MORE),
@@ -145,22 +176,29 @@ def _facts(keys: Keys, job: Job, now_ms: int | None) -> Plan[_Facts]:
             ("HGETALL", keys.queue_state(job.queue)),
             ("EXISTS", keys.suspended),
             ("GET", keys.dedup(name)),
+            ("GET", keys.limits),
         )
     )
     now_ms = redis_ms(clock) if now_ms is None else now_ms
     texts = [as_text(value) if isinstance(value, bytes) else "" for value in more or ()]
     records = [] if isinstance(attempts, Exception) else attempts
     mapped = as_map(state)
+    fields = dict(zip(_MORE, texts, strict=False))
+    was_set = as_text(overrides) if isinstance(overrides, bytes) else ""
+    gates, ends = in_force(fields.get("lm", ""), fields.get("description", ""), was_set, now_ms)
     return _Facts(
         now_ms=now_ms,
         job=job,
-        fields=dict(zip(_MORE, texts, strict=False)),
+        fields=fields,
         attempts=tuple(decode_attempt(record, number) for number, record in enumerate(records, 1)),
         info=queue_info(job.queue, None, as_int(length), mapped, now_ms),
         state=mapped,
         suspended=suspended == 1,
         holder=as_text(holder).partition(":")[2] if isinstance(holder, bytes) else "",
         readable=size != 0 and len(job.id) <= LONGEST_ID,
+        overrides=was_set,
+        gates=gates_of(gates, was_set=ends is not None),
+        ends=ends,
     )
 
 
@@ -237,7 +275,7 @@ def _queued(keys: Keys, facts: _Facts) -> Plan[tuple[list[Reason], int | None, d
     job, now = facts.job, facts.now
     minute = facts.now_ms // 60_000
     minutes = range(minute - _PACE_MINUTES + 1, minute + 1)
-    gates = gates_of(facts.fields["lm"])
+    gates = facts.gates
     queued = facts.fields["q"] or str(facts.now_ms)
     counted = yield Batch(
         (
@@ -357,7 +395,12 @@ def _parked(keys: Keys, facts: _Facts) -> Plan[list[Reason]]:
         (("ZSCORE", keys.deferred(job.queue), job.id), ("ZRANK", keys.gate(name), job.id))
     )
     since = moment(float(entered) * 1000) if isinstance(entered, bytes | float | int) else None
-    asked = [(gate, as_int(rank)) for gate in gates_of(facts.fields["lm"]) if gate.name == name]
+    asked = [(gate, as_int(rank)) for gate in facts.gates if gate.name == name]
+    if code in ("rate", "concurrency") and name and not asked:
+        # It waits at what nothing says any more: that limits nothing.
+        return [
+            reason("gate_open", since=since, gate=gate_words(name), position="it is let in with all others")
+        ]
     if code not in ("rate", "concurrency") or not asked:
         return [reason(code, since=since, park=park, **(_NO_GATE | facts.values))]
     standings = yield from standings_plan(keys, asked, facts.now_ms)
@@ -372,10 +415,15 @@ def _at_gate(standing: Standing, facts: _Facts, since: datetime | None) -> Reaso
     """What one closed gate says of a job that waits at it, or would if it were claimed."""
     gate, behind = standing.gate, standing.behind
     words = gate_words(gate.name)
-    until = _maybe(standing.opens_ms)
+    until_ms = standing.opens_ms
+    if facts.ends is not None and math.isfinite(facts.ends):
+        until_ms = facts.ends if until_ms is None else min(until_ms, facts.ends)
+    until = _maybe(until_ms)
     if standing.closed_ms:
         by, what = standing.closed_by or "that shares it", f"under the limit {words}"
         return reason("backed_off", since=since, until=until, by=by, what=what, **facts.values)
+    if gate.kind == "s":
+        return reason("held", since=since, until=until, gate=words, **facts.values)
     position = f"{behind:,} wait before it" if behind else "it is the next"
     if standing.open:
         return reason("gate_open", since=since, gate=words, position=position)
@@ -389,6 +437,24 @@ def _at_gate(standing: Standing, facts: _Facts, since: datetime | None) -> Reaso
         holder=shown[0] if shown else facts.job.id,
         position=position,
     )
+
+
+def _overrides(facts: _Facts) -> list[Reason]:
+    """What operators have set in place of its task's limits."""
+    return [
+        reason(
+            "override",
+            since=each.since,
+            until=each.until,
+            by=each.by or "an operator",
+            whose=f"task {each.task}" + ("" if each.key is None else f", key {each.key}"),
+            limits=each.words(),
+            why=f" ({each.reason})" if each.reason else "",
+            key="" if each.key is None else f" --key {shlex.quote(each.key)}",
+            **facts.values,
+        )
+        for each in facts.set_for_it()
+    ]
 
 
 # --------------------------------------------------------------------------- it runs, or has ended

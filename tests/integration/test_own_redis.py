@@ -149,6 +149,17 @@ def test_queues_are_controlled_where_they_are(
         do("queues.move", "critical", "medium")
 
 
+def test_a_limit_of_a_task_holds_in_each(do: Both, client: Client) -> None:
+    do("limits.set", "o.add", concurrency=1)
+    for queue in ("critical", "high"):
+        for _ in range(2):
+            put(client, queue)
+        assert len(Hand(client.at(queue)).claim(queue)) == 1
+    assert [each.task for each in do("limits.list")] == ["o.add"], "once"
+    do("limits.clear", "o.add")
+    assert [there.limits.list() for there in client.each()] == [[], []]
+
+
 def test_stats_are_about_all(do: Both, client: Client, other: PrivateServer) -> None:
     for queue, count in (("medium", 2), ("critical", 3)):
         for n in range(count):

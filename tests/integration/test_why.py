@@ -94,7 +94,7 @@ def _park_words() -> Iterator[str]:
     for name in lua.names():
         text = lua.script(name).text.decode()
         for match in re.finditer(
-            r"(?:HSET'.*|put\()'park', (?:gate.kind == 'c' and )?('[a-z_]+'(?: or '[a-z_]+')?)", text
+            r"(?:HSET'.*|put\()'park', (?:counts and )?('[a-z_]+'(?: or '[a-z_]+')?)", text
         ):
             yield from re.findall(r"'([a-z_]+)'", match[1])
     for node in ast.walk(ast.parse((SOURCE / "worker" / "opening.py").read_text())):
@@ -112,7 +112,7 @@ def _park_words() -> Iterator[str]:
 def test_every_park_reason_has_words_of_its_own() -> None:
     words = {*_park_words()}
     assert {"rate", "concurrency", "unknown_task", "no_key"} <= words
-    of_gates = {"gate_open", "backed_off"}
+    of_gates = {"gate_open", "backed_off", "held"}
     assert {park_code(word) for word in words} == {*STATE_CODES["parked"]} - {
         "rate_limited",
         "parked",

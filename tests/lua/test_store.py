@@ -36,7 +36,7 @@ def test_every_script_has_a_sound_header() -> None:
 
 
 def test_a_wrong_number_of_keys_is_found() -> None:
-    with pytest.raises(ValueError, match=r"claim\.lua takes 9 keys, got 1"):
+    with pytest.raises(ValueError, match=r"claim\.lua takes 10 keys, got 1"):
         Call("claim", ("one",), (), bool)
     with pytest.raises(ValueError, match="numbered from 1"):
         lua.parse("x", b"-- KEYS[2]  second\n")

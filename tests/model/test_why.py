@@ -11,11 +11,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from jobq import calls
+from jobq.dedup import digest
 from jobq.job import JobState
 from jobq.keys import Keys
+from jobq.limits import Rate
+from jobq.overrides import Override, written
 from jobq.rq_bridge import iso
 from jobq.steps import NewJob, Outcome
 from jobq.store import Store
+from jobq.units import moment
 from jobq.why import Why, why_plan
 from tests.support.server import Servers
 
@@ -31,6 +35,16 @@ GATES = (
     "w,5,1000,0,w:t,3",
     "w,5,1000,0,w:t,2",
 )
+OWN_GATES = (
+    "",
+    "r,2,1000,0,r:t.x",
+    "c,2,0,0,c:t.x",
+    f"r,3,1000,0,r:t.x:{digest('t.x', 'acme')};c,1,0,0,c:t.x:{digest('t.x', 'acme')}",
+    "w,5,1000,0,w:t.x,3",
+    "r,3,2000,0,r:@:d",
+)
+"""Of the task that the jobs are of."""
+
 QUEUE_GATES = ("", "r,3,1000,0,q:q", "b,6,1000,2,q:q", "c,1,0,0,q:q", "r,2,500,0,q:q;c,2,0,0,q:q")
 
 steps = st.one_of(
@@ -49,6 +63,25 @@ steps = st.one_of(
     st.tuples(st.just("resume")),
     st.tuples(st.just("limit"), st.sampled_from(QUEUE_GATES)),
     st.tuples(st.just("suspend"), st.booleans()),
+)
+overrides = st.builds(
+    lambda key, rate, concurrency, ends_ms: Override(
+        task="t.x",
+        key=key,
+        rate=rate,
+        concurrency=concurrency,
+        until=moment(T0 + ends_ms) if ends_ms else None,
+    ),
+    st.sampled_from((None, None, "acme")),
+    st.sampled_from((None, "none", "stop", Rate(1, 1), Rate(4, 1, burst=2))),
+    st.sampled_from((None, "none", "stop", 1, 2)),
+    st.sampled_from((0, 0, 1_500)),
+)
+own_steps = st.one_of(
+    steps,
+    st.tuples(st.just("enqueue"), st.sampled_from(OWN_GATES), st.just(0)),
+    st.tuples(st.just("claim"), st.integers(1, 3), st.booleans()),
+    st.tuples(st.just("override"), st.lists(overrides, max_size=2)),
 )
 
 
@@ -127,6 +160,13 @@ class Scene:
                 self.store.run(calls.resume(KEYS, QUEUE))
             case "limit":
                 self.store.run(calls.limit(KEYS, QUEUE, f"0|{args[0]}"))
+            case "override":
+                text = written({each.name: each for each in args[0]})
+                before = self.client.get(KEYS.limits) or b""
+                names = [f"{kind}:{each.name}" for each in args[0] for kind in "rwc"]
+                assert self.store.run(calls.override(KEYS, before, text, names, now_ms=self.now))
+                members = [f"{job_id}:{token}" for job_id, token in self.held]
+                self.store.run(calls.hold(KEYS, members, now_ms=self.now))
             case "suspend" if args[0]:
                 self.client.set(KEYS.suspended, 1)
             case "suspend":
@@ -182,8 +222,15 @@ def test_a_small_job_that_queues_up_behind_a_big_one(databases: tuple[redis.Redi
 def test_whoever_is_not_taken_is_told_what_blocks_it_and_nobody_else(
     databases: tuple[redis.Redis, redis.Redis],
 ) -> None:
-    client, aside = databases
+    check_why(*databases, steps)
 
+
+@pytest.mark.timeout(300)
+def test_so_it_is_where_operators_set_limits(databases: tuple[redis.Redis, redis.Redis]) -> None:
+    check_why(*databases, own_steps)
+
+
+def check_why(client: redis.Redis, aside: redis.Redis, one_of: st.SearchStrategy[tuple[Any, ...]]) -> None:
     @settings(
         max_examples=100,
         derandomize=True,
@@ -192,7 +239,7 @@ def test_whoever_is_not_taken_is_told_what_blocks_it_and_nobody_else(
         phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )
-    @given(sequence=st.lists(steps, min_size=4, max_size=20))
+    @given(sequence=st.lists(one_of, min_size=4, max_size=20))
     def check(sequence: list[tuple[Any, ...]]) -> None:
         scene = Scene(client)
         scene.step("enqueue", GATES[2], 0)

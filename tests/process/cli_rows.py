@@ -125,6 +125,16 @@ ROWS: Mapping[str, Row] = {
     "queues empty": _queue("high", "high --rate fast", yes="--yes"),
     "queues clean": _queue("high --state dead --older-than 0s", "high", yes="--yes"),
     "queues move": _queue("high low", "high high", yes="--yes"),
+    "limits list": Row(args="", bad="shop.confirm", shows="shop.fail", reads=True, absent=_ALL),
+    "limits set": Row(
+        args="shop.confirm --rate 10/s --concurrency 2 --for 1h --reason night", bad="shop.confirm --rate fast",
+        shows="10/s", missing={"shop.confrim --rate 0": "did you mean 'shop.confirm'"},
+        absent=dict.fromkeys(("declined", "no terminal"), "`limits clear` undoes it"),
+    ),
+    "limits clear": Row(
+        args="shop.fail", bad="", shows="outage", missing={"shop.confirm": "jobq limits list"},
+        absent=dict.fromkeys(("declined", "no terminal"), "`limits set` undoes it"),
+    ),
     "dead list": Row(
         args="", bad="--cursor abc", shows="{dead}", reads=True, missing={"--queue hihg": _QUEUE},
     ),

@@ -42,3 +42,11 @@ def refused(key: str, gate: str) -> None:
     if Path(gate).exists():
         Path(gate).unlink()
         raise jobq.RateLimited(retry_after=0.5)
+
+
+@jobq.task("t.spell", priority="high")
+def spell(key: str, seconds: float = 0.1) -> None:
+    """Declares no limit."""
+    trace("start", key)
+    time.sleep(seconds)
+    trace("end", key)

@@ -76,6 +76,7 @@ def fill(client: jobq.Client, server: redis.Redis) -> dict[str, str]:
     lost = confirm.options(client=client, queue="low").enqueue(order_id="o5").id
     server.lrem(client.keys.queue("low"), 0, lost)
     client.queues.pause("high", reason="deploy")
+    client.limits.set("shop.fail", concurrency=1, reason="outage")
     client.schedules.add("nightly", confirm, {"order_id": "n"}, cron="0 2 * * *")
     now = time.time_ns() // 1_000_000
     client.run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 import jobq
 from jobq.job import JobState
+from jobq.steps import Batch
 from tests.process import limits_app as app
 from tests.process.conftest import WorkerFactory
 from tests.support.processes import until
@@ -123,3 +126,64 @@ def test_a_task_without_a_limit_that_is_told_to_slow_down_backs_off_its_queue(
     assert client.queues.resume("high").backed_off_until is None
     until(lambda: len(ledger.entries("ran")) == 9)
     assert time.monotonic() - started < 1, "the operator did not wait for its end"
+
+
+def most_at_once(ledger: Ledger) -> int:
+    steps = sorted([(e.at, 1) for e in ledger.entries("start")] + [(e.at, -1) for e in ledger.entries("end")])
+    running, most = 0, 0
+    for _, step in steps:
+        running += step
+        most = max(most, running)
+    return most
+
+
+def test_a_limit_that_is_set_while_jobs_wait_holds_on_all_workers_until_it_is_cleared(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+) -> None:
+    client.queues.pause("high")
+    app.spell.options(client=client).enqueue_many([{"key": str(n)} for n in range(100)])
+    assert client.limits.set("t.spell", concurrency=3, reason="bank is slow").concurrency == 3
+    for _ in range(2):
+        worker(app=APP)
+    client.queues.resume("high")
+    until(lambda: len(ledger.entries("end")) >= 30)
+    assert most_at_once(ledger) == 3
+    client.limits.clear("t.spell")
+    cleared = time.time()
+    until(lambda: len(ledger.entries("end")) == 100)
+    after = sorted(e.at for e in ledger.entries("start") if e.at > cleared)
+    assert after[10] - cleared < 1.5, "at once, and many at a time"
+
+
+def test_a_limit_counts_what_runs_when_it_is_set(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+) -> None:
+    worker(app=APP)
+    spell = app.spell.options(client=client)
+    first = spell.enqueue_many([{"key": f"first{n}", "seconds": 1.5} for n in range(3)])
+    until(lambda: len(ledger.entries("start")) == 3)
+    client.limits.set("t.spell", concurrency=2)
+    later = spell.enqueue(key="later")
+    for job in first:
+        assert job.wait(timeout=10).state is JobState.SUCCEEDED
+    assert later.wait(timeout=10).state is JobState.SUCCEEDED
+    ends = sorted(e.at for e in ledger.entries("end") if e.key.startswith("first"))
+    (start,) = [e.at for e in ledger.entries("start") if e.key == "later"]
+    assert start > ends[1], "when two of three had ended"
+
+
+def test_what_a_crash_leaves_behind_under_a_limit_that_was_set_is_free_again(
+    worker: WorkerFactory, client: jobq.Client, ledger: Ledger
+) -> None:
+    client.limits.set("t.spell", concurrency=1)
+    worker(app=APP)
+    spell = app.spell.options(client=client, max_attempts=3)
+    first = spell.enqueue(key="first", seconds=30.0)
+    (entry,) = until(lambda: ledger.entries("start"))
+    second = spell.enqueue(key="second")
+    time.sleep(0.3)
+    assert len(ledger.entries("start")) == 1
+    client.cancel(first.id)
+    os.kill(entry.pid, signal.SIGKILL)
+    assert second.wait(timeout=30).state is JobState.SUCCEEDED
+    assert client.run(Batch((("ZCARD", f"{client.keys.n}held:c:t.spell"),))) == [0]

@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "why": ("jobq.cli.job_why:why", "Why a job has not run, or what happened to it."),
     "jobs": ("jobq.cli.jobs:jobs", "Look at jobs, wait for them, retry, cancel, promote, delete."),
     "queues": ("jobq.cli.queues:queues", "List queues; pause, limit, drain, clean and move them."),
+    "limits": ("jobq.cli.limits:limits", "Limits of tasks that hold in place of the declared ones."),
     "dead": ("jobq.cli.dead:dead", "Look at dead letters; replay, edit, purge, export and archive them."),
     "schedules": ("jobq.cli.schedules:schedules", "Recurring schedules: list, add, pause, run."),
     "workers": ("jobq.cli.workers:workers", "See who works; quiet, resume and stop them."),

@@ -225,7 +225,9 @@ def _of_tasks(spec: QueueSpec) -> int:
 
 def queue_checks(client: Client) -> Iterator[Check]:
     """Who serves what waits, and what else waits in vain."""
-    from jobq.health import Thresholds  # late: redis
+    # Late: redis.
+    from jobq.health import Thresholds
+    from jobq.limit_parts import unreadable_plan
 
     stats = client.stats()
     anybody = any(queue.workers for queue in stats.queues.values())
@@ -236,6 +238,14 @@ def queue_checks(client: Client) -> Iterator[Check]:
     if not anybody:
         yield Check("workers", "warn", "none is alive", "start jobq worker")
     yield from _idle(stats)
+    lost = client.run(unreadable_plan(client.keys))
+    if lost:
+        yield Check(
+            "limits",
+            "bad",
+            f"{lost:,} of those that operators have set for tasks cannot be read, and may limit nothing",
+            "see jobq limits list, and set anew what is missing",
+        )
     if stats.stalled:
         yield Check(
             "leases", "bad", f"{stats.stalled:,} running jobs have no live worker", "start jobq worker"

@@ -126,7 +126,9 @@ def resume(state: State, name: str) -> None:
     _show(state, client.queues.resume(name))
 
 
-def _at_least(low: int) -> Callable[[str], int]:
+def at_least(low: int) -> Callable[[str], int]:
+    """Reads a whole number that is not below ``low``."""
+
     def parse(text: str) -> int:
         number = int(text)
         if number < low:
@@ -136,7 +138,7 @@ def _at_least(low: int) -> Callable[[str], int]:
     return parse
 
 
-class _Limit(click.ParamType[Any]):
+class LimitType(click.ParamType[Any]):
     """A limit, or ``none`` for no limit."""
 
     def __init__(self, name: str, parse: Callable[[str], Any], example: str) -> None:
@@ -157,15 +159,15 @@ class _Limit(click.ParamType[Any]):
 @queues.command("limit")
 @click.argument("name", metavar="Q")
 @click.option(
-    "--rate", type=_Limit("rate", Rate.parse, "50/m, '50/m burst 10'"), default=Keep.KEEP, metavar="50/m",
+    "--rate", type=LimitType("rate", Rate.parse, "50/m, '50/m burst 10'"), default=Keep.KEEP, metavar="50/m",
     help="Starts per window, over all workers, also as '50/m burst 10'; none: any number.",
 )  # fmt: skip
 @click.option(
-    "--slots", type=_Limit("slots", _at_least(1), "5"), default=Keep.KEEP, metavar="N",
+    "--slots", type=LimitType("slots", at_least(1), "5"), default=Keep.KEEP, metavar="N",
     help="Runs at once, over all workers; none: any number.",
 )  # fmt: skip
 @click.option(
-    "--max", "most", type=_Limit("max", _at_least(0), "10000"), default=Keep.KEEP, metavar="N",
+    "--max", "most", type=LimitType("max", at_least(0), "10000"), default=Keep.KEEP, metavar="N",
     help="Jobs that wait, for whatever; beyond, enqueues are refused. none: any number.",
 )  # fmt: skip
 @click.option(

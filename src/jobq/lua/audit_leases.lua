@@ -43,7 +43,7 @@ for a = 6, #ARGV do
   local member, word = ARGV[a], ''
   local id, score = member:match('^[^:]*'), ends[member]
   if score then
-    local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'origin', 'lm')
+    local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'origin', 'lm', 'lo')
     local queue = not row.err and row[2]
     local wip = queue and P .. 'wip:' .. queue
     if row.err or row[1] ~= 'started' then
@@ -59,7 +59,7 @@ for a = 6, #ARGV do
     elseif fix and word ~= '' then
       redis.call('ZREM', KEYS[1], member)
       if wip then redis.pcall('ZREM', wip, member) end
-      leave_gates(member, not row.err and row[3])
+      leave_gates(member, not row.err and (row[4] or row[3]))
       if word == 'dead_lease' then redis.call('SREM', KEYS[2], id) end
     end
   end

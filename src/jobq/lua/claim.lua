@@ -8,17 +8,23 @@
 -- KEYS[7]  parked buckets    jobq:parked:<q>
 -- KEYS[8]  quarantine        jobq:quarantine
 -- KEYS[9]  deferred zset     P:deferred:<q>
+-- KEYS[10] limits set by operators   jobq:limits
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix
 -- ARGV[4]  exec   ARGV[5] claim number   ARGV[6] n   ARGV[7] lease ms   ARGV[8] worker name   ARGV[9] started_at, ISO
 -- ARGV[10] queue name   ARGV[11] suspects: run | park | only   ARGV[12+] names of parked buckets that the caller can run
 -- Returns  {word, now, until, flags, more 0|1, job, ...}; word: ok | stale | paused | suspended | limited
 --          flags: 1 the queue has parked jobs, 2 it has limits of its own, 4 suspects wait whom nobody may know of
---          job: {id, data, q, attempts, crashes, lost, o, timeout, description, jk, rq fields or gates or nil}
+--          job: {id, data, q, attempts, crashes, lost, o, timeout, description, jk, rq fields or gates or nil, 1 for rq
+--          fields and gates}
 -- A gate is written 'kind,limit,window ms,burst,name' or 'kind,limit,window ms,burst,name,cost': r counts the starts in
 -- any window, w their costs, b spaces out what is beyond a burst so that no window holds more than limit, c counts what
 -- runs at once; several are joined by ';'. Of w, the members are '<id>:<token>:<cost>', and the score of '~sum' is what
 -- they cost together. A queue's are in its state, a job's in lm. A job that finds one closed waits at it, parked, until open.lua lets it back. All
 -- gates of a job are looked at before one is passed.
+-- What operators have set for tasks is text of lines '<task>[:<digest of a key>] <until, ms; 0 = for good> <r> <w> <c> <more>',
+-- each of the three 'kind,limit,window ms,burst' in place of what a rate, a rate with costs or a concurrency declares, or
+-- '-'; there kind may be s, nobody starts, or of a rate o, everybody whom no RateLimited stops. A run that this concerns has the
+-- gates that it has passed in lo, and who frees its places goes by that.
 -- A suspect is a job whose process died under it, or that was lost three times: it is to run where its end takes
 -- nobody along. Who cannot offer that parks it in the bucket ~suspect; who says only takes from there, not from the list.
 -- Keys built inside: P:job:<id>, jobq:dedup:<name>, jobq:parked:<q>:<bucket>; of a job settled before also
@@ -38,7 +44,7 @@ if not now then
   now = t[1] * 1000 + math.floor(t[2] / 1000)
 end
 local number, want, token = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[4] .. '.' .. ARGV[5]
-local flags = redis.call('MGET', KEYS[6], KEYS[4])
+local flags = redis.call('MGET', KEYS[6], KEYS[4], KEYS[10])
 local lease_end = now + tonumber(ARGV[7])
 local suspects, apart = ARGV[11], N .. 'parked:' .. ARGV[10] .. ':~suspect'
 local out = { 'ok', now, lease_end, 0, 0 }
@@ -56,7 +62,7 @@ end
 -- Reads a job: the row to return with the id in the place of the status, and status, st, ttl, dk, lm, park.
 local function read(id)
   local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'data', 'q', 'attempts', 'crashes', 'lost', 'o',
-    'timeout', 'description', 'jk', 'st', 'ttl', 'dk', 'lm', 'park', 'origin', 'gt')
+    'timeout', 'description', 'jk', 'st', 'ttl', 'dk', 'lm', 'park', 'origin', 'gt', 'lo')
   if row.err then return nil, 'broken' end
   local status, settled, ttl, dk, lm, park, origin = row[1], row[11], row[12], row[13], row[14], row[15], row[16]
   if not status and not row[2] then return nil, 'gone' end
@@ -65,8 +71,8 @@ local function read(id)
   if status == 'queued' and origin and origin ~= ARGV[10] then return redirect(id, origin) end
   if row[3] and (#row[3] > 15 or not row[3]:find('^%d+$')) then row[3] = string.format('%.0f', now) end
   row[1] = id
-  row.gt = row[17]
-  for i = 17, 11, -1 do row[i] = nil end
+  row.gt, row.lo = row[17], row[18]
+  for i = 18, 11, -1 do row[i] = nil end
   -- Only jobs that plain rq made lack q.
   if lm then
     row[11] = lm
@@ -74,6 +80,11 @@ local function read(id)
     row[11] = redis.call('HMGET', P .. 'job:' .. id, unpack(RQ))
   end
   return row, status, settled, ttl, dk, lm, park
+end
+
+-- Tells the caller that a run has passed gates that its job does not declare.
+local function as_passed(row)
+  if type(row[11]) == 'table' then row[12] = '1' else row[11] = row.lo end
 end
 
 if flags[2] then
@@ -87,7 +98,10 @@ if flags[2] then
     for id in ids:gmatch('[^:]+') do
       if redis.call('ZSCORE', KEYS[3], id .. ':' .. token) then
         local row, status = read(id)
-        if row and status == 'started' then out[#out + 1] = row end
+        if row and status == 'started' then
+          if row.lo then as_passed(row) end
+          out[#out + 1] = row
+        end
       end
     end
     if suspects == 'park' and redis.call('EXISTS', apart) == 1 then out[4] = 4 end
@@ -107,6 +121,80 @@ if state[1] == '1' then
 end
 
 if want < 1 then return out end
+
+-- What operators have set for a task, or for one key of it; false when nothing holds. What makes no sense sets nothing.
+local set, said = nil, {}
+local HEADS = { r = '^[rbso],', w = '^[wbso],', c = '^[cs],' }
+local function said_of(name)
+  if said[name] ~= nil then return said[name] end
+  local found, at = false, set:find('\n' .. name .. ' ', 1, true)
+  local ends, r, w, c = nil, nil, nil, nil
+  if at then ends, r, w, c = set:match('^(%d+) (%S+) (%S+) (%S+)', at + #name + 2) end
+  local till = ends and #ends < 16 and tonumber(ends)
+  if till and (till == 0 or till > now) then
+    found = { ends = till > 0 and till or math.huge }
+    for slot, head in pairs({ r = r, w = w, c = c }) do
+      local kind, limit, window, burst = head:match('^(%a),(%d+),(%d+),(%d+)$')
+      if kind and head:find(HEADS[slot]) and #limit < 13 and #window < 13 and #burst < 13 then
+        local most, ms, some = tonumber(limit), tonumber(window), tonumber(burst)
+        local free = kind == 's' or kind == 'o'
+        if free or (most > 0 and (kind == 'c' or ms > 0) and (kind ~= 'b' or (some > 0 and some < most))) then
+          found[slot] = { head = head, free = free, lets = kind == 'o', most = kind == 'b' and some or most }
+        end
+      end
+    end
+  end
+  said[name] = found
+  return found
+end
+
+-- The gates of a job: what is set in place of what it declares. A limit that it shares with other tasks stays as it is,
+-- and what is set comes on top. Second, when the first of what is set ends; nil: nothing is.
+local function in_force(lm, description)
+  local task = (description or ''):match('^%s*([^%s(]*)')
+  if task == '' then return lm end
+  local whole, ends, out, has, keys = said_of(task), nil, {}, {}, {}
+  local function put(found, slot, name, cost)
+    ends = math.min(ends or found.ends, found.ends)
+    out[#out + 1] = found[slot].head .. ',' .. name .. cost
+  end
+  for kind, limit, window, burst, name, cost in (lm or ''):gmatch('(%a),(%d+),(%d+),(%d+),([^;,]+),?(%d*)') do
+    local slot, whose, found = name:match('^([rwc]):'), name:sub(3), nil
+    local keyed = whose:sub(1, #task + 1) == task .. ':'
+    if slot and (keyed or whose == task) then
+      local counts = slot == 'w' and 'r' or slot
+      has[counts] = true
+      if keyed then
+        if not has[whose] then
+          has[whose], keys[#keys + 1] = {}, whose
+        end
+        has[whose][counts] = true
+        found = said_of(whose)
+      end
+      if not (found and found[slot]) then found = whole end
+    end
+    local part = found and found[slot]
+    if part then
+      -- What costs more than there ever is goes alone.
+      local its = cost ~= '' and not part.free and math.max(1, math.min(tonumber(cost), part.most))
+      put(found, slot, name, its and string.format(',%.0f', its) or '')
+    else
+      out[#out + 1] = table.concat({ kind, limit, window, burst, name, cost ~= '' and cost or nil }, ',')
+    end
+  end
+  local function more(found, slot, name)
+    if found and found[slot] and not found[slot].lets then put(found, slot, slot .. ':' .. name, '') end
+  end
+  for _, slot in ipairs({ 'r', 'c' }) do
+    if not has[slot] then more(whole, slot, task) end
+    for _, whose in ipairs(keys) do
+      if not has[whose][slot] then more(said_of(whose), slot, whose) end
+    end
+  end
+  if not ends then return lm end
+  return table.concat(out, ';'), ends
+end
+set = flags[3]
 
 -- From here on a key of the wrong type is as good as empty, and nothing is written to it: it costs itself alone.
 local raw, EMPTY = redis, { GET = false, HGET = false, LPOP = false, LPOS = false, LLEN = 0, ZCARD = 0, SCARD = 0,
@@ -130,7 +218,10 @@ local gates, of_queue = {}, {}
 local function look(kind, limit, window, burst, name, cost)
   if #limit > 12 or #window > 12 or #burst > 12 or #cost > 12 then return nil end
   limit, window, burst = tonumber(limit), tonumber(window), tonumber(burst)
-  if limit < 1 or (kind ~= 'c' and window < 1) or (kind == 'b' and (burst < 1 or burst >= limit)) then return nil end
+  local counts = kind ~= 's' and kind ~= 'o'
+  if counts and (limit < 1 or (kind ~= 'c' and window < 1) or (kind == 'b' and (burst < 1 or burst >= limit))) then
+    return nil
+  end
   local gate = gates[name]
   if not gate then
     -- A start follows its claim: so much longer, that no window holds more of them by the handlers' clocks either.
@@ -156,7 +247,7 @@ local function look(kind, limit, window, burst, name, cost)
       end
       gate.used = tonumber(redis.call('ZSCORE', key, '~sum') or '0')
       gate.starts = redis.call('ZCARD', key) - 1
-    else
+    elseif counts then
       local full_at = redis.pcall('GET', key)
       if type(full_at) == 'table' then
         redis.call('DEL', key)
@@ -180,7 +271,8 @@ end
 -- How much may start at a gate now.
 local function room_at(asked)
   local gate = asked.gate
-  if gate.closed > now then return 0 end
+  if gate.closed > now or gate.kind == 's' then return 0 end
+  if gate.kind == 'o' then return 1 end
   if gate.kind == 'b' then return math.floor(asked.burst - (gate.full_at - now) / asked.step + 1e-6) end
   if gate.kind == 'w' and gate.starts >= 10000 then return 0 end
   if gate.kind == 'c' and gate.used >= asked.limit and not gate.cleared then
@@ -199,6 +291,7 @@ end
 
 local function pass(asked, member)
   local gate, k = asked.gate, #asked.gate.passed
+  if gate.kind == 'o' then return end
   gate.used, gate.starts = gate.used + asked.cost, gate.starts + 1
   if gate.kind == 'b' then gate.full_at = gate.full_at + asked.cost * asked.step end
   gate.passed[k + 1], gate.passed[k + 2] = now, gate.kind == 'w' and member .. ':' .. asked.cost or member
@@ -207,9 +300,11 @@ end
 -- When a gate without room is worth another look, ms.
 local function opens(asked)
   local gate, at = asked.gate, now
-  if gate.kind == 'c' then
-    -- Who settles says so at once; this is for those who cannot.
+  if gate.kind == 'c' or gate.kind == 's' then
+    -- Who settles, or lifts what was set, says so at once; this is for those who cannot.
     at = now + 2000
+  elseif gate.kind == 'o' then
+    at = gate.closed
   elseif gate.kind == 'r' then
     local rank = math.max(0, gate.used - asked.limit)
     local oldest = gate.used > 0 and redis.call('ZRANGE', N .. 'rate:' .. gate.name, rank, rank, 'WITHSCORES')
@@ -226,7 +321,8 @@ local function opens(asked)
   else
     at = gate.full_at + (asked.cost - asked.burst) * asked.step
   end
-  return math.ceil(math.max(at, gate.closed))
+  -- What holds when something that was set has ended may let in sooner.
+  return math.ceil(math.min(math.max(at, gate.closed), asked.ends or math.huge))
 end
 
 -- Whether others wait at a gate where jobs weigh, and this one was not let in from among them.
@@ -235,13 +331,16 @@ local function behind(asked, row)
   return asked.weighs and gate.head and row.gt ~= gate.name and (tonumber(row[3] or '') or now) >= gate.head
 end
 
--- The first limit that stops a job; or nil, and it has passed them all.
-local function stopped_by(id, lm, row)
+-- The first limit that stops a job; or nil, and it has passed them all. What was set ends then; nil: nothing was.
+local function stopped_by(id, lm, row, ends)
   local open = {}
   for kind, limit, window, burst, name, cost in lm:gmatch(GATE) do
-    local asked = look(kind, limit, window, burst, name, cost)
-    if asked and (room_at(asked) < asked.cost or behind(asked, row)) then return asked end
-    open[#open + 1] = asked
+    local asked = (ends or (kind ~= 's' and kind ~= 'o')) and look(kind, limit, window, burst, name, cost)
+    if asked and (room_at(asked) < asked.cost or behind(asked, row)) then
+      asked.ends = ends
+      return asked
+    end
+    if asked then open[#open + 1] = asked end
   end
   for _, asked in ipairs(open) do pass(asked, id .. ':' .. token) end
 end
@@ -286,8 +385,9 @@ end
 -- Lets a job wait at a gate, in the order in which such jobs became queued.
 local function block(id, row, asked)
   local gate = asked.gate
-  redis.call('HSET', P .. 'job:' .. id, 'status', 'deferred', 'park', gate.kind == 'c' and 'concurrency' or 'rate',
-    'pb', '~gate:' .. gate.name)
+  local counts = gate.kind == 'c' or ((gate.kind == 's' or gate.kind == 'o') and gate.name:find('^c:'))
+  redis.call('HSET', P .. 'job:' .. id, 'status', 'deferred', 'park', counts and 'concurrency' or 'rate', 'pb',
+    '~gate:' .. gate.name)
   local key, score = N .. 'gate:' .. gate.name, tonumber(row[3] or now)
   if not gate.last then
     local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
@@ -322,10 +422,17 @@ local function take(id, row, settled, ttl, dk, lm)
   if suspects == 'park' and ((tonumber(row[5] or '') or 0) >= 1 or (tonumber(row[6] or '') or 0) >= 3) then
     return park(id)
   end
-  local asked = lm and stopped_by(id, lm, row)
+  local its, ends = lm, nil
+  if set then its, ends = in_force(lm, row[9]) end
+  local asked = its and stopped_by(id, its, row, ends)
   if asked then return block(id, row, asked) end
-  redis.call('HSET', key, 'status', 'started', 'started_at', ARGV[9], 'worker_name', ARGV[8])
-  if row.gt then redis.call('HDEL', key, 'gt') end
+  redis.call('HSET', key, 'status', 'started', 'started_at', ARGV[9], 'worker_name', ARGV[8],
+    unpack(ends and { 'lo', its } or {}))
+  if row.gt or (row.lo and not ends) then redis.call('HDEL', key, 'gt', ends and 'gt' or 'lo') end
+  if ends then
+    row.lo = its
+    as_passed(row)
+  end
   if dk and dk:sub(1, 2) == 's:' then
     local name = N .. 'dedup:' .. dk:sub(3)
     if redis.call('GET', name) == 's:' .. id then redis.call('DEL', name) end

@@ -2,12 +2,13 @@
 -- KEYS[1]  gates        jobq:gates
 -- KEYS[2]  leases       jobq:leases
 -- KEYS[3]  quarantine   jobq:quarantine
+-- KEYS[4]  limits set by operators   jobq:limits
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] most gates   ARGV[5] most jobs
 -- Returns  {jobs queued, gates looked at}
 -- Keys built inside: P:job:<id>, P:deferred:<q>, P:queue:<q>, jobq:gate:<gate>, jobq:blocked:<q>, jobq:rate:<gate>,
 --          jobq:held:<gate>, jobq:closed:<gate>; of jobs with an order or a tenant: jobq:q:<q>, jobq:order:<q>,
 --          jobq:turns:<q>, jobq:fair:<q>, jobq:turn:<q>:<tenant>.
--- A gate is as claim.lua describes it; only claim passes it, so one job too many here costs a claim, not a limit.
+-- A gate, and what operators have set, is as claim.lua describes it; only claim passes it, so one job too many here costs a claim, not a limit.
 -- Idempotent: a job that is queued waits at no gate.
 -- Full memory: the first write is a ZREM of nobody.
 local P, N = ARGV[2], ARGV[3]
@@ -52,13 +53,87 @@ local function place(queue, id, at, order, tenant)
   redis.pcall('ZADD', zset, string.format('%.3f', at), id)
 end
 
+-- What operators have set for a task, or for one key of it; false when nothing holds. What makes no sense sets nothing.
+local set, said = nil, {}
+local HEADS = { r = '^[rbso],', w = '^[wbso],', c = '^[cs],' }
+local function said_of(name)
+  if said[name] ~= nil then return said[name] end
+  local found, at = false, set:find('\n' .. name .. ' ', 1, true)
+  local ends, r, w, c = nil, nil, nil, nil
+  if at then ends, r, w, c = set:match('^(%d+) (%S+) (%S+) (%S+)', at + #name + 2) end
+  local till = ends and #ends < 16 and tonumber(ends)
+  if till and (till == 0 or till > now) then
+    found = { ends = till > 0 and till or math.huge }
+    for slot, head in pairs({ r = r, w = w, c = c }) do
+      local kind, limit, window, burst = head:match('^(%a),(%d+),(%d+),(%d+)$')
+      if kind and head:find(HEADS[slot]) and #limit < 13 and #window < 13 and #burst < 13 then
+        local most, ms, some = tonumber(limit), tonumber(window), tonumber(burst)
+        local free = kind == 's' or kind == 'o'
+        if free or (most > 0 and (kind == 'c' or ms > 0) and (kind ~= 'b' or (some > 0 and some < most))) then
+          found[slot] = { head = head, free = free, lets = kind == 'o', most = kind == 'b' and some or most }
+        end
+      end
+    end
+  end
+  said[name] = found
+  return found
+end
+
+-- The gates of a job: what is set in place of what it declares. A limit that it shares with other tasks stays as it is,
+-- and what is set comes on top. Second, when the first of what is set ends; nil: nothing is.
+local function in_force(lm, description)
+  local task = (description or ''):match('^%s*([^%s(]*)')
+  if task == '' then return lm end
+  local whole, ends, out, has, keys = said_of(task), nil, {}, {}, {}
+  local function put(found, slot, name, cost)
+    ends = math.min(ends or found.ends, found.ends)
+    out[#out + 1] = found[slot].head .. ',' .. name .. cost
+  end
+  for kind, limit, window, burst, name, cost in (lm or ''):gmatch('(%a),(%d+),(%d+),(%d+),([^;,]+),?(%d*)') do
+    local slot, whose, found = name:match('^([rwc]):'), name:sub(3), nil
+    local keyed = whose:sub(1, #task + 1) == task .. ':'
+    if slot and (keyed or whose == task) then
+      local counts = slot == 'w' and 'r' or slot
+      has[counts] = true
+      if keyed then
+        if not has[whose] then
+          has[whose], keys[#keys + 1] = {}, whose
+        end
+        has[whose][counts] = true
+        found = said_of(whose)
+      end
+      if not (found and found[slot]) then found = whole end
+    end
+    local part = found and found[slot]
+    if part then
+      -- What costs more than there ever is goes alone.
+      local its = cost ~= '' and not part.free and math.max(1, math.min(tonumber(cost), part.most))
+      put(found, slot, name, its and string.format(',%.0f', its) or '')
+    else
+      out[#out + 1] = table.concat({ kind, limit, window, burst, name, cost ~= '' and cost or nil }, ',')
+    end
+  end
+  local function more(found, slot, name)
+    if found and found[slot] and not found[slot].lets then put(found, slot, slot .. ':' .. name, '') end
+  end
+  for _, slot in ipairs({ 'r', 'c' }) do
+    if not has[slot] then more(whole, slot, task) end
+    for _, whose in ipairs(keys) do
+      if not has[whose][slot] then more(said_of(whose), slot, whose) end
+    end
+  end
+  if not ends then return lm end
+  return table.concat(out, ';'), ends
+end
+
 -- How much a gate lets in now; and what says when it lets in so much more, after so much has been let in now.
-local function room_of(kind, limit, window, burst, name)
-  if kind == 'none' then return 1, function() return now end end
+local function room_of(kind, limit, window, burst, name, closed)
+  if kind == 'none' then return most, function() return now end end
   local key = N .. (kind == 'c' and 'held:' or 'rate:') .. name
-  local closed = redis.pcall('GET', N .. 'closed:' .. name)
-  closed = tonumber(type(closed) == 'string' and closed:match('^%d+') or '0')
+  closed = tonumber((closed or ''):match('^%d+') or '0')
   if closed > now then return 0, function() return closed end end
+  if kind == 'o' then return most, function() return now end end
+  if kind == 's' then return 0, function() return now + 2000 end end
   if kind == 'c' then
     local held = redis.call('ZCARD', key)
     if held >= limit then
@@ -106,19 +181,22 @@ local function room_of(kind, limit, window, burst, name)
   end
 end
 
--- What lm of a waiting job says of its gate; nil when it does not wait at this one.
+-- What a waiting job has to go by at its gate, and until when that holds at the longest; nil when it does not wait at this one.
 local function spec_of(id, name)
-  local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'pb', 'lm')
+  local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'pb', 'lm', 'description')
   if row.err then
     redis.call('ZADD', KEYS[3], now, id)
   elseif row[1] == 'deferred' and row[2] == '~gate:' .. name then
-    for kind, limit, window, burst, gate, cost in (row[3] or ''):gmatch('(%a),(%d+),(%d+),(%d+),([^;,]+),?(%d*)') do
+    local its, ends = row[3], nil
+    if set then its, ends = in_force(row[3], row[4]) end
+    for kind, limit, window, burst, gate, cost in (its or ''):gmatch('(%a),(%d+),(%d+),(%d+),([^;,]+),?(%d*)') do
       if gate == name and #limit < 13 and #window < 13 and #burst < 13 and #cost < 13 then
         local most, ms, some = tonumber(limit), tonumber(window), tonumber(burst)
+        if ends and (kind == 's' or kind == 'o') then return kind, most, ms, some, nil, ends end
         if most > 0 and (kind == 'c' or ms > 0) and (kind ~= 'b' or (some > 0 and some < most)) then
           -- What costs more than there ever is goes alone.
           cost = cost ~= '' and math.max(1, math.min(tonumber(cost), kind == 'b' and some or most)) or nil
-          return kind, most, ms, some, cost
+          return kind, most, ms, some, cost, ends
         end
       end
     end
@@ -152,14 +230,18 @@ local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, tonumb
 for _, name in ipairs(due) do
   local waiting = N .. 'gate:' .. name
   local first = redis.call('ZRANGE', waiting, 0, 0)[1]
-  local kind, limit, window, burst, cost = nil, nil, nil, nil, nil
-  if first then kind, limit, window, burst, cost = spec_of(first, name) end
+  local kind, limit, window, burst, cost, ends, closed = nil, nil, nil, nil, nil, nil, nil
+  if first then
+    local texts = redis.call('MGET', N .. 'closed:' .. name, KEYS[4])
+    closed, set = texts[1], texts[2]
+    kind, limit, window, burst, cost, ends = spec_of(first, name)
+  end
   if not first then
     redis.call('ZREM', KEYS[1], name)
   elseif not kind then
     redis.call('ZREM', waiting, first)
   else
-    local room, again = room_of(kind, limit, window, burst, name)
+    local room, again = room_of(kind, limit, window, burst, name, closed)
     local take = math.min(room, most - queued)
     local ids, left, wanted = {}, room, nil
     if take > 0 then ids = redis.call('ZRANGE', waiting, 0, take - 1) end
@@ -176,6 +258,14 @@ for _, name in ipairs(due) do
         end
         ids[#ids + 1], left = id, left - its
       end
+    elseif kind == 'none' then
+      -- As many as nothing limits here.
+      for i = 2, #ids do
+        if spec_of(ids[i], name) ~= 'none' then
+          ids = { unpack(ids, 1, i - 1) }
+          break
+        end
+      end
     end
     if #ids > 0 then
       redis.call('ZREM', waiting, unpack(ids))
@@ -184,9 +274,9 @@ for _, name in ipairs(due) do
     if redis.call('EXISTS', waiting) == 0 then
       redis.call('ZREM', KEYS[1], name)
     elseif wanted then
-      redis.call('ZADD', KEYS[1], again(room - left, wanted), name)
+      redis.call('ZADD', KEYS[1], math.min(again(room - left, wanted), ends or math.huge), name)
     elseif take >= room then
-      redis.call('ZADD', KEYS[1], again(math.max(0, room), 1), name)
+      redis.call('ZADD', KEYS[1], math.min(again(math.max(0, room), 1), ends or math.huge), name)
     end
   end
   if queued >= most then break end

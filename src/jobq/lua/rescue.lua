@@ -107,7 +107,7 @@ local function move(member)
   if not id then return end
   local key = P .. 'job:' .. id
   local row = redis.pcall('HMGET', key, 'status', 'origin', 'lost', 'attempts', 'dk', 'cx', 'lm', 'q', 'or', 'tn',
-    'description')
+    'description', 'lo')
   if row.err then
     redis.call('ZADD', KEYS[4], now, id)
     orphans[#orphans + 1] = member
@@ -121,7 +121,7 @@ local function move(member)
   end
   redis.call('ZREM', P .. 'wip:' .. queue, member)
   if row[6] or row[1] ~= 'started' then redis.call('SREM', KEYS[3], id) end
-  for name in (row[7] or ''):gmatch('c,%d+,%d+,%d+,([^;]+)') do
+  for name in (row[12] or row[7] or ''):gmatch('c,%d+,%d+,%d+,([^;]+)') do
     if redis.call('ZREM', N .. 'held:' .. name, member) == 1 then
       redis.call('ZADD', N .. 'gates', 'XX', 'LT', now, name)
     end

@@ -76,7 +76,7 @@ end
 local free, uncancel, broken, seen, gated, unnamed = {}, {}, {}, {}, {}, {}
 for i, job in ipairs(jobs) do
   local row = redis.pcall('HMGET', P .. 'job:' .. job.id, 'status', 'attempts', 'dk', 'cx', 'st', 'lost', 'crashes',
-    'q', 'lm', 'or', 'tn')
+    'q', 'lm', 'or', 'tn', 'lo')
   if row.err then
     answers[i] = 'gone'
     if scores[i] then
@@ -97,7 +97,8 @@ for i, job in ipairs(jobs) do
   else
     seen[members[i]] = true
     free[#free + 1] = members[i]
-    if row[9] then gated[#gated + 1] = { member = members[i], lm = row[9], back = job.kind == 'hand_back' } end
+    local passed = row[12] or row[9]
+    if passed then gated[#gated + 1] = { member = members[i], passed = passed, back = job.kind == 'hand_back' } end
     if row[4] or row[1] ~= 'started' then uncancel[#uncancel + 1] = job.id end
     if not row[1] then
       answers[i] = 'gone'
@@ -129,7 +130,7 @@ redis.call('ZREM', KEYS[2], unpack(free))
 if #uncancel > 0 then redis.call('SREM', KEYS[10], unpack(uncancel)) end
 for _, id in ipairs(broken) do redis.call('ZADD', KEYS[14], now, id) end
 for _, run in ipairs(gated) do
-  for kind, name, cost in run.lm:gmatch('(%a),%d+,%d+,%d+,([^;,]+),?(%d*)') do
+  for kind, name, cost in run.passed:gmatch('(%a),%d+,%d+,%d+,([^;,]+),?(%d*)') do
     -- What never started has used up nothing.
     local set = kind == 'c' and 'held:' or run.back and (kind == 'r' or kind == 'w') and 'rate:'
     local member = kind == 'w' and run.member .. ':' .. cost or run.member
