@@ -31,6 +31,7 @@ from jobq.queues import (
     QueueSpec,
     Retention,
     ShedAt,
+    check_groups,
     declared,
 )
 from jobq.retry import MOST_ATTEMPTS, Backoff, Fixed, RetryPolicy, Steps
@@ -67,6 +68,8 @@ class QueueOptions(BaseModel):
     nice: Annotated[int, kinds.whole(0, 19)] = 0
     priority: Annotated[Priority | None, kinds.one_of(*Priority)] = None
     max_waiting: Annotated[int | None, kinds.whole(0, MOST_WAITING)] = None
+    group: Annotated[str | None, kinds.GROUP] = None
+    weight: Annotated[int, kinds.whole(1, 1_000)] = 1
 
     def apply(self, spec: QueueSpec) -> QueueSpec:
         """``spec`` with what is given here in place of its own."""
@@ -263,13 +266,14 @@ class Settings(BaseModel):
         """The five lanes and the configured queues, by name, with what is configured applied.
 
         Raises:
-            ConfigError: A queue's options do not fit together.
+            ConfigError: The options of a queue, or of the queues of a group, do not fit together.
         """
         specs = dict(LANES)
         if self.profile:
             specs |= {name: QueueSpec(name, slots) for name, slots in PROFILES[self.profile].items()}
         for name, options in self.queues.items():
             specs[name] = options.apply(specs.get(name) or QueueSpec(name, 1))
+        check_groups(specs)
         return specs
 
     def seen_from(self, url: str) -> Settings:

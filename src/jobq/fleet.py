@@ -27,6 +27,7 @@ class Worker:
         state: ``idle``, ``busy``, ``draining``, ``quiet`` …
         worker: The worker that it belongs to, whose name orders take; None for a plain rq worker.
         signs: It has a key, and so rejects jobs that are not signed.
+        parts: If its queues share the slots: of each queue those that it may use, and those that it does.
     """
 
     name: str
@@ -43,6 +44,19 @@ class Worker:
     started_at: datetime | None = None
     last_heartbeat: datetime | None = None
     signs: bool = False
+    parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def slots_of(self, queue: str) -> int:
+        """The slots that one of its queues may use."""
+        return self.parts[queue][0] if queue in self.parts else self.slots
+
+    def busy_of(self, queue: str) -> int:
+        """The slots that one of its queues uses."""
+        return self.parts[queue][1] if queue in self.parts else self.busy
+
+    def has_room_for(self, queue: str) -> bool:
+        """Whether it could start a job of one of its queues."""
+        return self.busy < self.slots and self.busy_of(queue) < self.slots_of(queue)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +120,11 @@ def worker_of(name: str, ours: Any, theirs: Any) -> Worker | None:
         None if value is None else as_text(value) for value in fields
     )
     if live:
+        served = _names(live.get("queues"))
         return Worker(
             name=name,
             kind="jobq",
-            queues=_names(live.get("queues")),
+            queues=served,
             slots=as_int(live.get("slots")),
             busy=as_int(live.get("busy")),
             state=live.get("state", "?"),
@@ -121,6 +136,7 @@ def worker_of(name: str, ours: Any, theirs: Any) -> Worker | None:
             started_at=parse_iso(birth),
             last_heartbeat=parse_iso(beat),
             signs=live.get("signs") == "1",
+            parts=_parts(served, _names(live.get("parts"))),
         )
     if queues is None and state is None:
         return None
@@ -141,6 +157,15 @@ def worker_of(name: str, ours: Any, theirs: Any) -> Worker | None:
 
 def _names(value: str | None) -> tuple[str, ...]:
     return tuple(name for name in (value or "").split(",") if name)
+
+
+def _parts(queues: Sequence[str], texts: Sequence[str]) -> dict[str, tuple[int, int]]:
+    if len(texts) != len(queues):
+        return {}
+    halves = (text.partition("/") for text in texts)
+    return {
+        queue: (as_int(most), as_int(used)) for queue, (most, _, used) in zip(queues, halves, strict=True)
+    }
 
 
 def workers_plan(keys: Keys) -> Plan[list[Worker]]:

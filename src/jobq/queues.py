@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from enum import StrEnum
@@ -97,6 +97,9 @@ class QueueSpec:
         rate: Starts per window, over all workers. None: unlimited.
         concurrency: Runs at once, over all workers; also as a plain number. None: unlimited.
         max_waiting: Jobs that wait, for whatever; beyond, enqueues are refused. None: unlimited.
+        group: Queues of one group that a worker serves share an executor process, which has as many slots as the
+            largest of them. None: it has a process of its own.
+        weight: Its share of the slots that fall free while several of its group have jobs, 1 to 1,000; default 1.
         max_attempts: For tasks that do not say; None: ``JOBQ_MAX_ATTEMPTS``.
         backoff: For tasks that do not say; None: the default backoff.
         timeout: For tasks that do not say; None: the default of 180 s. Always finite.
@@ -133,6 +136,8 @@ class QueueSpec:
     nice: int = 0
     priority: Priority | None = None
     max_waiting: int | None = None
+    group: str | None = None
+    weight: int = 1
 
     def __post_init__(self) -> None:
         if not QUEUE_NAME.fullmatch(self.name):
@@ -162,6 +167,17 @@ class QueueSpec:
             if self.priority not in tuple(Priority):
                 raise self._wrong("priority", "a lane's name", self.priority)
             object.__setattr__(self, "priority", Priority(self.priority))
+        self._whole("weight", self.weight, 1, 1_000)
+        if self.group is None:
+            return
+        if not isinstance(self.group, str) or not QUEUE_NAME.fullmatch(self.group):
+            raise self._wrong("group", "letters, digits, '_', '-' and '.', at most 64", self.group)
+        if self.urgency is Priority.CRITICAL:
+            raise ConfigError(
+                f"queue {self.name!r} is critical and must have an executor of its own, not one of group"
+                f" {self.group!r}: its jobs would wait for those of other queues, an OTP for an export",
+                queue=self.name,
+            )
 
     @property
     def limits(self) -> QueueLimits:
@@ -347,6 +363,39 @@ def queue(spec: QueueSpec) -> QueueSpec:
     """
     declared.add(spec)
     return spec
+
+
+def served_together(specs: Iterable[QueueSpec]) -> dict[str, list[QueueSpec]]:
+    """The queues that share an executor process, by the name of their group; any other by its own."""
+    found: dict[str, list[QueueSpec]] = {}
+    for spec in specs:
+        found.setdefault(spec.group or spec.name, []).append(spec)
+    return found
+
+
+def check_groups(specs: Mapping[str, QueueSpec]) -> None:
+    """See that what is to share a process can.
+
+    Raises:
+        ConfigError: A group has the name of a queue, or two of its queues differ in what holds for a process.
+    """
+    for name, (first, *others) in served_together(spec for spec in specs.values() if spec.group).items():
+        if name in specs:
+            raise ConfigError(
+                f"group {name!r} of queue {first.name!r} must not have the name of a queue", queue=first.name
+            )
+        for other in others:
+            for what, agree in (
+                ("isolation", (first.isolation == "process") == (other.isolation == "process")),
+                ("nice", first.nice == other.nice),
+                ("redis_url", first.redis_url == other.redis_url),
+            ):
+                if not agree:
+                    raise ConfigError(
+                        f"queues {first.name!r} and {other.name!r} of group {name!r} share a process, and must agree"
+                        f" on {what}",
+                        queue=other.name,
+                    )
 
 
 PROFILES: Mapping[str, Mapping[str, int]] = MappingProxyType(

@@ -31,6 +31,7 @@ def register_worker(
     failed: int = 0,
     working_s: float = 0.0,
     signs: bool = False,
+    parts: Sequence[tuple[int, int]] = (),
 ) -> Call[bool]:
     """Show a worker as alive for 60 s, in rq's lists and ours.
 
@@ -38,6 +39,7 @@ def register_worker(
         state: ``idle``, ``busy``, ``draining`` or ``quiet``; rq's readers see the last two as busy and suspended.
         worker: Name of the worker that this executor belongs to; orders go to that.
         signs: It has a key, and so rejects jobs that are not signed.
+        parts: Of each queue the slots that it may use and those that it does, if it shares them with others.
         birth_ms: When it started, and ``now_ms``, now: ms since 1970.
     """
     theirs = worker_fields(
@@ -62,6 +64,7 @@ def register_worker(
         "version": version,
         "worker": worker or name,
         "signs": "1" if signs else "",
+        "parts": ",".join(f"{most}/{used}" for most, used in parts),
     }
     args: list[Arg] = [*script_head(keys, now_ms), WORKER_TTL_S, len(queues), *queues, 2 * len(theirs)]
     for item in (*theirs.items(), *ours.items()):

@@ -15,12 +15,12 @@ from pydantic import BeforeValidator, SecretStr
 from jobq.errors import ConfigError
 from jobq.limits import Concurrency, Rate
 from jobq.parsing import format_duration, parse_duration, parse_redis_url, parse_size, parse_switch
-from jobq.queues import Retention
+from jobq.queues import QUEUE_NAME, Retention
 from jobq.retry import Backoff, Delays, Fixed, Steps
 
 __all__ = [
-    "APP", "BACKOFF", "PERCENT", "RATE", "REDIS_URL", "SECRET_KEYS", "SWITCH", "TARGET", "exponential", "matching",
-    "one_of", "size", "span", "url", "whole",
+    "APP", "BACKOFF", "GROUP", "PERCENT", "RATE", "REDIS_URL", "SECRET_KEYS", "SWITCH", "TARGET", "exponential",
+    "matching", "one_of", "size", "span", "url", "whole",
 ]  # fmt: skip
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
@@ -220,6 +220,14 @@ def _target(value: Any) -> timedelta | None:
     return found
 
 
+def _group(value: Any) -> str | None:
+    if value is None or str(value).strip().lower() == "none":
+        return None
+    if not QUEUE_NAME.fullmatch(found := str(value).strip()):
+        raise ValueError("expected a name of letters, digits, _ . and -, at most 64, or none")
+    return found
+
+
 def _percent(value: Any) -> int:
     text = str(value).strip().removesuffix("%")
     if not text.isdecimal() or not 1 <= int(text) <= 100:
@@ -230,6 +238,7 @@ def _percent(value: Any) -> int:
 APP = BeforeValidator(_modules)
 BACKOFF = BeforeValidator(_backoff)
 CONCURRENCY = BeforeValidator(_concurrency)
+GROUP = BeforeValidator(_group)
 PERCENT = BeforeValidator(_percent)
 RATE = BeforeValidator(_rate)
 RETENTION = BeforeValidator(_retention)

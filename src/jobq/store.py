@@ -342,12 +342,14 @@ class Link:
     def __init__(self, client: redis.Redis | Any) -> None:
         self._connection: Any = detached(client) if hasattr(client, "connection_pool") else client
 
-    def exchange(self, calls: Sequence[Call[Any]]) -> list[Any]:
+    def exchange(self, calls: Sequence[Call[Any]], refusable: str = "") -> list[Any]:
         """Send the calls and return their answers in order.
 
+        Args:
+            refusable: Name of a script: when Redis refuses a call of it, the error is its answer.
         Raises:
             StoreUnavailableError: The connection failed; ``ambiguous`` tells whether the calls may have run.
-            StoreError: Redis refused a call; those after it have run, too.
+            StoreError: Redis refused another call; those after it have run, too.
         """
         replies = self._round([call.command() for call in calls])
         missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -361,8 +363,12 @@ class Link:
             if isinstance(reply, Exception):
                 if _is_away(reply, call.script):
                     self._connection.disconnect()  # a demoted primary: the name may lead to the new one by now
-                raise translate(reply, script=call.script) from reply
-            answers.append(call.decode(reply))
+                error = translate(reply, script=call.script)
+                if call.script != refusable or isinstance(error, StoreUnavailableError):
+                    raise error from reply
+                answers.append(error)
+            else:
+                answers.append(call.decode(reply))
         return answers
 
     def close(self) -> None:

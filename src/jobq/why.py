@@ -262,9 +262,11 @@ def _workers(facts: _Facts, workers: Sequence[Worker], *, busy: bool) -> list[Re
     # A plain rq worker does not tell what it knows.
     if all(worker.kind == "jobq" and facts.job.task not in worker.tasks for worker in awake):
         found.append(reason("task_not_served", **values))
-    slots = sum(worker.slots for worker in awake)
-    if busy and sum(worker.busy for worker in awake) >= slots:
-        found.append(reason("busy", slots=f"{slots} slot{'s' if slots != 1 else ''}", **values))
+    slots = sum(worker.slots_of(facts.job.queue) for worker in awake)
+    if busy and not any(worker.has_room_for(facts.job.queue) for worker in awake):
+        others = sorted({queue for worker in awake for queue in worker.parts} - {facts.job.queue})
+        shared = f" (shared with {', '.join(others)})" if others else ""
+        found.append(reason("busy", slots=f"{slots} slot{'s' if slots != 1 else ''}{shared}", **values))
     return found
 
 

@@ -73,7 +73,7 @@ def _settles(_: Any, plan: Sequence[Call[Any]]) -> bool:
     return "settle" in _scripts(plan)
 
 
-def _took(_: Any, claim: Any) -> bool:
+def _took(_: Any, __: Any, claim: Any) -> bool:
     return bool(claim.jobs)
 
 

@@ -6,7 +6,7 @@ import ast
 import asyncio
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from string import Formatter
@@ -66,13 +66,16 @@ def enqueue(client: Client, what: Any = add, **options: Any) -> str:
     return job.id
 
 
-def serve(client: Client, *, state: str = "idle", busy: int = 0, tasks: tuple[str, ...] = ("w.add",)) -> None:
+def serve(
+    client: Client, *, state: str = "idle", busy: int = 0, tasks: tuple[str, ...] = ("w.add",),
+    queues: tuple[str, ...] = ("medium",), parts: Sequence[tuple[int, int]] = (),
+) -> None:  # fmt: skip
     """A worker of the medium lane, as far as Redis can tell."""
     now = time.time_ns() // 1_000_000
     client.run(
         register_worker(
-            client.keys, name="w1-medium", queues=("medium",), slots=2, busy=busy, tasks=tasks, host="h", pid=1,
-            state=state, birth_ms=now, now_ms=now,
+            client.keys, name="w1-medium", queues=queues, slots=2, busy=busy, tasks=tasks, host="h", pid=1,
+            state=state, birth_ms=now, now_ms=now, parts=parts,
         )
     )  # fmt: skip
 
@@ -242,6 +245,26 @@ def test_the_queue_is_paused(client: Client) -> None:
 def test_what_the_workers_say(client: Client, worker: dict[str, Any], code: str) -> None:
     serve(client, **worker)
     assert codes(client.why(enqueue(client)))[0] == code
+
+
+@pytest.mark.parametrize(
+    ("busy", "parts", "code"),
+    [
+        (1, [(1, 1), (2, 0)], "busy"),  # it has as many as it may
+        (2, [(1, 0), (2, 2)], "busy"),  # the other has them all
+        (1, [(1, 0), (2, 1)], "next"),
+    ],
+)
+def test_a_queue_that_shares_slots(
+    client: Client, busy: int, parts: list[tuple[int, int]], code: str
+) -> None:
+    serve(client, busy=busy, parts=parts, queues=("medium", "low"))
+    why = client.why(enqueue(client))
+    assert codes(why)[0] == code
+    if code == "busy":
+        assert "all 1 slot (shared with low) of queue medium are busy" in why.reasons[0].text
+    stats = client.stats().queues
+    assert [(stats[name].slots, stats[name].busy) for name in ("medium", "low")] == parts
 
 
 def test_rq_suspend_and_short_memory(client: Client, redis_client: redis.Redis) -> None:

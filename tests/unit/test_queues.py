@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from jobq.errors import ConfigError
 from jobq.limits import Concurrency, Rate
-from jobq.queues import LANES, Priority, QueueSpec, Retention, sla_met
+from jobq.queues import LANES, Priority, QueueSpec, Retention, check_groups, served_together, sla_met
 from jobq.retry import Backoff, Fixed, Steps
 
 
@@ -117,6 +119,7 @@ def test_a_wrong_retention_is_refused(age, count):
         ),
         QueueSpec("fixed", backoff=Fixed(5)),
         QueueSpec("steps", backoff=Steps([1, 2.5])),
+        QueueSpec("grouped", group="g", weight=3),
         QueueSpec("low", isolation=None, target=None),
     ],
     ids=lambda spec: spec.name,
@@ -128,3 +131,61 @@ def test_a_spec_survives_the_way_to_the_supervisor(spec: QueueSpec) -> None:
 def test_slots_that_are_not_said_are_the_lanes_own() -> None:
     assert QueueSpec("high", rate=Rate(50)).slots == LANES["high"].slots
     assert (QueueSpec("email").slots, QueueSpec("high", 3).slots) == (1, 3)
+
+
+# -- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_queues_of_a_group_are_served_together_and_any_other_alone() -> None:
+    specs = [
+        QueueSpec("a", group="g"),
+        QueueSpec("b"),
+        QueueSpec("c", group="g", weight=3),
+        QueueSpec("d", group="h"),
+    ]
+    together = {name: [spec.name for spec in found] for name, found in served_together(specs).items()}
+    assert together == {"g": ["a", "c"], "b": ["b"], "h": ["d"]}
+
+
+@pytest.mark.parametrize(
+    "spec", [{"name": "critical"}, {"name": "otp", "priority": Priority.CRITICAL}], ids=["lane", "priority"]
+)
+def test_what_is_critical_shares_no_process(spec: dict[str, str]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"must have an executor of its own, not one of group 'mail': .* an export"
+    ):
+        QueueSpec(**spec, group="mail")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change", [{"group": ""}, {"group": "a:b"}, {"group": 3}, {"weight": 0}, {"weight": 1.5}]
+)
+def test_a_wrong_group_or_weight_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(change))} of queue 'q' must be"):
+        QueueSpec("q", **change)
+
+
+@pytest.mark.parametrize(
+    ("field", "one", "two"),
+    [
+        ("isolation", "process", None),
+        ("nice", 0, 5),
+        ("redis_url", None, "redis://:secret@other:6379/0"),
+    ],
+)
+def test_a_group_whose_queues_cannot_share_a_process_names_two(field: str, one: Any, two: Any) -> None:
+    specs = [QueueSpec("a", group="g", **{field: one}), QueueSpec("b", group="g", **{field: two})]
+    with pytest.raises(ConfigError, match=rf"queues 'a' and 'b' of group 'g' .* agree on {field}$"):
+        check_groups({spec.name: spec for spec in specs})
+    check_groups({spec.name: replace(spec, group=spec.name + "s") for spec in specs})
+
+
+def test_threads_by_default_and_by_wish_are_the_same() -> None:
+    check_groups(
+        {name: QueueSpec(name, group="g", isolation=how) for name, how in (("a", None), ("b", "thread"))}
+    )  # type: ignore[arg-type]
+
+
+def test_a_group_must_not_have_the_name_of_a_queue() -> None:
+    with pytest.raises(ConfigError, match="group 'medium' of queue 'a' must not have the name of a queue"):
+        check_groups(LANES | {"a": QueueSpec("a", group="medium")})

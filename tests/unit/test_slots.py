@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from jobq.worker.inbox import Inbox
 from jobq.worker.lane import HUNG, HUNG_S, Lane
 from jobq.worker.lanes import Lanes
 from jobq.worker.slots import SlotState, SlotTable
-from jobq.worker.spec import LaneSpec
+from jobq.worker.spec import LaneSpec, ServedSpec
 from tests.support.processes import until
 
 
@@ -94,7 +95,7 @@ def test_pulses_go_both_ways(table: SlotTable) -> None:
 @pytest.fixture
 def lane() -> Iterator[Lane]:
     channel, theirs = Channel.pair()
-    spec = LaneSpec(queue="high", slots=2, worker="w", lease_ms=12_000, exec_id="e")
+    spec = LaneSpec("high", (ServedSpec("high", 2, "e"),), "w", 12_000)
     made = Lane(spec, "lane-1", SlotTable.create(4), channel, started_at=0.0)
     yield made
     made.close()
@@ -115,7 +116,7 @@ def test_an_executor_whose_loop_stands_still_is_found_and_its_runs_count_as_lost
     assert lane.hung(61.0)
 
     lane.killed = HUNG
-    outcomes = {outcome.job_id: outcome for outcome in lane.last_will(-9).outcomes}
+    outcomes = {outcome.job_id: outcome for will in lane.last_will(-9) for outcome in will.outcomes}
     assert (outcomes["ran"].kind, outcomes["ran"].crash) == ("interrupted", False)
     assert outcomes["waited"].kind == "hand_back"
 
@@ -196,7 +197,7 @@ def assignment(table: SlotTable, job_id: str, claimed_at: float) -> Assignment:
 
 def test_nothing_starts_while_its_lease_may_be_left_to_others(table: SlotTable) -> None:
     """The executor goes by the same sign as its supervisor, and earlier."""
-    spec = LaneSpec(queue="high", slots=2, worker="w", lease_ms=12_000, exec_id="e")
+    spec = LaneSpec("high", (ServedSpec("high", 2, "e"),), "w", 12_000)
     assert spec.doubt_s < spec.void_s == 12.0
     inbox, now = Inbox(table, doubt_s=spec.doubt_s), time.monotonic()
     table.beat(now)
@@ -221,3 +222,89 @@ def test_what_was_claimed_before_the_loop_stood_still_does_not_start_after_it(ta
     assert not inbox.started(work)
     assert work.started_at == 0.0
     assert inbox.started(assignment(table, "new", time.monotonic()))
+
+
+# -- several queues in one executor -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def group() -> Iterator[Lane]:
+    channel, theirs = Channel.pair()
+    spec = LaneSpec(
+        "mail", tuple(ServedSpec(q, 2, f"e-{q}") for q in ("email", "sms", "push")), "w-mail", 12_000
+    )
+    made = Lane(spec, "lane-1", SlotTable.create(6, 3), channel, started_at=0.0)
+    yield made
+    made.close()
+    theirs.close()
+
+
+def run(lane: Lane, job_id: str, queue: int) -> None:
+    lane.table.start(lane.table.take(job_id, f"e.{job_id}", queue=queue), now=1.0, deadline=1e9)
+
+
+def test_each_queue_has_a_will_of_its_own_whether_or_not_it_had_jobs(group: Lane) -> None:
+    """A claim may have lost its reply, and is found by the name that the executor had in that queue."""
+    run(group, "ran", 0)
+    group.table.take("waited", "e.2", queue=1)
+    wills = group.last_will(1)
+    assert [(will.queue, will.exec_id) for will in wills] == [
+        ("email", "e-email"), ("sms", "e-sms"), ("push", "e-push"),
+    ]  # fmt: skip
+    assert [[(o.job_id, o.kind) for o in will.outcomes] for will in wills] == [
+        [("ran", "interrupted")], [("waited", "hand_back")], [],
+    ]  # fmt: skip
+
+
+def test_who_ran_beside_a_job_of_another_queue_did_not_crash_alone(group: Lane) -> None:
+    run(group, "a", 0)
+    (alone,) = (outcome for will in group.last_will(1) for outcome in will.outcomes)
+    assert (alone.crash, alone.alone) == (True, True)
+    run(group, "b", 2)
+    both = [outcome for will in group.last_will(1) for outcome in will.outcomes]
+    assert [(outcome.job_id, outcome.crash, outcome.alone) for outcome in both] == [
+        ("a", True, False), ("b", True, False),
+    ]  # fmt: skip
+
+
+def test_a_culprit_is_timed_out_in_its_own_queue(group: Lane) -> None:
+    run(group, "slow", 2)
+    group.culprits, group.killed = tuple(group.table.read()), "timeout"
+    assert [will.timed_out for will in group.last_will(-9)] == [[], [], [("slow", "e.slow")]]
+
+
+def test_what_it_serves_is_told_of_each_queue(group: Lane) -> None:
+    lanes, now = Lanes((), signs=False), time.monotonic()
+    lanes.add(group)
+    group.pid = 1
+    group.table.beat(now)
+    group.table.set_ready(True)
+    for place in (0, 1):
+        group.table.polled(now, place)
+    assert lanes.serving(4.0, 10.0) == {"email", "sms"}
+    run(group, "a", 2)
+    assert lanes.members({"email"}) == ["a:e.a"], "they are all in one Redis"
+    assert lanes.members({"other"}) == []
+    (shown,) = lanes.registrations({"push"})
+    assert (shown["name"], shown["worker"], shown["queues"]) == ("w-mail", "w", ("email", "sms", "push"))
+    assert (shown["slots"], shown["busy"], shown["parts"]) == (2, 1, [(2, 0), (2, 0), (2, 1)])
+
+
+def test_a_spec_survives_the_way_to_the_executor(group: Lane) -> None:
+    assert LaneSpec.from_dict(json.loads(json.dumps(group.spec.to_dict()))) == group.spec
+    assert (group.spec.slots, group.spec.names) == (2, ("email", "sms", "push"))
+
+
+def test_a_table_keeps_the_queue_of_each_job_beside_everything_else() -> None:
+    table = SlotTable.create(3, 300)
+    try:
+        table.polled(7.0, 299)
+        table.beat(1.0)
+        index = table.take("i" * 180, "t" * 44, queue=299, isolated=True, suspect=True)
+        table.start(index, 2.0, 3.0)
+        (slot,) = table.read()
+        assert (slot.queue, slot.job_id, slot.token) == (299, "i" * 180, "t" * 44)
+        assert (slot.isolated, slot.suspect, slot.started, slot.deadline) == (True, True, 2.0, 3.0)
+        assert (table.last_poll(299), table.last_poll(298), table.last_beat) == (7.0, 0.0, 1.0)
+    finally:
+        table.close()

@@ -134,3 +134,32 @@ def test_a_wrong_retention_is_refused(text: str, monkeypatch: pytest.MonkeyPatch
 def test_priorities_are_typed_constants() -> None:
     assert [str(each) for each in jobq.Priority] == ["critical", "high", "medium", "low", "batch"]
     assert jobq.Priority("high") is jobq.Priority.HIGH
+
+
+def test_groups_are_set_in_code_and_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobq.queue(QueueSpec("email", slots=2, group="mail", weight=3))
+    monkeypatch.setenv("JOBQ_QUEUES__SMS__GROUP", "mail")
+    monkeypatch.setenv("JOBQ_QUEUES__EMAIL__WEIGHT", "5")
+    specs = Settings.load().queue_specs()
+    assert [(specs[name].group, specs[name].weight) for name in ("email", "sms")] == [
+        ("mail", 5),
+        ("mail", 1),
+    ]
+    monkeypatch.setenv("JOBQ_QUEUES__EMAIL__GROUP", "none")
+    assert Settings.load().queue_specs()["email"].group is None
+    monkeypatch.setenv("JOBQ_QUEUES__SMS__NICE", "5")
+    monkeypatch.setenv("JOBQ_QUEUES__EMAIL__GROUP", "mail")
+    with pytest.raises(ConfigError, match=r"'sms'.*agree on nice"):
+        Settings.load().queue_specs()
+    monkeypatch.setenv("JOBQ_QUEUES__CRITICAL__GROUP", "mail")
+    with pytest.raises(ConfigError, match="queue 'critical' is critical"):
+        Settings.load().queue_specs()
+
+
+@pytest.mark.parametrize(("name", "value"), [("GROUP", "a:b"), ("WEIGHT", "0"), ("WEIGHT", "x")])
+def test_a_wrong_group_or_weight_names_its_variable(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"JOBQ_QUEUES__EMAIL__{name}", value)
+    with pytest.raises(ConfigError, match=f"JOBQ_QUEUES__EMAIL__{name}='{value}' is wrong"):
+        Settings.load()

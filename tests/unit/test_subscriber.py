@@ -35,7 +35,7 @@ class Field:
         self.lanes = Lanes()
         self.obeyed: list[str] = []
         self.caught_up = 0
-        fleet: Any = type("F", (), {"keys": KEYS, "name": "w", "specs": {"high": None}})()
+        fleet: Any = type("F", (), {"keys": KEYS, "name": "w", "executors": {"w-high": ["high"]}})()
         fleet.members = lambda: self.held
         nowhere: Any = None
         self.subscriber = Subscriber(nowhere, fleet, self.lanes, self.obeyed.append, self.catch_up)  # type: ignore[arg-type]

@@ -9,15 +9,19 @@ import pytest
 from jobq.keys import Keys
 from jobq.steps import Claim, Claimed
 from jobq.worker.claims import Claims
+from jobq.worker.executor import LaneExecutor
 from jobq.worker.executors import Executors
-from jobq.worker.spec import LaneSpec
+from jobq.worker.parts import Part
+from jobq.worker.spec import LaneSpec, ServedSpec
+from jobq.worker.turns import Turns
 
 JOB = Claimed("j", "e.1", b"", 0, 0, 0, 1_000, b"", 30, "t.x", b"", None)
 
 
 @pytest.fixture
 def claims() -> Claims:
-    return Claims(LaneSpec("high", 4, "w", 12_000, "e"), Keys("rq"), ["t.known"])
+    served = ServedSpec("high", 4, "e")
+    return Claims(LaneSpec("high", (served,), "w", 12_000), served, Keys("rq"), ["t.known"])
 
 
 def answer(claims: Claims, now: float = 0.0, **fields: Any) -> None:
@@ -72,7 +76,81 @@ def test_as_many_are_claimed_ahead_as_start_within_5_ms_on_average_and_none_whil
     run_s: float, ahead: int
 ) -> None:
     executors: Any = object.__new__(Executors)
-    executors._lane = LaneSpec("high", 10, "w", 12_000, "e")
+    executors._lane = LaneSpec("high", (ServedSpec("high", 10, "e"),), "w", 12_000)
     executors._threads = object()
     executors._all = lambda: [executors._threads]
     assert executors.prefetch(run_s) == ahead
+
+
+def test_a_claim_that_redis_refused_goes_again_under_its_number_in_a_while(claims: Claims) -> None:
+    first = claims.next(4, 10.0)
+    claims.refused(10.0)
+    assert claims.next(4, 10.5) is None
+    assert claims.closed_for(10.5) == 0.5
+    assert claims.next(4, 11.0) is first
+    assert claims.asked == 4
+
+
+# -- several queues ----------------------------------------------------------------------------------------------------
+
+
+class Group:
+    """An executor of queues with these slots and weights, as far as it matters to who gets how many."""
+
+    def __init__(self, *queues: tuple[int, int]) -> None:
+        served = tuple(
+            ServedSpec(f"q{n}", slots, f"e{n}", weight) for n, (slots, weight) in enumerate(queues)
+        )
+        self.lane = LaneSpec("group", served, "w", 12_000)
+        made: Any = object.__new__(LaneExecutor)
+        made._lane, made._held, made._claimed, made._run_s = self.lane, 0, 0, 0.0
+        made._turns = Turns([each.weight for each in served])
+        made._may_claim = lambda _now: True
+        made._executors = type("E", (), {"prefetch": staticmethod(lambda _run_s: self.ahead)})()
+        waiter: Any = None
+        made._parts = self.parts = [
+            Part(place, each, Claims(self.lane, each, Keys("rq"), ()), waiter)
+            for place, each in enumerate(served)
+        ]
+        self.executor, self.ahead = made, 0
+
+    def rooms(self) -> list[int]:
+        return list(self.executor._rooms([[] for _ in self.parts], 1.0))
+
+    def hold(self, place: int, jobs: int) -> None:
+        self.parts[place].held += jobs
+        self.executor._held += jobs
+
+    def empty(self, *places: int) -> None:
+        for place in places:
+            self.parts[place].claims.hungry = False
+
+
+def test_a_group_has_the_slots_of_its_largest_queue_and_each_queue_its_own_at_most() -> None:
+    group = Group((2, 1), (5, 1))
+    assert sum(group.rooms()) == 5
+    group.empty(1)
+    assert group.rooms() == [2, 0]
+    group.hold(0, 2)
+    assert group.rooms() == [0, 0]
+    group.parts[1].claims.look()
+    assert group.rooms() == [0, 3]
+
+
+def test_what_a_claim_without_an_answer_may_have_taken_is_not_given_again() -> None:
+    group = Group((4, 1), (4, 1))
+    assert group.parts[0].claims.next(3, 0.0)
+    assert group.rooms() == [0, 1]
+
+
+def test_ahead_of_the_slots_claims_who_may_have_all_of_them_and_is_alone() -> None:
+    group = Group((2, 1), (5, 1))
+    group.ahead = 10
+    assert sum(group.rooms()) == 5
+    group.empty(1)
+    assert group.rooms() == [2, 0], "it has fewer slots than threads"
+    group.parts[1].claims.look()
+    group.empty(0)
+    assert group.rooms() == [0, 15]
+    group.parts[1].claims.limited = True
+    assert group.rooms() == [0, 5]

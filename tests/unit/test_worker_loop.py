@@ -90,7 +90,7 @@ def hooks() -> Hooks:
 @pytest.fixture
 def loop(hooks: Hooks) -> Iterator[LoopExecutor]:
     runner = Runner(codec=Codec(), registry=tasks, spec=LANES["high"], worker="w", sink=Sink())
-    made = LoopExecutor(4, runner, hooks)
+    made = LoopExecutor(4, [runner], hooks)
     yield made
     release.set()
     until(lambda: not made._tasks)
@@ -121,7 +121,7 @@ def hold_up(loop: LoopExecutor, hooks: Hooks, culprit: str) -> float:
 def test_what_may_not_start_goes_back_and_does_not_run(loop: LoopExecutor, hooks: Hooks, name: str) -> None:
     """In a thread as in the loop; the next one may."""
     runner = Runner(codec=Codec(), registry=tasks, spec=LANES["high"], worker="w", sink=Sink())
-    threads = ThreadExecutor(1, runner, hooks)
+    threads = ThreadExecutor(1, [runner], hooks)
     place = loop if name == "l.polite" else threads
     try:
         hooks.may_start = False

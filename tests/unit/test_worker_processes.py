@@ -38,7 +38,7 @@ from jobq.worker.memory import OomWatch
 from jobq.worker.recycling import Recycling, pause_after_stillbirth
 from jobq.worker.runner import Runner
 from jobq.worker.slots import SlotState, SlotTable
-from jobq.worker.spec import LaneSpec
+from jobq.worker.spec import LaneSpec, ServedSpec
 
 
 def claimed(job_id: str, token: str = "e.1", **fields: Any) -> Claimed:
@@ -117,12 +117,14 @@ def test_a_job_that_is_handed_back_never_counts_as_interrupted(inbox: Inbox, tab
 def test_a_culprit_that_ended_before_the_kill_is_settled_once(table: SlotTable) -> None:
     control, other = Channel.pair()
     other.close()
-    lane = Lane(LaneSpec("q", 1, "w", 1_000, "e"), "lane-1", table, control, killed="timeout")
+    lane = Lane(
+        LaneSpec("q", (ServedSpec("q", 1, "e"),), "w", 1_000), "lane-1", table, control, killed="timeout"
+    )
     slot = table.take("a", "e.1")
     table.start(slot, 0.0, 1.0)
     lane.culprits = tuple(table.read())
     table.finish(slot)
-    will = lane.last_will(-9)
+    (will,) = lane.last_will(-9)
     assert (list(will.outcomes), will.timed_out) == ([], [("a", "e.1")])
 
 
@@ -156,10 +158,11 @@ class Spawner:
 
 
 def children_of(spawner: Spawner, hooks: Hooks, limit: int = 1, **recycling: Any) -> ChildExecutor:
-    runner: Any = None
     line: Any = spawner
-    spec = ChildrenSpec(limit=limit, queue="q", worker="w", eager=True, recycling=Recycling(**recycling))
-    return ChildExecutor(spec, runner, hooks, line, hooks.back.extend)
+    spec = ChildrenSpec(
+        limit=limit, name="q", queues=("q",), worker="w", eager=True, recycling=Recycling(**recycling)
+    )
+    return ChildExecutor(spec, [], hooks, line, hooks.back.extend)
 
 
 def test_a_child_gets_no_job_before_it_is_up() -> None:
@@ -334,8 +337,8 @@ def test_a_successor_that_cannot_start_costs_nothing() -> None:
 
 def test_children_made_on_demand_are_tried_again_though_their_jobs_went_elsewhere() -> None:
     spawner, hooks = Spawner(), Hooks()
-    spec = ChildrenSpec(limit=2, queue="q", worker="w", recycling=Recycling())
-    children = ChildExecutor(spec, None, hooks, spawner, hooks.back.extend)
+    spec = ChildrenSpec(limit=2, name="q", queues=("q",), worker="w", recycling=Recycling())
+    children = ChildExecutor(spec, [], hooks, spawner, hooks.back.extend)
     children.submit([Assignment(0, claimed("a"), 0.0, 0)])
     children.exited("c0", 71)
     assert ([work.job.id for work in hooks.back], children.barren) == (["a"], True)

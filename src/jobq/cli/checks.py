@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jobq.cli.common import load_tasks
 from jobq.cli.output import duration_text
 from jobq.errors import ConfigError, StoreUnavailableError
+from jobq.queues import QueueSpec, served_together
 
 if TYPE_CHECKING:
     import redis
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from jobq.client import Client
     from jobq.config import Settings
     from jobq.connection import ServerInfo
-    from jobq.queues import QueueSpec
     from jobq.registry import Registry
     from jobq.snapshot import QueueStats, Stats
 
@@ -208,7 +208,8 @@ def _disk(info: dict[str, Any]) -> Iterator[Check]:
 
 
 def _connections(connected: int, most: int, client: Client) -> Check:
-    needed = 2 + sum(2 + _of_tasks(spec) for spec in client.specs.values())
+    together = served_together(client.specs.values()).values()
+    needed = 2 + sum(1 + len(specs) + max(map(_of_tasks, specs)) for specs in together)
     share = connected / most
     status = "bad" if share > 0.9 else "warn" if share > 0.7 or most - connected < needed else "ok"
     remedy = "" if status == "ok" else "raise maxclients and the open-files limit"

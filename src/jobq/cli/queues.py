@@ -41,6 +41,8 @@ def _fields(info: QueueInfo) -> dict[str, Any]:
         "target_s": spec.target if spec else None,
         "isolation": spec.isolation if spec else None,
         "nice": spec.nice if spec else None,
+        "group": spec.group if spec else None,
+        "weight": spec.weight if spec else None,
     }
 
 

@@ -27,6 +27,7 @@ class Assignment:
         expired: Its event loop has cancelled it because its time was up.
         ready: What it needs to run, once its payload is decoded.
         executor: Where it runs.
+        queue: Place of its queue among those that its executor serves.
     """
 
     slot: int
@@ -38,6 +39,7 @@ class Assignment:
     expired: bool = False
     ready: Ready | None = field(default=None, repr=False)
     executor: Any = None
+    queue: int = 0
 
     @property
     def attempt(self) -> int:

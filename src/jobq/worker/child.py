@@ -21,7 +21,7 @@ from jobq.worker.attempt import Assignment, Report
 from jobq.worker.channel import Channel, ChannelClosed
 from jobq.worker.children import decode_work, encode_report
 from jobq.worker.memory import rss_kb
-from jobq.worker.runner import Runner
+from jobq.worker.runner import Runner, make_runners
 
 _PROGRESS_EVERY_S = 0.2
 
@@ -100,14 +100,9 @@ def child_entry(settings: Settings, body: dict[str, Any], fds: list[int]) -> int
         os.nice(body["nice"])
     share_connections(1)
     line = _Line(Channel.from_fd(fds[0]))
-    runner = Runner(
-        codec=settings.codec(),
-        registry=registry,
-        spec=settings.queue_specs()[body["queue"]],
-        worker=body["worker"],
-        sink=line,
-        default=settings.retry_policy(),
-        result_limit=settings.result_limit,
+    specs = settings.queue_specs()
+    runners = make_runners(
+        settings, registry, [specs[name] for name in body["queues"]], worker=body["worker"], sink=line
     )
     alarm = _Alarm()
     try:
@@ -115,7 +110,7 @@ def child_entry(settings: Settings, body: dict[str, Any], fds: list[int]) -> int
         while True:
             work = line.next_job()
             work.started_at = time.monotonic()
-            line.done(_run(runner, alarm, work))
+            line.done(_run(runners[work.queue], alarm, work))
     except ChannelClosed:
         return 0
 

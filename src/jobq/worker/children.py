@@ -11,7 +11,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -59,7 +59,8 @@ class ChildrenSpec:
 
     Attributes:
         limit: Children at most, those apart that are about to be replaced.
-        queue: The queue they serve.
+        name: Of the queue or the group of queues that they serve.
+        queues: The queues, in their executor's order.
         worker: The name their history entries carry.
         nice: Added to their niceness.
         eager: Fork all at once instead of when they are first needed.
@@ -67,7 +68,8 @@ class ChildrenSpec:
     """
 
     limit: int
-    queue: str
+    name: str
+    queues: tuple[str, ...]
     worker: str
     nice: int = 0
     eager: bool = False
@@ -79,6 +81,7 @@ class ChildExecutor:
 
     Args:
         spec: What the children are for.
+        runners: One for each queue of the executor.
         spawner: The line to the spawner, which forks them.
         hand_back: Takes the jobs that no child can be started for.
     """
@@ -86,13 +89,13 @@ class ChildExecutor:
     def __init__(
         self,
         spec: ChildrenSpec,
-        runner: Runner,
+        runners: Sequence[Runner],
         hooks: Hooks,
         spawner: Channel,
         hand_back: Callable[[list[Assignment]], None],
     ) -> None:
         self._spec = spec
-        self._runner = runner
+        self._runners = runners
         self._hooks = hooks
         self._spawner = spawner
         self._hand_back = hand_back
@@ -233,7 +236,8 @@ class ChildExecutor:
             fds=(theirs.fileno(),),
             kind="child",
             ref=ref,
-            queue=self._spec.queue,
+            name=self._spec.name,
+            queues=self._spec.queues,
             worker=self._spec.worker,
             nice=self._spec.nice,
         )
@@ -332,10 +336,11 @@ class ChildExecutor:
     def _obituary(self, child: _Child, work: Assignment, status: int, now: float) -> Report:
         """What the end of a child means for its job."""
         if child.killed:
-            return self._runner.timed_out(work)
+            return self._runners[work.queue].timed_out(work)
         # Negative: ended by that signal. 9 and 15 come from outside, unless the kernel killed it for its memory.
         crash = status not in (-9, -15) or self._oom.explains(status, now)
-        return self._runner.reporter.interrupted(work, crash=crash, alone=True, status=status)
+        reporter = self._runners[work.queue].reporter
+        return reporter.interrupted(work, crash=crash, alone=True, status=status)
 
     # -- the clock's thread -------------------------------------------------------------------------------------
 
@@ -366,7 +371,8 @@ def encode_work(work: Assignment) -> dict[str, Any]:
     job = asdict(work.job)
     for name in _CLAIMED_BYTES:
         job[name] = base64.b64encode(job[name]).decode()
-    return {"job": job, "claimed_at": work.claimed_at, "claimed_ms": work.claimed_ms}
+    times = {"claimed_at": work.claimed_at, "claimed_ms": work.claimed_ms}
+    return {"job": job, "queue": work.queue, **times}
 
 
 def decode_work(body: dict[str, Any]) -> Assignment:
@@ -374,7 +380,7 @@ def decode_work(body: dict[str, Any]) -> Assignment:
     job = dict(body["job"])
     for name in _CLAIMED_BYTES:
         job[name] = base64.b64decode(job[name])
-    return Assignment(-1, Claimed(**job), body["claimed_at"], body["claimed_ms"])
+    return Assignment(-1, Claimed(**job), body["claimed_at"], body["claimed_ms"], queue=body["queue"])
 
 
 def encode_report(report: Report, rss_kb: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""When an executor asks for more jobs: what it knows of its queue from the last answer, and since."""
+"""When an executor asks for more jobs: what it knows of a queue from the last answer, and since."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from jobq import calls
 from jobq.keys import SUSPECTS, Keys
 from jobq.rq_bridge import iso
 from jobq.steps import MOST_JOBS, Call, Claim
-from jobq.worker.spec import LaneSpec
+from jobq.worker.spec import LaneSpec, ServedSpec
 
 _RECHECK_S = 1.0
 
 
 class Claims:
-    """One executor's claims, numbered, one outstanding at a time.
+    """One executor's claims of one queue, numbered, one outstanding at a time.
 
     Args:
         lane: What the supervisor asked for.
+        served: The queue.
         known: Names of the parked buckets whose jobs this executor can run.
     Attributes:
         hungry: The queue may hold jobs. Otherwise it was seen empty, and the waiter tells of the next one.
-        pending: A claim whose reply has not come: the same number goes again.
+        pending: A claim whose reply has not come: the same number goes again. It is for ``asked`` jobs.
         limited: The queue or its tasks have limits, which count from the claim: claim nothing ahead.
     """
 
-    def __init__(self, lane: LaneSpec, keys: Keys, known: Sequence[str]) -> None:
+    def __init__(self, lane: LaneSpec, served: ServedSpec, keys: Keys, known: Sequence[str]) -> None:
         self._lane = lane
+        self._served = served
         self._keys = keys
         self._known = {"run": (SUSPECTS, *known), "park": known, "only": (SUSPECTS,)}[lane.suspects]
         self._number = 0
@@ -34,6 +36,7 @@ class Claims:
         self._closed_until = 0.0
         self.hungry = True
         self.pending: Call[Claim] | None = None
+        self.asked = 0
         self.limited = False
         self._gated = False  # the jobs of the last claim that brought any
 
@@ -50,22 +53,29 @@ class Claims:
         """Something may have come: ask."""
         self._closed_until, self.hungry = 0.0, True
 
+    def wanting(self, now: float) -> bool:
+        """Whether a new claim may be worth while."""
+        if self._closed_until and now >= self._closed_until:
+            self.look()
+        return self.hungry and self.pending is None
+
     def next(self, room: int, now: float) -> Call[Claim] | None:
         """What to send now, if anything: the claim without an answer, or a new one.
 
         Args:
             room: Jobs that may be taken.
         """
-        if self._closed_until and now >= self._closed_until:
-            self.look()
-        if self.pending is None and room > 0 and self.hungry:
+        if self.pending is not None and self.closed_for(now):
+            return None  # refused of late
+        if self.wanting(now) and room > 0:
             self._number += 1
+            self.asked = min(room, MOST_JOBS)
             self.pending = calls.claim(
                 self._keys,
-                self._lane.queue,
-                exec_id=self._lane.exec_id,
+                self._served.queue,
+                exec_id=self._served.exec_id,
                 number=self._number,
-                n=min(room, MOST_JOBS),
+                n=self.asked,
                 lease_ms=self._lane.lease_ms,
                 worker_name=self._lane.worker,
                 started_at_iso=iso(),
@@ -74,9 +84,13 @@ class Claims:
             )
         return self.pending
 
+    def refused(self, now: float) -> None:
+        """Redis has refused the claim, for what it found in this queue's keys: it goes again in a while."""
+        self.hungry, self._closed_until = False, now + _RECHECK_S
+
     def answered(self, claim: Claim, now: float) -> None:
         """Learn from the reply."""
-        self.pending = None
+        self.pending, self.asked = None, 0
         # The first hint of parked jobs: ask again at once, naming what this worker can run.
         hinted = claim.parked and not self._ask_parked
         self._ask_parked = claim.parked or self._lane.apart

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from jobq.config import Settings
@@ -36,7 +37,8 @@ class Executors:
 
     Args:
         lane: What the supervisor asked for.
-        spec: The queue: where its jobs run by default.
+        spec: One of the queues, which agree on where their jobs run by default.
+        runners: One for each queue.
         tasks: Knows where each task wants to run.
         spawner: The line to the process that forks children.
     """
@@ -47,14 +49,14 @@ class Executors:
         spec: QueueSpec,
         settings: Settings,
         tasks: Registry,
-        runner: Runner,
+        runners: Sequence[Runner],
         inbox: Inbox,
         spawner: Channel,
     ) -> None:
         self._lane = lane
         self._spec = spec
         self._tasks = tasks
-        self._runner = runner
+        self._runners = runners
         self._inbox = inbox
         self._spawner = spawner
         self._cancel_grace_s = settings.cancel_grace.total_seconds()
@@ -78,10 +80,10 @@ class Executors:
             return self._children
         if task is not None and task.is_async:
             if self._loop is None:
-                self._loop = LoopExecutor(self._lane.slots, self._runner, self._inbox)
+                self._loop = LoopExecutor(self._lane.slots, self._runners, self._inbox)
             return self._loop
         if self._threads is None:
-            self._threads = ThreadExecutor(self._lane.slots, self._runner, self._inbox)
+            self._threads = ThreadExecutor(self._lane.slots, self._runners, self._inbox)
         return self._threads
 
     def submit(self, works: list[Assignment]) -> None:
@@ -96,7 +98,7 @@ class Executors:
     def _submit(self, place: Place, works: list[Assignment]) -> None:
         if isinstance(place, ChildExecutor) and place.barren:
             for work in works:
-                self._inbox.finished(self._runner.reporter.set_aside(work))
+                self._inbox.finished(self._runners[work.queue].reporter.set_aside(work))
             return
         place.submit(works)
 
@@ -105,9 +107,9 @@ class Executors:
         return [work for place in self._all() for work in place.take_back()]
 
     def hand_back(self, works: list[Assignment]) -> None:
-        """Put jobs that did not start back to the front of their queue."""
+        """Put jobs that did not start back to the front of their queues."""
         for work in works:
-            self._inbox.finished(self._runner.reporter.handed_back(work))
+            self._inbox.finished(self._runners[work.queue].reporter.handed_back(work))
 
     def cancel(self, work: Assignment) -> None:
         """Tell a run that it was asked to stop, and see to it that it is over before long."""
@@ -122,7 +124,7 @@ class Executors:
 
     @property
     def barren(self) -> bool:
-        """Whether all jobs of this queue run in children by default, and none can be started."""
+        """Whether all jobs run in children by default, and none can be started."""
         return self._all_isolated and self._children is not None and self._children.barren
 
     @property
@@ -172,13 +174,14 @@ class Executors:
     def _make_children(self, *, eager: bool = False) -> ChildExecutor:
         spec = ChildrenSpec(
             limit=self._lane.slots,
-            queue=self._lane.queue,
+            name=self._lane.name,
+            queues=self._lane.names,
             worker=self._lane.worker,
             nice=self._spec.nice,
             eager=eager,
             recycling=self._recycling,
         )
-        return ChildExecutor(spec, self._runner, self._inbox, self._spawner, self.hand_back)
+        return ChildExecutor(spec, self._runners, self._inbox, self._spawner, self.hand_back)
 
     def _task(self, name: str) -> Task[..., Any] | None:
         try:

@@ -137,10 +137,13 @@ class Inbox:
                 self._sent[job_id] = now
         return due
 
+    @property
+    def has_lines(self) -> bool:
+        """Whether any job that is not settled has said something."""
+        return bool(self._logs)
+
     def due_lines(self, now: float, ended: Collection[str] = ()) -> dict[str, list[str]]:
         """Lines that may be sent now, by job id; of jobs that have ended all, so that their log's end is known."""
-        if not self._logs:
-            return {}
         with self._lock:
             due = {}
             for job_id, log in self._logs.items():

@@ -84,8 +84,8 @@ class Lane:
 
     @property
     def key(self) -> tuple[str, bool]:
-        """Whom it serves: the queue, or (True) the queue's suspects."""
-        return self.spec.queue, self.spec.apart
+        """Whom it serves: a queue or a group of queues, or (True) a queue's suspects."""
+        return self.spec.name, self.spec.apart
 
     @property
     def last_turn(self) -> float:
@@ -164,8 +164,10 @@ class Lane:
         self.control.close()
         self.table.close()
 
-    def last_will(self, status: int, *, by_oom: bool = False) -> Settlement:
-        """What its end means for the jobs it held.
+    def last_will(self, status: int, *, by_oom: bool = False) -> list[Settlement]:
+        """What its end means for the jobs it held: one for each of its queues, whether it had any of that or not.
+
+        A claim may have lost its reply; what it took is found by the name that the executor had in that queue.
 
         Args:
             status: Exit code, or minus the signal that ended it.
@@ -176,40 +178,39 @@ class Lane:
         running = [s for s in slots if s.state is SlotState.STARTED and s.member not in culprits]
         own = [slot for slot in running if not slot.isolated]
         crash = not self.killed and (status not in (-9, -15) or by_oom)
-        outcomes = [
-            Outcome(job_id=slot.job_id, token=slot.token, kind="hand_back")
-            for slot in slots
-            if slot.state is SlotState.CLAIMED
-        ]
+        outcomes = [_handed_back(slot) for slot in slots if slot.state is SlotState.CLAIMED]
         if self.killed and self.killed != HUNG:
             # Because of a culprit, or because the grace is over, or with the spawner. The others lose nothing.
             outcomes += _interrupted((s for s in running if s.member in self.blamed), crash=False)
-            outcomes += [
-                Outcome(job_id=slot.job_id, token=slot.token, kind="hand_back")
-                for slot in running
-                if slot.member not in self.blamed
-            ]
+            outcomes += [_handed_back(slot) for slot in running if slot.member not in self.blamed]
         else:
             outcomes += _interrupted(own, crash=crash)
             outcomes += _interrupted((slot for slot in running if slot.isolated), crash=False)
         unsettled = (s for s in slots if s.state is SlotState.FINISHED and s.member not in culprits)
         outcomes += _interrupted(unsettled, crash=False)
-        return Settlement(
-            self.spec.queue,
-            outcomes,
-            exec_id=self.spec.exec_id,
-            worker=self.spec.worker,
-            status=status,
-            timed_out=[(slot.job_id, slot.token) for slot in self.culprits],
-        )
+        return [
+            Settlement(
+                served.queue,
+                [outcome for slot, outcome in outcomes if slot.queue == place],
+                exec_id=served.exec_id,
+                worker=self.spec.worker,
+                status=status,
+                timed_out=[(slot.job_id, slot.token) for slot in self.culprits if slot.queue == place],
+            )
+            for place, served in enumerate(self.spec.queues)
+        ]
 
 
-def _interrupted(slots: Iterable[Slot], *, crash: bool) -> list[Outcome]:
+def _handed_back(slot: Slot) -> tuple[Slot, Outcome]:
+    return slot, Outcome(job_id=slot.job_id, token=slot.token, kind="hand_back")
+
+
+def _interrupted(slots: Iterable[Slot], *, crash: bool) -> list[tuple[Slot, Outcome]]:
+    """Of one process: who ran in it beside others, of whatever queue, did not crash alone."""
     found = list(slots)
+    alone = crash and len(found) == 1
     return [
-        Outcome(
-            job_id=s.job_id, token=s.token, kind="interrupted", crash=crash, alone=crash and len(found) == 1
-        )
+        (s, Outcome(job_id=s.job_id, token=s.token, kind="interrupted", crash=crash, alone=alone))
         for s in found
     ]
 

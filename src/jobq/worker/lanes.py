@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from jobq import __version__
@@ -46,9 +48,9 @@ class Lanes:
         """The one of this name."""
         return self._lanes.get(ref)
 
-    def of(self, queue: str) -> list[Lane]:
-        """Those of one queue, that of its suspects included."""
-        return [lane for lane in self._lanes.values() if lane.spec.queue == queue]
+    def of(self, worker: str) -> list[Lane]:
+        """Those that go by one name in Redis, those of suspects included."""
+        return [lane for lane in self._lanes.values() if lane.spec.worker == worker]
 
     def like(self, key: tuple[str, bool]) -> list[Lane]:
         """Those that serve the same."""
@@ -66,14 +68,14 @@ class Lanes:
 
     # -- the keeper's threads -----------------------------------------------------------------------------------
 
-    def members(self, queues: Collection[str]) -> list[str]:
-        """The leases to extend, ``<id>:<token>``."""
+    def members(self, queues: AbstractSet[str]) -> list[str]:
+        """The leases to extend, ``<id>:<token>``; an executor's queues are all in one Redis."""
         now = time.monotonic()
         with self._lock:
             return [
                 member
                 for lane in self._lanes.values()
-                if lane.spec.queue in queues
+                if not queues.isdisjoint(lane.spec.names)
                 for member in lane.members(now)
             ]
 
@@ -91,37 +93,45 @@ class Lanes:
         now = time.monotonic()
         with self._lock:
             for lane in self._lanes.values():
-                if lane.spec.queue == queue and now - lane.last_turn < _READS_WITHIN_S:
-                    lane.send("wake")
+                if queue in lane.spec.names and now - lane.last_turn < _READS_WITHIN_S:
+                    lane.send("wake", queue=queue)
 
-    def registrations(self, queues: Collection[str]) -> list[dict[str, Any]]:
+    def registrations(self, queues: AbstractSet[str]) -> list[dict[str, Any]]:
         """What Redis is to show of each executor, as arguments of ``register_worker``."""
         now_ms = clock_ms()
         with self._lock:
-            # One without a process id has not been forked yet; of two for one queue the successor waits for its turn.
+            # One without a process id has not been forked yet; of two for the same the successor waits for its turn.
             # Who runs suspects apart goes by the same name.
             shown = (
                 lane for lane in self._lanes.values() if lane.pid and not (lane.retired or lane.spec.apart)
             )
-            first = {lane.spec.queue: lane for lane in reversed(list(shown))}
-            return [self._registration(lane, now_ms) for name, lane in first.items() if name in queues]
+            first = {lane.spec.name: lane for lane in reversed(list(shown))}
+            return [
+                self._registration(lane, now_ms)
+                for lane in first.values()
+                if not queues.isdisjoint(lane.spec.names)
+            ]
 
     def _registration(self, lane: Lane, now_ms: int) -> dict[str, Any]:
-        busy = sum(slot.state is SlotState.STARTED for slot in lane.table.read())
+        running = Counter(slot.queue for slot in lane.table.read() if slot.state is SlotState.STARTED)
+        busy, served = running.total(), lane.spec.queues
         return {
             "name": lane.spec.worker,
-            "queues": (lane.spec.queue,),
+            "queues": lane.spec.names,
             "slots": lane.spec.slots,
             "busy": busy,
             "tasks": tuple(self._tasks),
             "host": socket.gethostname(),
             "pid": lane.pid,
             "state": self._state(busy),
-            "worker": lane.spec.worker.removesuffix(f"-{lane.spec.queue}"),
+            "worker": lane.spec.worker.removesuffix(f"-{lane.spec.name}"),
             "birth_ms": self._birth_ms,
             "now_ms": now_ms,
             "version": __version__,
             "signs": self._signs,
+            "parts": [(each.slots, running[place]) for place, each in enumerate(served)]
+            if served[1:]
+            else (),
         }
 
     def _state(self, busy: int) -> str:
@@ -139,10 +149,11 @@ class Lanes:
         now = time.monotonic()
         with self._lock:
             return {
-                lane.spec.queue
+                queue
                 for lane in self._lanes.values()
                 if not (lane.retired or lane.spec.apart)
                 and now - lane.last_turn < turned_s
-                and now - lane.table.last_poll < polled_s
                 and lane.table.ready
+                for place, queue in enumerate(lane.spec.names)
+                if now - lane.table.last_poll(place) < polled_s
             }

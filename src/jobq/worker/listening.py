@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from jobq.worker.channel import Channel, Message
 from jobq.worker.children import ChildExecutor
 from jobq.worker.executors import Executors
 from jobq.worker.inbox import Inbox
-from jobq.worker.waiter import Waiter
+from jobq.worker.parts import Part
 
 
 @dataclass(slots=True)
@@ -21,34 +22,31 @@ class Heard:
     """What the executor itself must act on.
 
     Attributes:
-        queue: A job may have come.
+        queues: Where a job may have come.
         control: What the supervisor said.
     """
 
-    queue: bool = False
+    queues: list[Part] = field(default_factory=list)
     control: list[Message] = field(default_factory=list)
 
 
 class Listener:
-    """Listens to the inbox, the supervisor, the spawner, the job children, and the queue's waiter.
+    """Listens to the inbox, the supervisor, the spawner, the job children, and the queues' waiters.
 
     What spawner and children say goes to the sets of children at once.
     """
 
-    def __init__(
-        self, inbox: Inbox, control: Channel, spawner: Channel, waiter: Waiter, executors: Executors
-    ) -> None:
+    def __init__(self, inbox: Inbox, control: Channel, spawner: Channel, executors: Executors) -> None:
         self._inbox = inbox
         self._control = control
         self._spawner = spawner
-        self._waiter = waiter
         self._executors = executors
 
-    def listen(self, timeout_s: float, *, queue: bool) -> Heard:
+    def listen(self, timeout_s: float, queues: Iterable[Part] = ()) -> Heard:
         """Wait until anybody says something, or the time is up.
 
         Args:
-            queue: Listen to the waiter, too.
+            queues: Listen to the waiters of these, too; all are armed.
         Raises:
             ChannelClosed: The supervisor or the spawner has gone.
         """
@@ -60,8 +58,8 @@ class Listener:
         }
         for children in self._executors.child_sets():
             sources.update((number, (children, ref)) for number, ref in children.lines())
-        if queue:
-            sources[self._waiter.fileno()] = self._waiter
+        for part in queues:
+            sources[part.waiter.fileno()] = part
         for number in sources:
             poll.register(number, select.POLLIN)
         ready = [sources[number] for number, _ in poll.poll(timeout_s * 1000)]
@@ -72,8 +70,8 @@ class Listener:
                 heard.control = self._control.receive()
             elif source is self._spawner:
                 self._hear_spawner()
-            elif source is self._waiter:
-                heard.queue = self._hear_waiter()
+            elif isinstance(source, Part):
+                heard.queues.append(_answered(source))
             elif source is not self._inbox:
                 self._hear_child(*source)
         return heard
@@ -81,16 +79,6 @@ class Listener:
     def pause(self, seconds: float) -> list[Message]:
         """Wait out a failure, still listening to the supervisor."""
         return self._control.receive() if _readable(self._control.fileno(), seconds) else []
-
-    def queue_has_called(self) -> bool:
-        """Whether the waiter has an answer: a look that costs no turn of the loop."""
-        return self._waiter.armed and _readable(self._waiter.fileno(), 0.0) and self._hear_waiter()
-
-    def _hear_waiter(self) -> bool:
-        """True also when nothing came for the whole block: a look now and then finds parked jobs."""
-        with contextlib.suppress(RedisError, OSError):
-            self._waiter.fire()
-        return True
 
     def _hear_spawner(self) -> None:
         for message in self._spawner.receive():
@@ -107,6 +95,24 @@ class Listener:
             elif message.op == "progress":
                 body = message.body
                 self._inbox.progress(body["job_id"], body["fraction"], body["text"])
+
+
+def have_called(queues: Iterable[Part]) -> list[Part]:
+    """Those whose waiters have an answer: a look that costs no turn of the loop."""
+    waiting = {part.waiter.fileno(): part for part in queues if part.waiter.armed}
+    if not waiting:
+        return []
+    poll = select.poll()
+    for number in waiting:
+        poll.register(number, select.POLLIN)
+    return [_answered(waiting[number]) for number, _ in poll.poll(0)]
+
+
+def _answered(part: Part) -> Part:
+    """Take the answer in. It may say that nothing came for the whole block: a look now and then finds parked jobs."""
+    with contextlib.suppress(RedisError, OSError):
+        part.waiter.fire()
+    return part
 
 
 def _readable(fd: int, timeout_s: float) -> bool:

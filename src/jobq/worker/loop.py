@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -39,11 +39,15 @@ class _Run:
 
 
 class LoopExecutor:
-    """Runs async tasks in one event loop."""
+    """Runs async tasks in one event loop.
 
-    def __init__(self, slots: int, runner: Runner, hooks: Hooks) -> None:
+    Args:
+        runners: One for each queue of the executor.
+    """
+
+    def __init__(self, slots: int, runners: Sequence[Runner], hooks: Hooks) -> None:
         self._slots = slots
-        self._runner = runner
+        self._runners = runners
         self._hooks = hooks
         self._backlog: deque[Assignment] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -147,10 +151,11 @@ class LoopExecutor:
         self._fill()
 
     async def _run_one(self, work: Assignment) -> None:
+        runner = self._runners[work.queue]
         if not self._hooks.started(work):
-            self._hooks.finished(self._runner.reporter.handed_back(work))
+            self._hooks.finished(runner.reporter.handed_back(work))
             return
-        task = self._loop.create_task(self._runner.run_async(work))
+        task = self._loop.create_task(runner.run_async(work))
         run = _Run(work, task, work.started_at + work.timeout_s)
         run.timer = self._loop.call_at(run.due, self._expire, run)
         if not self._runs:  # an idle loop does not tick
@@ -160,7 +165,7 @@ class LoopExecutor:
         try:
             report = await task
         except asyncio.CancelledError:  # it struck before the runner's own handling, or after it
-            report = self._runner.timed_out(work)
+            report = runner.timed_out(work)
         finally:
             run.timer.cancel()
             with self._shielding:

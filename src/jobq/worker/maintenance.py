@@ -23,7 +23,7 @@ from jobq.failures import describe_error, process_ended
 from jobq.job import Attempt
 from jobq.keys import Keys
 from jobq.probes import free_dedup
-from jobq.queues import KEEP_DEAD, QueueSpec, Retention
+from jobq.queues import KEEP_DEAD, QueueSpec, Retention, served_together
 from jobq.records import encode_attempt
 from jobq.registration import register_worker, unregister_worker
 from jobq.replies import as_text, bounded_int, clean_text
@@ -102,9 +102,17 @@ class Fleet:
     policies: dict[str, RetryPolicy] = field(default_factory=dict)
     thresholds: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def executors(self) -> dict[str, list[str]]:
+        """The names that its executors go by in Redis, and the queues of each."""
+        return {
+            executor_name(self.name, name): [spec.name for spec in specs]
+            for name, specs in served_together(self.specs.values()).items()
+        }
+
 
 def executor_name(worker: str, queue: str) -> str:
-    """The name that a worker's executor of one queue goes by in Redis."""
+    """The name that a worker's executor of a queue, or of a group of queues, goes by in Redis."""
     return f"{worker}-{queue}"
 
 
@@ -564,6 +572,5 @@ class Keeper:
         )
 
     def _sign_off(self) -> None:
-        for queue in self._fleet.specs:
-            name = executor_name(self._fleet.name, queue)
-            self._store.run(unregister_worker(self._fleet.keys, name, (queue,)))
+        for name, queues in self._fleet.executors.items():
+            self._store.run(unregister_worker(self._fleet.keys, name, queues))

@@ -6,9 +6,11 @@ import asyncio
 import inspect
 import random
 import time
+from collections.abc import Iterable
 
 from jobq import events
 from jobq.codec import Codec
+from jobq.config import Settings
 from jobq.context import ContextSink, running_job
 from jobq.errors import Cancel, SoftTimeout
 from jobq.queues import QueueSpec
@@ -142,3 +144,22 @@ class Runner:
         if cause is not None:
             error.__traceback__ = cause.__traceback__
         return self.reporter.failed(work, ready, error)
+
+
+def make_runners(
+    settings: Settings, registry: Registry, specs: Iterable[QueueSpec], *, worker: str, sink: ContextSink
+) -> list[Runner]:
+    """A runner for each of these queues."""
+    codec, default = settings.codec(), settings.retry_policy()
+    return [
+        Runner(
+            codec=codec,
+            registry=registry,
+            spec=spec,
+            worker=worker,
+            sink=sink,
+            default=default,
+            result_limit=settings.result_limit,
+        )
+        for spec in specs
+    ]

@@ -299,11 +299,11 @@ def warm_up(settings: Settings) -> None:
 def _enter(kind: str, settings: Settings, body: dict[str, Any], fds: list[int]) -> int:
     """Be an executor or a job child from here on; ``ps`` shows it where the kernel lets a process rename itself."""
     if kind == "child":
-        name = f"jobq job {body['queue']}"
+        name = f"jobq job {body['name']}"
     elif body["lane"]["suspects"] == "only":
-        name = f"jobq apart {body['lane']['queue']}"
+        name = f"jobq apart {body['lane']['name']}"
     else:
-        name = f"jobq: {body['lane']['queue']}"
+        name = f"jobq: {body['lane']['name']}"
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(name[:15])
     offer_to_oom_killer(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
@@ -30,7 +31,7 @@ class WorkerSpec:
         queues: Names of the queues; empty: all that the settings know.
         concurrency: Slots of each queue, instead of its own number.
         burst: End when the queues are empty.
-        max_jobs: Each queue's executor ends after claiming this many. None: never.
+        max_jobs: Each executor, of a queue or a group of queues, ends after claiming this many. None: never.
         grace: How long a stopping worker lets running jobs finish; default 30 s. Longer ones are requeued.
         name: The name it goes by. None: host and process id.
         health_port: Serve ``/livez`` and ``/readyz`` on this port of the loopback interface.
@@ -63,29 +64,54 @@ class WorkerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedSpec:
+    """One of the queues that an executor serves.
+
+    Attributes:
+        queue: Its name.
+        slots: Of its jobs at once.
+        exec_id: The name in tokens of this queue, unique for each process; its last claim is on record under it.
+        weight: Its share of the slots that fall free while several of the queues have jobs.
+    """
+
+    queue: str
+    slots: int
+    exec_id: str
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class LaneSpec:
     """What the supervisor tells an executor.
 
     Attributes:
-        queue: The queue it serves.
-        slots: Jobs at once.
+        name: Of the queue it serves, or of the group of queues.
+        queues: The queues, at least one.
         worker: The name it goes by in Redis.
         lease_ms: Length of a lease.
-        exec_id: Its name in tokens; unique for each process.
-        burst: End when the queue is empty.
+        burst: End when the queues are empty.
         max_jobs: End after claiming this many; None: never.
         suspects: ``run``: each of its jobs has a process of its own. ``park``: it leaves them to an executor that runs
             them apart. ``only``: it is that executor, which ends when there are none.
     """
 
-    queue: str
-    slots: int
+    name: str
+    queues: tuple[ServedSpec, ...]
     worker: str
     lease_ms: int
-    exec_id: str
     burst: bool = False
     max_jobs: int | None = None
     suspects: Suspects = "run"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its queues."""
+        return tuple(served.queue for served in self.queues)
+
+    @property
+    def slots(self) -> int:
+        """Jobs at once, of all its queues together: as many as the largest of them may have."""
+        return max(served.slots for served in self.queues)
 
     @property
     def apart(self) -> bool:
@@ -108,5 +134,10 @@ class LaneSpec:
         return 0.75 * self.void_s
 
     def to_dict(self) -> dict[str, Any]:
-        """As keyword arguments, JSON-able."""
+        """As JSON values."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> LaneSpec:
+        """What :meth:`to_dict` wrote."""
+        return cls(**{**kept, "queues": tuple(ServedSpec(**served) for served in kept["queues"])})

@@ -21,7 +21,7 @@ from jobq import calls
 from jobq.errors import JobqError
 from jobq.store import Store
 from jobq.worker.lanes import Lanes
-from jobq.worker.maintenance import Fleet, executor_name
+from jobq.worker.maintenance import Fleet
 
 _log = logging.getLogger("jobq")
 
@@ -64,7 +64,7 @@ class Subscriber:
             keys.cancel_channel: self._stop_run,
             keys.wake_channel: lanes.wake,
             # An executor goes by the name of a worker of rq's, and so do commands to it.
-            **{keys.rq_commands(executor_name(fleet.name, queue)): self._command for queue in fleet.specs},
+            **{keys.rq_commands(name): self._command for name in fleet.executors},
         }
         self._asked: dict[str, float] = {}  # ids that were asked to stop, and until when they are looked for
         self._told: set[str] = set()  # once each: a line that is not read would fill, and hang this thread

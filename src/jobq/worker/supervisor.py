@@ -22,20 +22,20 @@ from typing import TYPE_CHECKING, Any
 from jobq import events
 from jobq.config import Settings
 from jobq.errors import ConfigError
-from jobq.queues import QueueSpec
+from jobq.queues import QueueSpec, served_together
 from jobq.retry import RetryPolicy
 from jobq.schedule_records import Record
 from jobq.worker.channel import Channel, ChannelClosed, Message
 from jobq.worker.keepers import Keepers, check_servers
 from jobq.worker.lane import HUNG, Lane, new_exec_id
 from jobq.worker.lanes import Lanes
-from jobq.worker.maintenance import Settlement, executor_name
+from jobq.worker.maintenance import executor_name
 from jobq.worker.memory import OomWatch, rss_kb
 from jobq.worker.recycling import Recycling, pause_after_stillbirth
 from jobq.worker.reload import run_with_reload
 from jobq.worker.slots import SlotTable
 from jobq.worker.spawner_process import START_TIMEOUT_S, SpawnerProcess, note_warnings
-from jobq.worker.spec import SUSPECT_SLOTS, LaneSpec, WorkerSpec
+from jobq.worker.spec import SUSPECT_SLOTS, LaneSpec, ServedSpec, WorkerSpec
 from jobq.worker.waiter import BLOCK_S
 
 if TYPE_CHECKING:
@@ -73,16 +73,18 @@ class Supervisor:
         self._worker = worker
         self._name = worker.name or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
         self._specs: dict[str, QueueSpec] = {}  # known when the application is
+        # Those that share an executor, by the name of their group; any other by its own.
+        self._groups: dict[str, list[QueueSpec]] = {}
         self._lease_ms = int(settings.lease.total_seconds() * 1000)
         self._policies: dict[str, RetryPolicy] = {}
         self._lanes = Lanes(self._policies, signs=bool(settings.secret_keys()))
         self._numbers = 0
-        self._left: dict[str, int] = {}
+        self._left: dict[str, int] = {}  # of the most jobs, by the name of the executor
         self._recycling = Recycling.of(settings)
         self._recycled_at = 0.0
         self._keepers = Keepers(settings, self._specs, self._name, self._lanes, self._policies)
         self._oom = OomWatch()
-        # By whom they serve: a queue, or (True) its suspects.
+        # By whom they serve: a queue or a group, or (True) a queue's suspects.
         self._deaths: defaultdict[tuple[str, bool], deque[float]]
         self._deaths = defaultdict(lambda: deque(maxlen=_FAST_DEATHS))
         self._restarts: dict[tuple[str, bool], float] = {}  # when the next executor is started
@@ -109,7 +111,9 @@ class Supervisor:
             if name not in known:
                 raise ConfigError(_unknown_queue(name, known), queue=name)
         self._specs.update((spec.name, spec) for spec in self._served(known))
-        self._left = dict.fromkeys(self._specs, self._worker.max_jobs or 0)
+        self._groups = served_together(self._specs.values())
+        most = self._worker.max_jobs or 0
+        self._left = {executor_name(self._name, name): most for name in self._groups}
         self._keepers.known = known
 
     def run(self) -> int:
@@ -138,7 +142,7 @@ class Supervisor:
                 "worker.started",
                 worker=self._name,
                 queues=list(self._specs),
-                slots=sum(self._slots(spec) for spec in self._specs.values()),
+                slots=sum(max(map(self._slots, specs)) for specs in self._groups.values()),
             )
             while self._lanes or not (self._ending or self._idle):
                 self._attempt(self._turn)
@@ -174,8 +178,8 @@ class Supervisor:
             del self._policies[gone]
         self._policies.update(policies)
         self._keepers.declare(Record.from_dict(record) for record in said["schedules"])
-        for queue in self._specs:
-            self._start_lane(queue)
+        for name in self._groups:
+            self._start_lane(name)
 
     def _spawner_died(self) -> None:
         """Its executors went with it: settle what they held, and begin again, later when it could not even start.
@@ -215,8 +219,8 @@ class Supervisor:
     def _slots(self, spec: QueueSpec) -> int:
         return self._worker.concurrency or spec.slots
 
-    def _start_lane(self, queue: str, replaces: Lane | None = None, *, apart: bool = False) -> None:
-        """Start an executor of a queue.
+    def _start_lane(self, name: str, replaces: Lane | None = None, *, apart: bool = False) -> None:
+        """Start an executor of a queue, or of a group of queues.
 
         Args:
             replaces: The one that serves until this one does.
@@ -224,24 +228,32 @@ class Supervisor:
         """
         if self._spawner is None:
             raise ChannelClosed
+        specs = [self._specs[name]] if apart else self._groups[name]
+        worker = executor_name(self._name, specs[0].group or specs[0].name)
         max_jobs = None
         if self._worker.max_jobs is not None:
-            max_jobs = self._left[queue] - sum(lane.table.claimed for lane in self._lanes.of(queue))
+            max_jobs = self._left[worker] - sum(lane.table.claimed for lane in self._lanes.of(worker))
             if max_jobs < 1:
                 return
-        spec = self._specs[queue]
         lane_spec = LaneSpec(
-            queue=queue,
-            slots=(1 if self._one_suspect else SUSPECT_SLOTS) if apart else self._slots(spec),
-            worker=executor_name(self._name, queue),
+            name=name,
+            queues=tuple(
+                ServedSpec(
+                    spec.name,
+                    (1 if self._one_suspect else SUSPECT_SLOTS) if apart else self._slots(spec),
+                    new_exec_id(),
+                    spec.weight,
+                )
+                for spec in specs
+            ),
+            worker=worker,
             lease_ms=self._lease_ms,
-            exec_id=new_exec_id(),
             burst=self._worker.burst or (apart and (self._one_suspect or max_jobs is not None)),
             max_jobs=max_jobs,
-            suspects="only" if apart else "park" if self._sets_apart(queue) else "run",
+            suspects="only" if apart else "park" if self._sets_apart(specs[0]) else "run",
         )
         self._numbers += 1
-        table = SlotTable.create(lane_spec.capacity)
+        table = SlotTable.create(lane_spec.capacity, len(specs))
         table.set_pulse(time.monotonic())
         control, theirs = Channel.pair()
         lane = Lane(lane_spec, f"lane-{self._numbers}", table, control, replaces=replaces)
@@ -262,41 +274,40 @@ class Supervisor:
         if self._lanes.quiet:
             lane.send("quiet")
 
-    def _sets_apart(self, queue: str) -> bool:
-        """Whether its suspects do not run among its other jobs."""
-        return self._one_suspect or self._specs[queue].isolation != "process"
+    def _sets_apart(self, spec: QueueSpec) -> bool:
+        """Whether a queue's suspects do not run among other jobs. Those of a group agree on it."""
+        return self._one_suspect or spec.isolation != "process"
 
     def _serve_suspects(self, queue: str) -> None:
         """Jobs of this queue wait to run apart: tell who runs them, or start it."""
-        if not self._sets_apart(queue):
+        if not self._sets_apart(self._specs[queue]):
             return
         if self._one_suspect and any(lane.spec.apart and lane.key[0] != queue for lane in self._lanes.all()):
             return  # it will be found again
         serving = next((lane for lane in self._lanes.like((queue, True)) if not lane.killed), None)
         if serving is not None:
             serving.called = True
-            serving.send("wake")
+            serving.send("wake", queue=queue)
         elif not (self._ending or self._lanes.quiet or (queue, True) in self._restarts):
             self._start_lane(queue, apart=True)
 
     def _hear(self, lane: Lane) -> None:
-        """What an executor says: that it has parked a suspect."""
+        """What an executor says: that it has parked a suspect of a queue."""
         try:
             messages = lane.control.receive()
         except ChannelClosed:
             lane.mute = True
             return
-        if messages:
-            self._serve_suspects(lane.spec.queue)
+        for queue in {message.body["queue"] for message in messages}:
+            self._serve_suspects(queue)
 
     def _lane_died(self, lane: Lane, status: int) -> None:
         self._hear(lane)
-        queue, ran = lane.spec.queue, lane.table.claimed
-        will = self._bury(lane, status)
-        expected = status == 0 and not will.outcomes
+        name, worker, ran = lane.spec.name, lane.spec.worker, lane.table.claimed
+        expected = self._bury(lane, status)
         if not expected and not lane.killed:
-            events.emit("worker.lost", worker=lane.spec.worker, queue=queue, status=status)
-        over = expected and (self._worker.burst or (self._worker.max_jobs and self._left[queue] < 1))
+            events.emit("worker.lost", worker=worker, queue=name, status=status)
+        over = expected and (self._worker.burst or (self._worker.max_jobs and self._left[worker] < 1))
         if lane.spec.apart:
             over = expected and not lane.called
         if lane.stillborn and lane.replaces is not None:
@@ -305,29 +316,30 @@ class Supervisor:
         if not (self._ending or over or self._served_by_another(lane)):
             self._restart(lane)
         if lane.spec.apart and self._worker.burst and (ran or not expected) and not self._ending:
-            self._look_again(queue)
+            self._look_again(self._specs[name].group or name)
 
-    def _look_again(self, queue: str) -> None:
+    def _look_again(self, name: str) -> None:
         """What ran apart may have put jobs into a queue whose burst was over, or gone back there."""
-        if not self._lanes.like((queue, False)) and (queue, False) not in self._restarts:
-            self._start_lane(queue)
+        if not self._lanes.like((name, False)) and (name, False) not in self._restarts:
+            self._start_lane(name)
 
     def _served_by_another(self, lane: Lane) -> bool:
-        """Whether its queue, or the queue's suspects, have an executor that claims, or is about to."""
+        """Whether its queues, or the queue's suspects, have an executor that claims, or is about to."""
         others = (other for other in self._lanes.like(lane.key) if other is not lane)
         return lane.key in self._restarts or any(not other.retired for other in others)
 
-    def _bury(self, lane: Lane, status: int) -> Settlement:
-        """Take an ended executor off the list, and have settled what it held."""
+    def _bury(self, lane: Lane, status: int) -> bool:
+        """Take an ended executor off the list, and have settled what it held. Returns whether it ended as it should."""
         self._lanes.remove(lane)
-        queue = lane.spec.queue
-        will = lane.last_will(status, by_oom=self._oom.explains(status, time.monotonic()))
-        if status != 0 or will.outcomes:
+        wills = lane.last_will(status, by_oom=self._oom.explains(status, time.monotonic()))
+        held = sum(len(will.outcomes) for will in wills)
+        expected = status == 0 and not held
+        for will in () if expected else wills:
             self._keepers.post(will)
-        self._left[queue] -= lane.table.claimed - len(will.outcomes)
+        self._left[lane.spec.worker] -= lane.table.claimed - held
         lane.stillborn = not lane.last_turn
         lane.close()
-        return will
+        return expected
 
     def _restart(self, lane: Lane) -> None:
         """Start a successor: at once, or later when the last ones died as soon as they were born."""
@@ -342,10 +354,10 @@ class Supervisor:
         if len(deaths) == _FAST_DEATHS and now - deaths[0] < _FAST_DEATHS * _FAST_DEATH_S:
             self._restarts[lane.key] = now + _RESPAWN_PAUSE_S
         else:
-            self._start_lane(lane.spec.queue, apart=lane.spec.apart)
+            self._start_lane(lane.spec.name, apart=lane.spec.apart)
 
     def _pause(self, stillborn: Lane) -> float:
-        return pause_after_stillbirth(stillborn.cpu_s, len(self._specs))
+        return pause_after_stillbirth(stillborn.cpu_s, len(self._groups))
 
     def _recycle(self, now: float) -> None:
         """Replace executors that have run long enough: the old one serves until the new one does."""
@@ -364,7 +376,7 @@ class Supervisor:
                 and self._is_tired(lane, now)
                 and not self._served_by_another(lane)
             ):
-                self._start_lane(lane.spec.queue, replaces=lane)
+                self._start_lane(lane.spec.name, replaces=lane)
 
     def _is_tired(self, lane: Lane, now: float) -> bool:
         if now < lane.replace_after:
@@ -440,12 +452,12 @@ class Supervisor:
             lane.retired = True
             lane.send("retire")
             if not self._ending and not self._served_by_another(lane):
-                self._start_lane(lane.spec.queue, apart=lane.spec.apart)
+                self._start_lane(lane.spec.name, apart=lane.spec.apart)
         if culprits and not lane.killed:
             lane.culprits = culprits
             self._kill(lane, "timeout")
         elif not lane.killed and (why := lane.hung(now, self._awake_since)):
-            _log.error("the executor of queue %s %s: it is replaced", lane.spec.queue, why)
+            _log.error("the executor of queue %s %s: it is replaced", lane.spec.name, why)
             self._kill(lane, HUNG)
 
     def _kill(self, lane: Lane, why: str) -> None:

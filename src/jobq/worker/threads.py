@@ -6,6 +6,7 @@ import ctypes
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobq.errors import SoftTimeout
@@ -34,10 +35,13 @@ class ThreadExecutor:
 
     A soft timeout is an asynchronous ``SoftTimeout``: it cannot interrupt C code, which is what the supervisor's
     hard timeout is for.
+
+    Args:
+        runners: One for each queue of the executor.
     """
 
-    def __init__(self, slots: int, runner: Runner, hooks: Hooks) -> None:
-        self._runner = runner
+    def __init__(self, slots: int, runners: Sequence[Runner], hooks: Hooks) -> None:
+        self._runners = runners
         self._hooks = hooks
         self._backlog: queue.SimpleQueue[Assignment | None] = queue.SimpleQueue()
         self._running: dict[int, _Running] = {}
@@ -82,14 +86,15 @@ class ThreadExecutor:
             self._run_one(thread_id, work)
 
     def _run_one(self, thread_id: int, work: Assignment) -> None:
+        runner = self._runners[work.queue]
         report: Report | None = None
         if not self._hooks.started(work):
-            self._hooks.finished(self._runner.reporter.handed_back(work))
+            self._hooks.finished(runner.reporter.handed_back(work))
             return
         running = _Running(work, work.started_at + work.timeout_s)
         try:
             self._running[thread_id] = running
-            report = self._runner.run(work)
+            report = runner.run(work)
         except SoftTimeout:  # it struck in our own code, after the function had ended
             pass
         # From here on no interrupt may reach this thread, or it would hit the next job, or lose this one.
@@ -102,7 +107,7 @@ class ThreadExecutor:
             except SoftTimeout:
                 continue
         if report is None:
-            report = self._runner.timed_out(work)
+            report = runner.timed_out(work)
         self._hooks.finished(report)
 
     def _watch(self) -> None:
