@@ -27,6 +27,9 @@ Progress: TypeAlias = Callable[[int], object]
 _LEFT = ("gone", "dropped", "late", "running")
 """Answers about an id that stands in its queue's list no more."""
 
+SHOWN = 20
+"""Jobs that a dry run names."""
+
 _DETAILS = 1_000
 _READ = 1_000
 _DELETED_AT_ONCE = 25
@@ -47,6 +50,7 @@ class BulkReport:
         gone: Those that no longer existed, or had left the queue that was drained or moved.
         failed: Those that it left as they were, with the state or the conflict that forbade it. At most 1,000 are
             listed; ``failed_count`` counts all.
+        first: Of a dry run the first 20 jobs that it is about.
     """
 
     matched: int = 0
@@ -55,6 +59,12 @@ class BulkReport:
     failed_count: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     dry_run: bool = False
+    first: list[str] = field(default_factory=list)
+
+    @classmethod
+    def would(cls, ids: Sequence[str]) -> BulkReport:
+        """Of a dry run that is about these jobs."""
+        return cls(matched=len(ids), dry_run=True, first=list(ids[:SHOWN]))
 
     def merge(self, other: BulkReport) -> None:
         """Take in the report of another part."""
@@ -64,6 +74,7 @@ class BulkReport:
         self.failed_count += other.failed_count
         self.failed += other.failed[: _DETAILS - len(self.failed)]
         self.dry_run = self.dry_run or other.dry_run
+        self.first = [*self.first, *other.first][:SHOWN]
 
     def add(self, ids: Sequence[str], words: Sequence[str], fine: Sequence[str]) -> None:
         """Count the answers to one step; ``fine`` are those that mean done."""
@@ -239,8 +250,11 @@ def drain_plan(
     What is enqueued meanwhile stays.
     """
     if dry_run:
-        length, held = yield Batch((("LLEN", keys.queue(queue)), ("ZCARD", keys.blocked(queue))))
-        return BulkReport(matched=as_int(length) + as_int(held), dry_run=True)
+        blocked = keys.blocked(queue)
+        listed = yield from _first_listed(keys, queue)
+        count, ids = yield Batch((("ZCARD", blocked), ("ZRANGE", blocked, 0, SHOWN - 1)))
+        listed.merge(BulkReport(matched=as_int(count), dry_run=True, first=_ids(ids)))
+        return listed
 
     def remove(ids: Sequence[str]) -> Call[list[str]]:
         return delete_many(keys, ids, (_S.QUEUED,))
@@ -263,7 +277,7 @@ def empty_plan(
     ids = yield from ids_plan(keys, JobFilter(states=delayed, queues=(queue,)))
     report = yield from drain_plan(keys, queue, rate=rate, dry_run=dry_run, progress=progress)
     if dry_run:
-        report.matched += len(ids)
+        report.merge(BulkReport.would(ids))
     elif ids:
         more = yield from bulk_plan(keys, "delete", ids, states=delayed, rate=rate, progress=progress)
         report.merge(more)
@@ -287,13 +301,23 @@ def move_plan(
     if source == target:
         raise ValueError(f"queue {source!r} cannot be moved to itself")
     if dry_run:
-        length = (yield Batch((("LLEN", keys.queue(source)),)))[0]
-        return BulkReport(matched=as_int(length), dry_run=True)
+        return (yield from _first_listed(keys, source))
 
     def move(ids: Sequence[str]) -> Call[list[str]]:
         return move_many(keys, source, target, ids)
 
     return (yield from _from_head(keys, source, move, ("moved",), rate, progress))
+
+
+def _ids(reply: Any) -> list[str]:
+    return [] if isinstance(reply, Exception) else exact_texts(reply)
+
+
+def _first_listed(keys: Keys, queue: str) -> Plan[BulkReport]:
+    """What a dry run says of the jobs of a queue's list."""
+    name = keys.queue(queue)
+    length, ids = yield Batch((("LLEN", name), ("LRANGE", name, 0, SHOWN - 1)))
+    return BulkReport(matched=as_int(length), dry_run=True, first=_ids(ids))
 
 
 def _from_head(

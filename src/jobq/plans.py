@@ -211,7 +211,7 @@ class Plans:
         )
         ids = yield from self.job_ids(dead, None)
         if dry_run:
-            return BulkReport(matched=len(ids), dry_run=True)
+            return BulkReport.would(ids)
         return (yield from self.bulk("delete", ids, JobState.DEAD, rate, progress))
 
     def archive(
@@ -225,7 +225,7 @@ class Plans:
     ) -> Plan[BulkReport]:
         ids = yield from self.job_ids(wanted, limit)
         if dry_run or not ids:
-            return BulkReport(matched=len(ids), dry_run=dry_run)
+            return BulkReport.would(ids) if dry_run else BulkReport()
         return (yield from archive.archive_plan(self.keys, ids, path, rate=rate, progress=progress))
 
     def restore(
@@ -238,7 +238,7 @@ class Plans:
             raise JobNotFoundError(f"no job {missing[0]} in {path}", job_id=missing[0])
         chosen = list(lines.values()) if ids is None else [lines[job_id] for job_id in dict.fromkeys(ids)]
         if dry_run:
-            return BulkReport(matched=len(chosen), dry_run=True)
+            return BulkReport.would([letter.id for letter in chosen])
         return (yield from archive.restore_plan(self.keys, self.specs, chosen, progress=progress))
 
     def each_dead(
@@ -337,7 +337,7 @@ class Plans:
         )
         ids = yield from self.job_ids(chosen, limit)
         if dry_run:
-            return BulkReport(matched=len(ids), dry_run=True)
+            return BulkReport.would(ids)
         report = yield from control.bulk_plan(
             self.keys, "delete", ids, states=states, rate=rate, progress=progress
         )

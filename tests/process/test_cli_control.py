@@ -196,6 +196,50 @@ def test_a_bulk_preview_names_the_first_twenty(cli: Cli, client: Client) -> None
     assert {each["id"] for each in seen["jobs"]} < {*ids}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("queues", "drain", "high"),
+        ("queues", "empty", "high"),
+        ("queues", "move", "high", "low"),
+        ("queues", "clean", "high", "--state", "dead", "--older-than", "0s"),
+        ("retry-failed",),
+        ("dead", "replay", "--queue", "high"),
+        ("dead", "purge", "--older-than", "0s"),
+        ("dead", "archive", "--out", "dead.jsonl"),
+    ],
+)
+def test_whoever_changes_many_says_which_first(
+    cli: Cli, client: Client, hand: Hand, words: tuple[str, ...]
+) -> None:
+    ids = orders(client, 25)
+    if words[0] != "queues" or words[1] == "clean":
+        for _ in ids:
+            hand.kill("high")
+    seen = cli.json(*words, "--dry-run")
+    assert (seen["matched"], len(seen["jobs"])) == (25, 20)
+    assert {each["id"] for each in seen["jobs"]} < {*ids}
+    assert {each["refused"] for each in seen["jobs"]} == {None}
+    dry = cli(*words, "--dry-run")
+    assert [line.split("\t")[0] for line in dry.stdout.partition("\n\n")[2].splitlines()] == [
+        "id", *(each["id"] for each in seen["jobs"]),
+    ]  # fmt: skip
+    assert "and 5 more" in dry.stderr
+    code, shown = cli.on_terminal(*words, answer="n")
+    assert code == Exit.DECLINED
+    assert "and 20 more" in shown
+    assert all(f"{each['id']}  shop.confirm  created " in shown for each in seen["jobs"][:5])
+
+
+def test_what_a_limit_holds_back_and_what_is_delayed_is_named_too(cli: Cli, client: Client) -> None:
+    client.limits.set("shop.confirm", rate=0)
+    (held,) = orders(client, 1)
+    assert Hand(client).claim("high") == []
+    later = orders(client, 2, delay=3600)[1]
+    assert [each["id"] for each in cli.json("queues", "drain", "high", "--dry-run")["jobs"]] == [held]
+    assert [each["id"] for each in cli.json("queues", "empty", "high", "--dry-run")["jobs"]] == [held, later]
+
+
 def test_jobs_are_cancelled_by_filter(cli: Cli, client: Client, hand: Hand) -> None:
     ids = orders(client, 3)
     hand.claim("high", 1)
@@ -204,13 +248,14 @@ def test_jobs_are_cancelled_by_filter(cli: Cli, client: Client, hand: Hand) -> N
     counts, _, named = dry.stdout.partition("\n\n")
     assert counts.splitlines()[0] == "matched\t2"
     head, *rows = [line.split("\t") for line in named.splitlines()]
-    assert head == ["id", "task", "state", "queue", "refused"]
-    assert [row[1:] for row in rows] == [["shop.confirm", "queued", "high", "-"]] * 2
+    assert head == ["id", "task", "state", "queue", "created", "refused"]
+    assert [[*row[1:4], row[5]] for row in rows] == [["shop.confirm", "queued", "high", "-"]] * 2
     seen = cli.json("jobs", "cancel", "--queue", "high", "--state", "queued", "--dry-run")["jobs"]
     assert {each["id"] for each in seen} == {row[0] for row in rows} < {*ids}
     code, shown = cli.on_terminal("jobs", "cancel", "--queue", "high", "--state", "queued", answer="no")
     assert code == Exit.DECLINED
     assert "Cancel 2 jobs (queued, in queue high)? [y/N]" in shown
+    assert all(f"{row[0]}  shop.confirm  created " in shown for row in rows)
     assert cli.json("jobs", "cancel", "--queue", "high", "--state", "queued", "--yes")["done"] == 2
     assert [client.get(job_id).state.value for job_id in ids] == ["running", "cancelled", "cancelled"]
     assert cli.json("jobs", "cancel", "--task", "shop.confirm", "--yes")["done"] == 1  # the one that runs

@@ -11,7 +11,7 @@ import click
 
 from jobq.cli.common import Exit, State, confirm
 from jobq.cli.options import DURATION, RATE
-from jobq.cli.output import Column
+from jobq.cli.output import Column, ago
 from jobq.job import JobState
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LISTED = 20
 """Jobs that are named one by one."""
+_ASKED = 5
+"""Jobs that a question names."""
 _ENDED = "ended (or, if not, were created)"
 
 
@@ -111,7 +113,7 @@ def carry_out(
         matched: How many there are; 0: nothing is asked or done.
         run: Does it, given who is to be told of the progress.
         verb: As in ``would delete 12 jobs``.
-        preview: Looks at the first :data:`LISTED` of them, for a dry run.
+        preview: Looks at the first :data:`LISTED` of them, for a dry run and for the question.
     Returns:
         0, or 7 when some were left as they were.
     """
@@ -127,7 +129,7 @@ def carry_out(
         report = BulkReport(matched=matched, dry_run=True)
     else:
         if ask:
-            confirm(state, f"{what}?", yes=yes)
+            confirm(state, f"{what}?", yes=yes, before=lambda: name_some(state, preview(), matched))
         with out.progress(verb, matched) as bar:
             report = run(bar.advance)
     result = {
@@ -139,16 +141,12 @@ def carry_out(
     }
     listed = [{"id": job_id, "reason": word} for job_id, word in report.failed]
     looked = list(preview()) if dry_run and matched else []
-    rows = [_previewed(each) for each in looked if each.job]
+    rows = previewed(looked)
     out.record(
         result if out.structured else {name: value for name, value in result.items() if name != "dry_run"},
         document=result | {"failures": listed} | ({"jobs": rows} if dry_run else {}),
     )
-    if rows and not out.structured:
-        out.text("")
-        out.table(rows, [Column(name, itemgetter(name)) for name in rows[0]])
-        if matched > len(looked):
-            out.say(f"and {matched - len(looked):,} more")
+    list_previewed(state, rows, matched)
     for item in listed[:LISTED]:
         out.error(f"job {item['id']} stays as it is: {reason_words(item['reason'])}")
     if report.failed_count > LISTED:
@@ -156,17 +154,48 @@ def carry_out(
     return Exit.PARTIAL if report.failed_count else Exit.DONE
 
 
-def _previewed(preview: Preview) -> dict[str, Any]:
-    """A job that a dry run names."""
-    job = preview.job
-    assert job is not None
-    return {
-        "id": job.id,
-        "task": job.task,
-        "state": job.state.value,
-        "queue": job.queue,
-        "refused": str(preview.error) if preview.error else None,
-    }
+def previewed(looked: Sequence[Preview]) -> list[dict[str, Any]]:
+    """The jobs that a dry run names."""
+    return [
+        {
+            "id": each.job.id,
+            "task": each.job.task,
+            "state": each.job.state.value,
+            "queue": each.job.queue,
+            "created_at": each.job.created_at,
+            "refused": str(each.error) if each.error else None,
+        }
+        for each in looked
+        if each.job
+    ]
+
+
+def list_previewed(state: State, rows: Sequence[dict[str, Any]], matched: int) -> None:
+    """Print them, but for the JSON forms, which have them in their document."""
+    out = state.out
+    if not rows or out.structured:
+        return
+    people = out.style.stdout_terminal
+    out.text("")
+    out.table(
+        rows,
+        [
+            *(Column(name, itemgetter(name)) for name in ("id", "task", "state", "queue")),
+            Column("created", lambda row: ago(row["created_at"]) if people else row["created_at"]),
+            Column("refused", itemgetter("refused")),
+        ],
+    )
+    if matched > len(rows):
+        out.say(f"and {matched - len(rows):,} more")
+
+
+def name_some(state: State, looked: Sequence[Preview], matched: int) -> None:
+    """Name the first few jobs that a question is about."""
+    jobs = [each.job for each in looked if each.job][:_ASKED]
+    for job in jobs:
+        state.out.say(f"  {job.id}  {job.task}  created {ago(job.created_at)}")
+    if jobs and matched > len(jobs):
+        state.out.say(f"  and {matched - len(jobs):,} more")
 
 
 def reason_words(word: str) -> str:

@@ -209,13 +209,14 @@ def pass_state(command: F) -> F:
 # --- asking ------------------------------------------------------------
 
 
-def confirm(state: State, question: str, *, yes: bool) -> None:
+def confirm(state: State, question: str, *, yes: bool, before: Callable[[], object] = lambda: None) -> None:
     """Ask before something is destroyed or sent.
 
     Args:
         state: The run.
         question: A yes-or-no question that says how much of what is concerned.
         yes: ``--yes`` was given: do not ask.
+        before: Says what belongs before the question; not called where none is asked.
     Raises:
         CliError: The answer was not yes (8), or there is no terminal to ask on (2).
     """
@@ -225,6 +226,7 @@ def confirm(state: State, question: str, *, yes: bool) -> None:
         raise CliError(
             Exit.USAGE, f"{question} There is no terminal to ask on: add --yes, or --dry-run to look first"
         )
+    before()
     # Not click.confirm: it turns Ctrl-C and "no" into the same exception, and they have codes of their own.
     click.echo(f"{question} [y/N] ", nl=False, err=True, color=state.colored)
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobq.cli.bulk import reason_words
+from jobq.cli.bulk import LISTED, list_previewed, name_some, previewed, reason_words
 from jobq.cli.common import Exit, State, confirm, pass_state, refused_as_usage, yes_options
 from jobq.cli.dead_archive import archive, export, purge, restore
 from jobq.cli.dead_edit import edit
@@ -79,6 +79,7 @@ def _replay(
     """Replay these, after asking; the same for ``retry-failed`` and ``dead replay``."""
     client, out = state.client(), state.out
     report = None
+    rows = previewed(client.preview("retry", ids[:LISTED])) if dry_run and ids else []
     if dry_run or not ids:
         out.say(
             f"would replay {summary}; nothing was changed"
@@ -86,7 +87,12 @@ def _replay(
             else "nothing to replay: no dead letter matches"
         )
     else:
-        confirm(state, f"Replay {summary}?", yes=yes)
+        confirm(
+            state,
+            f"Replay {summary}?",
+            yes=yes,
+            before=lambda: name_some(state, client.preview("retry", ids[:LISTED]), len(ids)),
+        )
         with out.progress("replaying", len(ids)) as bar:
             report = client.dead_letters.replay(
                 ids, rate=rate, canary=canary, canary_timeout=canary_timeout, progress=bar.advance
@@ -97,9 +103,10 @@ def _replay(
     result = {"matched": len(ids), "replayed": replayed, "failed": failed, "held": held, "dry_run": dry_run}
     if out.structured:
         flat = result | {"failed": len(failed)}
-        out.record(flat, document=result)
+        out.record(flat, document=result | ({"jobs": rows} if dry_run else {}))
     else:
         out.record({"matched": len(ids), "replayed": replayed, "failed": len(failed)})
+    list_previewed(state, rows, len(ids))
     for item in failed[:20]:
         out.error(f"job {item['id']} was not replayed: {reason_words(item['reason'])}")
     if len(failed) > 20:

@@ -49,14 +49,15 @@ def archive(
     """
     letters = state.client().dead_letters
     chosen = wanted(state.client(), **options) | {"older_than": older_than, "limit": limit}
-    matched = letters.archive(out, **chosen, dry_run=True).matched
+    look = letters.archive(out, **chosen, dry_run=True)
     with refused_as_usage():
         return carry_out(
             state,
-            f"Move {plural(matched, 'dead letter')} to {out}",
-            matched,
+            f"Move {plural(look.matched, 'dead letter')} to {out}",
+            look.matched,
             lambda progress: letters.archive(out, **chosen, rate=rate, progress=progress),
             verb="archive",
+            preview=lambda: state.client().preview("delete", look.first),
             dry_run=dry_run,
             yes=yes,
         )
@@ -110,13 +111,14 @@ def purge(
     client = state.client()
     chosen = wanted(client, None, queue, task, error, None)
     del chosen["since"]
-    matched = client.dead_letters.purge(older_than, **chosen, dry_run=True).matched
+    look = client.dead_letters.purge(older_than, **chosen, dry_run=True)
     return carry_out(
         state,
-        f"Delete {plural(matched, 'dead letter')} older than {duration_text(older_than)}, for good",
-        matched,
+        f"Delete {plural(look.matched, 'dead letter')} older than {duration_text(older_than)}, for good",
+        look.matched,
         lambda progress: client.dead_letters.purge(older_than, **chosen, rate=rate, progress=progress),
         verb="delete",
+        preview=lambda: client.preview("delete", look.first),
         dry_run=dry_run,
         yes=yes,
     )

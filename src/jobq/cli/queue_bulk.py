@@ -34,13 +34,14 @@ def _bulk(
 ) -> int:
     """Count first, then ask and do it; ``ask`` has a place for how many."""
     with refused_as_usage():
-        matched = do(*args, dry_run=True, **more).matched
+        look = do(*args, dry_run=True, **more)
     return carry_out(
         state,
-        ask.format(plural(matched)),
-        matched,
+        ask.format(plural(look.matched)),
+        look.matched,
         lambda progress: do(*args, rate=rate, progress=progress, **more),
         verb=verb,
+        preview=lambda: state.client().preview("delete", look.first),
         dry_run=dry_run,
         yes=yes,
     )
