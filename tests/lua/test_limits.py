@@ -681,3 +681,64 @@ def test_a_quota_counts_jobs_with_dedup_keys_within_one_call(bench: Bench, quota
     jobs = [bench.new(f"d{n}", dedup_key=f"t:{n}", dedup_mode="f", quota=quota.gate("n:t")) for n in range(4)]
     answers = bench.run(calls.enqueue(bench.keys, "q", jobs, now_ms=bench.now))
     assert [word for word, _ in answers] == ["queued", "queued", "over_quota", "over_quota"]
+
+
+# --------------------------------------------------------------------------- what the sequences of tests/model found
+
+
+@pytest.mark.parametrize("how", ["cancelled", "deleted"])
+def test_whom_rq_takes_away_from_a_gate_is_blocked_no_more(bench: Bench, how: str) -> None:
+    """rq knows nothing of gates: what it leaves there goes at the next look, out of the queue's count too."""
+    gated(bench, *"abc", lm=C1)
+    (a,) = bench.claim().jobs
+    if how == "cancelled":
+        bench.redis.hset("rq:job:b", "status", "canceled")
+        bench.redis.zrem("rq:deferred:q", "b")
+        bench.redis.zadd("rq:canceled:q", {"b": bench.now / 1000})
+    else:
+        bench.redis.delete("rq:job:b")
+    assert set(bench.zset("jobq:blocked:q")) == {"b", "c"}
+    bench.settle(a, kind="succeeded")
+    open_gates(bench)
+    assert open_gates(bench) == 2
+    assert bench.waiting() == ["c"]
+    assert not bench.redis.exists("jobq:blocked:q", "jobq:gate:c:t", "jobq:gates")
+
+
+@pytest.mark.parametrize("word", ["cancel", "delete", "withdraw"])
+def test_who_leaves_the_line_makes_way_for_who_waits_at_the_gate(bench: Bench, word: str) -> None:
+    """Those that a gate has let in have all its room, until they start, or go."""
+    gated(bench, *"abcde", lm=R2)
+    bench.claim()
+    bench.now += SPAN
+    assert open_gates(bench) == 3
+    assert bench.waiting() == ["c", "d"]
+    step = {"cancel": calls.cancel, "delete": calls.delete, "withdraw": calls.withdraw}[word](bench.keys, "c")
+    bench.run(step)
+    assert open_gates(bench) == 2
+    assert sorted(ids(bench.claim())) == ["d", "e"]
+
+
+@pytest.mark.parametrize("word", ["cancel", "delete", "withdraw"])
+def test_behind_a_costly_job_that_leaves_a_gate_the_others_go_at_once(bench: Bench, word: str) -> None:
+    heavy, light = (f"w,4,{MINUTE},0,w:t,{cost}" for cost in (3, 1))
+    gated(bench, "a", "b", lm=heavy)
+    gated(bench, "c", lm=light)
+    assert ids(bench.claim()) == ["a"], "the light one does not go past the one that waits"
+    step = {"cancel": calls.cancel, "delete": calls.delete, "withdraw": calls.withdraw}[word](bench.keys, "b")
+    bench.run(step)
+    assert open_gates(bench) == 2
+    assert ids(bench.claim()) == ["c"]
+
+
+def test_a_replayed_job_is_let_past_no_gate_for_its_earlier_life(bench: Bench) -> None:
+    lm = Rate(4, cost=4).gate("w:t")
+    gated(bench, "a", "b", "c", lm=lm)
+    bench.claim()
+    bench.now += SPAN
+    assert open_gates(bench) == 2
+    bench.run(calls.cancel(bench.keys, "b", now_ms=bench.now))
+    bench.run(calls.replay(bench.keys, ["b"], now_ms=bench.now))
+    assert ids(bench.claim()) == [], "c waits for longer"
+    assert open_gates(bench) == 2
+    assert ids(bench.claim()) == ["c"]

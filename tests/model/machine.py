@@ -11,7 +11,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
 
+from rq import Queue as RqQueue
+from rq.job import Job as RqJob
+
 from jobq import calls, lua
+from jobq.codec import Serializer
 from jobq.keys import Keys
 from jobq.rq_bridge import iso
 from jobq.steps import Call, Claim, EnqueueAnswer, NewJob, Outcome
@@ -48,12 +52,14 @@ class Pair:
         client: A server, which is emptied.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, model: Reference | None = None) -> None:
         client.flushall()
         self.client = client
-        self.model = Reference(T0)
+        self.model = Reference(T0) if model is None else model
         self.history = History()
         self.now = Snapshot()
+        self.called: set[str] = set()
+        """Names of the scripts that were run."""
         self.sound = True
         """No step has failed yet."""
 
@@ -69,13 +75,17 @@ class Pair:
         self.history.forget(gone)
         if name in ("rq_delete", "rq_empty"):
             self.history.swept_by_rq |= gone
-        compare(after, self.model)
+        self._compare(after)
         self.sound = True
+
+    def _compare(self, after: Snapshot) -> None:
+        compare_parts(server_view(after), model_view(self.model))
 
     def call(
         self, call: Call[Any], expected: Any, read: Callable[[Any], Any] = lambda answer: answer, **facts: Any
     ) -> Any:
         """Run a script and compare ``read`` of its answer, and all that it left behind."""
+        self.called.add(call.script)
         reply, after = run(self.client, self.now, *call.command())
         answer = call.decode(reply)
         self._done(call.script, after, read(answer), expected, facts)
@@ -143,6 +153,8 @@ class Pair:
                 "description": "t.x",
                 "timeout": "180",
             }
+            asked = (("lm", ";".join(map(str, one.gates))), ("or", one.order or ""), ("tn", one.tenant or ""))
+            fields |= {name: str(value) for name, value in asked if value}
             mode, name = one.dedup or ("", "")
             jobs.append(
                 NewJob(
@@ -154,6 +166,7 @@ class Pair:
                     window_ms=one.window_s * 1000,
                     replace=one.replace,
                     bound_id=one.bound,
+                    quota=str(one.quota or ""),
                 )
             )
         call = calls.enqueue(KEYS, queue, jobs, True, now_ms=self.model.now_ms)
@@ -347,6 +360,31 @@ class Pair:
             self.model.most[queue] = most
             self.tool("limit", lambda: self.client.hset(key, "max", most))
 
+    # ------------------------------------------------------------------ rq's tools
+
+    def _rq(self, job_id: str) -> RqJob:
+        return RqJob.fetch(job_id, connection=self.client, serializer=Serializer)
+
+    def rq_cancel(self, job_id: str) -> None:
+        """Cancel a job as rq does."""
+        self.model.rq_cancel(job_id)
+        self.tool("rq_cancel", lambda: self._rq(job_id).cancel(), job_id=job_id)
+
+    def rq_delete(self, job_id: str) -> None:
+        """Delete a job as rq does."""
+        self.model.rq_delete(job_id)
+        self.tool("rq_delete", lambda: self._rq(job_id).delete(), job_id=job_id)
+
+    def rq_requeue(self, job_id: str) -> None:
+        """Requeue a dead letter as rq does."""
+        self.model.rq_requeue(job_id)
+        self.tool("rq_requeue", lambda: self._rq(job_id).requeue(), job_id=job_id)
+
+    def rq_empty(self, queue: str) -> None:
+        """Delete all that a queue's list names, as rq does."""
+        self.model.rq_empty(queue)
+        self.tool("rq_empty", lambda: RqQueue(queue, connection=self.client).empty(), queue=queue)
+
 
 def _text(value: bytes) -> str:
     return value.decode()
@@ -360,13 +398,12 @@ def payload(data: bytes) -> str:
 # --------------------------------------------------------------------------- comparing
 
 
-def compare(state: Snapshot, model: Reference) -> None:
+def compare_parts(there: dict[str, Any], here: dict[str, Any]) -> None:
     """The server holds what the reference holds.
 
     Raises:
         AssertionError: It does not; the message names the part and the difference.
     """
-    there, here = _server_view(state), _model_view(model)
     for part, expected in here.items():
         found = there[part]
         assert found == expected, f"{part}: the server has {_differing(found, expected)}"
@@ -379,7 +416,8 @@ def _differing(found: Any, expected: Any) -> str:
     return f"{found}, the reference {expected}"
 
 
-def _server_view(state: Snapshot) -> dict[str, Any]:
+def server_view(state: Snapshot) -> dict[str, Any]:
+    """What every reference predicts, by part."""
     hashes, queues = state.hashes, state.queues
     stones = {
         key[7:]: "stone"
@@ -390,6 +428,7 @@ def _server_view(state: Snapshot) -> dict[str, Any]:
         job_id: {
             "status": found["status"],
             "queue": found["origin"],
+            "since": int(found.get("q", "0")),
             "payload": payload(found["data"].encode("latin-1")),
             "attempts": int(found.get("attempts", "0")),
             "lost": int(found.get("lost", "0")),
@@ -439,13 +478,16 @@ def _server_view(state: Snapshot) -> dict[str, Any]:
     }
 
 
-def _model_view(model: Reference) -> dict[str, Any]:
+def model_view(model: Reference) -> dict[str, Any]:
+    """What the reference predicts, by part."""
+
     def view(job: Job) -> Any:
         if job.state is None:
             return "stone"
         return {
             "status": STATUS[job.state],
             "queue": job.queue,
+            "since": job.since_ms,
             "payload": job.payload,
             "attempts": job.attempts,
             "lost": job.lost,

@@ -53,6 +53,34 @@ class Job:
     ended_ms: int = 0
     expires_s: float = math.inf
     parents: frozenset[str] = frozenset()
+    since_ms: int = 0
+    """From when it waits, or waited for the run that is on; 0: nobody knows, as of a job that rq made."""
+    gates: tuple[Gate, ...] = ()
+    let_in: str | None = None
+    order: int | None = None
+    tenant: str | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One limit that a job or a queue names.
+
+    Attributes:
+        kind: ``r`` starts in any window, ``w`` their costs, ``b`` either with bursts, ``c`` runs at once.
+        cost: What the job uses up; 0: it does not weigh, and uses up 1.
+    """
+
+    kind: str
+    limit: int
+    name: str
+    window_ms: int = 0
+    burst: int = 0
+    cost: int = 0
+
+    def __str__(self) -> str:
+        """As the scripts read it."""
+        text = f"{self.kind},{self.limit},{self.window_ms},{self.burst},{self.name}"
+        return f"{text},{self.cost}" if self.cost else text
 
 
 @dataclass(frozen=True)
@@ -66,6 +94,10 @@ class New:
     window_s: int = 0
     replace: bool = False
     bound: str = "*"
+    gates: tuple[Gate, ...] = ()
+    quota: Gate | None = None
+    order: int | None = None
+    tenant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +179,37 @@ class Reference:
     def _list(self, queue: str) -> list[str]:
         return self.lists.setdefault(queue, [])
 
+    # What a reference of limits or of turns adds.
+
+    def _enter(self, job: Job, since_ms: int) -> None:
+        """It waits in line from now on, as one that has waited since then."""
+        job.state, job.since_ms = "queued", since_ms
+
+    def _exit(self, job: Job) -> None:
+        """It waits in line no more."""
+
+    def _unblock(self, job: Job) -> None:
+        """It waits at no gate any more."""
+
+    def _room(self, queue: str, n: int) -> int:
+        """How many of ``n`` may start, whoever they are."""
+        return n
+
+    def _blocked(self, job: Job, token: str) -> bool:
+        """Whether a limit keeps it from starting; it waits there then."""
+        return False
+
+    def _freed(self, job: Job | None, member: tuple[str, str], unused: bool = False) -> None:
+        """A lease has ended; ``unused``: its run had not begun."""
+
+    def _close(self, job: Job, until_ms: int) -> bool:
+        """Whether a job that was told to slow down waits at a gate of its own, which is closed until then."""
+        return False
+
+    def _quota(self, one: New) -> tuple[str, str] | None:
+        """The answer to a job that its quota refuses; None, and it is counted."""
+        return None
+
     def _live(self, job_id: str) -> Job | None:
         job = self.jobs.get(job_id)
         return job if job is not None and job.state is not None and job.state not in ENDED else None
@@ -180,8 +243,10 @@ class Reference:
         """Out of every place where a waiting job stands."""
         if job.state == "queued":
             self.lists[job.queue] = [other for other in self._list(job.queue) if other != job.id]
+            self._exit(job)
         if job.bucket is not None:
             self._unbucket(job.queue, job.bucket, job.id)
+            self._unblock(job)
         job.bucket = None
 
     def _unbucket(self, queue: str, bucket: str, job_id: str) -> None:
@@ -212,15 +277,16 @@ class Reference:
         if self.shed_until.get(queue, 0) > self.now_ms:
             room, refusal = 0, "shed"
         elif queue in self.most:
-            others = ("scheduled", "deferred", "parked")
-            beside = sum(job.queue == queue and job.state in others for job in self.jobs.values())
-            room = self.most[queue] - len(self._list(queue)) - beside
+            room = self.most[queue] - self._waiting(queue)
         answers = []
         for one in new:
             word, who = self._judge(one)
             if word == "new":
+                over = self._quota(one) if one.quota and room >= 1 else None
                 if room < 1:
                     word = refusal
+                elif over:
+                    word, who = over
                 else:
                     room -= 1
                     word = self._admit(queue, one)
@@ -228,6 +294,12 @@ class Reference:
                 self._replace(self.jobs[who], one)
             answers.append(("replaced" if word == "repeated" else word, who))
         return answers
+
+    def _waiting(self, queue: str) -> int:
+        """How many jobs wait, for whatever."""
+        others = ("scheduled", "deferred", "parked")
+        beside = sum(job.queue == queue and job.state in others for job in self.jobs.values())
+        return len(self._list(queue)) + beside
 
     def _judge(self, one: New) -> tuple[str, str]:
         if one.id in self.jobs:
@@ -249,10 +321,12 @@ class Reference:
     def _admit(self, queue: str, one: New) -> str:
         later = one.due_ms > self.now_ms
         job = Job(one.id, queue, "scheduled" if later else "queued", one.payload, dedup=one.dedup)
-        job.due_ms = one.due_ms if later else 0
+        job.due_ms = job.since_ms = one.due_ms if later else 0
+        job.gates, job.order, job.tenant = one.gates, one.order, one.tenant
         self.jobs[one.id] = job
         if not later:
             self._list(queue).append(one.id)
+            self._enter(job, self.now_ms)
         self._take_key(job, one.window_s)
         return "scheduled" if later else "queued"
 
@@ -260,11 +334,17 @@ class Reference:
         later = one.due_ms > self.now_ms
         if job.state == "queued" and later:
             self._leave(job)
-        elif job.state == "scheduled" and not later:
+        elif job.state == "queued":
+            self._exit(job)
+        elif not later:
             self._list(job.queue).append(job.id)
         job.state, job.due_ms = ("scheduled", one.due_ms) if later else ("queued", 0)
         job.payload, job.dedup, job.replaced_by = one.payload, one.dedup, (one.id, *job.replaced_by)[:8]
         job.attempts = job.lost = job.crashes = 0
+        job.gates, job.order, job.tenant, job.let_in = one.gates, one.order, one.tenant, None
+        job.since_ms = one.due_ms
+        if not later:
+            self._enter(job, self.now_ms)
         self._take_key(job, one.window_s)
 
     def claim(
@@ -279,11 +359,15 @@ class Reference:
             return "ok", [i for i in last.ids if (i, token) in self.leases and self._is_running(i)]
         if queue in self.paused and not 0 < self.paused[queue] <= self.now_ms:
             return "paused", []
+        asked, n = n, self._room(queue, n)
         if self.closed.get(queue, 0) > self.now_ms:
             # Nobody hears of it while nothing waits, and no such claim is remembered.
             waits = (queue, SUSPECTS) in self.buckets if suspects == "only" else bool(self._list(queue))
             return ("limited" if waits else "ok"), []
         self.closed.pop(queue, None)
+        if n < 1 <= asked:
+            waits = (queue, SUSPECTS) in self.buckets if suspects == "only" else bool(self._list(queue))
+            return ("limited" if waits else "ok"), []
         taken: list[str] = []
         for bucket in known:
             ids = self.buckets.get((queue, bucket), {})
@@ -292,7 +376,15 @@ class Reference:
                 job = self.jobs.get(job_id)
                 if job is not None and job.state == "parked":
                     self._take(job, token, suspects, taken)
-        for _ in range(0 if suspects == "only" else CLAIM_ROUNDS):
+        if suspects != "only":
+            self._take_in_line(queue, n, token, suspects, taken)
+        ends = self.now_ms + LEASE_MS
+        self.claims[exec_id] = LastClaim(number, taken, ends, self.uptime_s + CLAIM_TTL_S)
+        return "ok", taken
+
+    def _take_in_line(self, queue: str, n: int, token: str, suspects: Suspects, taken: list[str]) -> None:
+        """Take what stands first in the list; what is there in vain is dropped."""
+        for _ in range(CLAIM_ROUNDS):
             room = n - len(taken)
             if room < 1:
                 break
@@ -303,9 +395,6 @@ class Reference:
                     self._take(job, token, suspects, taken)
             if taken or len(popped) < room:
                 break
-        ends = self.now_ms + LEASE_MS
-        self.claims[exec_id] = LastClaim(number, taken, ends, self.uptime_s + CLAIM_TTL_S)
-        return "ok", taken
 
     def _is_running(self, job_id: str) -> bool:
         job = self.jobs.get(job_id)
@@ -317,11 +406,11 @@ class Reference:
         if suspects == "park" and (job.crashes >= 1 or job.lost >= 3):
             job.state, job.bucket = "parked", SUSPECTS
             self.buckets.setdefault((job.queue, SUSPECTS), {})[job.id] = self.now_ms
-        else:
+        elif not self._blocked(job, token):
             taken.append(self._start(job, token))
 
     def _start(self, job: Job, token: str) -> str:
-        job.state, job.bucket = "running", None
+        job.state, job.bucket, job.let_in = "running", None, None
         if job.dedup and job.dedup[0] == "s":
             self._free_key(job)
         self.leases[job.id, token] = self.now_ms + LEASE_MS
@@ -354,6 +443,7 @@ class Reference:
                 continue
             seen.add((end.id, end.token))
             self._drop_lease(end.id, end.token)
+            self._freed(job, (end.id, end.token), end.kind == "hand_back")
             if not exists or job.state != "running":
                 self.cancels.discard(end.id)
                 answers.append("gone" if not exists else "cancelled" if job.state == "cancelled" else "lost")
@@ -394,11 +484,14 @@ class Reference:
             self._end(job, "cancelled", keep, self._second())
         elif kind in ("retry", "snooze"):
             job.state, job.due_ms = "scheduled", self.now_ms + end.delay_ms
+            job.since_ms = job.due_ms if job.since_ms else 0
         elif kind == "park":
             job.state, job.bucket = "parked", end.bucket
             self.buckets.setdefault((queue, end.bucket), {})[job.id] = self.now_ms
+        elif kind == "limited" and self._close(job, self.now_ms + end.delay_ms):
+            job.state = "parked"
         else:
-            job.state = "queued"
+            self._enter(job, job.since_ms)
             back.append(job.id)
             if kind == "limited":
                 self.closed[queue] = max(self.closed.get(queue, 0), self.now_ms + end.delay_ms)
@@ -444,6 +537,7 @@ class Reference:
         ]
         for _, _, job_id, token in due:
             self._drop_lease(job_id, token)
+            self._freed(self.jobs.get(job_id), (job_id, token))
             self._interrupt(job_id, keep_s, record, moved, back)
         if self.looked_ms is None or abs(self.now_ms - self.looked_ms) > FOREIGN_LOOK_MS:
             self.looked_ms = self.now_ms
@@ -479,7 +573,8 @@ class Reference:
             job.settled, job.reason = "rescue", "poison"
             self._end(job, "dead", keep_s, self._second() + keep_s)
         else:
-            word, job.state = "queued", "queued"
+            word = "queued"
+            self._enter(job, job.since_ms)
             back.setdefault(job.queue, []).append(job_id)
         moved.append((job_id, job.queue, word))
 
@@ -492,7 +587,8 @@ class Reference:
             )
             due = [job_id for at, job_id in waiting if at <= self.now_ms][:limit]
             for job_id in due:
-                self.jobs[job_id].state = "queued"
+                job = self.jobs[job_id]
+                self._enter(job, job.due_ms if job.since_ms else 0)
                 self._list(queue).append(job_id)
             count += len(due)
             later += [at for at, job_id in waiting if job_id not in due][:1]
@@ -507,7 +603,7 @@ class Reference:
             for child in sorted(children):
                 job = self.jobs.get(child)
                 if job is not None and job.state == "deferred" and all(self._lets_go(p) for p in job.parents):
-                    job.state = "queued"
+                    self._enter(job, self.now_ms if job.since_ms else 0)
                     self._list(job.queue).append(child)
                     released.add(child)
                     children.discard(child)
@@ -647,9 +743,10 @@ class Reference:
         self.cancels.discard(job_id)
         if job.dedup and job.dedup[0] != "w":
             self._take_key(job)
-        job.state, job.expires_s = "queued", math.inf
+        job.expires_s = math.inf
         job.attempts = job.lost = job.crashes = job.ended_ms = 0
-        job.cancel_asked, job.reason, job.settled, job.replaced_by = False, None, None, ()
+        job.cancel_asked, job.reason, job.settled, job.replaced_by, job.let_in = False, None, None, (), None
+        self._enter(job, self.now_ms if job.since_ms else 0)
         self._list(job.queue).append(job_id)
         return "queued"
 
@@ -661,7 +758,8 @@ class Reference:
             self._unbucket(queue, bucket, job_id)
             job = self.jobs.get(job_id)
             if job is not None and job.state == "parked":
-                job.state, job.bucket = "queued", None
+                job.bucket = None
+                self._enter(job, self.now_ms if job.since_ms else 0)
                 self._list(queue).append(job_id)
                 count += 1
         return count

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rq.job import Job as RqJob
 
-from jobq.codec import Serializer
 from tests.model.machine import KEYS, Pair, load_scripts
 from tests.model.reference import End, New
 from tests.support.server import Flavour, Servers
@@ -23,10 +21,6 @@ def new(job_id: str, **options: object) -> New:
     return New(job_id, f'{{"v":1,"n":"{job_id}"}}', **options)  # type: ignore[arg-type]
 
 
-def rq_job(pair: Pair, job_id: str) -> RqJob:
-    return RqJob.fetch(job_id, connection=pair.client, serializer=Serializer)
-
-
 def running(pair: Pair, job_id: str, number: int = 1) -> str:
     """A job that runs; its token."""
     pair.enqueue("q", [new(job_id)])
@@ -36,8 +30,7 @@ def running(pair: Pair, job_id: str, number: int = 1) -> str:
 
 def test_replay_takes_away_the_lease_that_rqs_cancel_left(pair: Pair) -> None:
     zombie = running(pair, "j")
-    pair.model.rq_cancel("j")
-    pair.tool("rq_cancel", rq_job(pair, "j").cancel)
+    pair.rq_cancel("j")
     pair.replay(["j"])
     pair.claim("q", "b", 1, 1, [])
     assert pair.settle("q", [End("j", zombie, "succeeded")]) == ["lost"]
@@ -46,8 +39,7 @@ def test_replay_takes_away_the_lease_that_rqs_cancel_left(pair: Pair) -> None:
 def test_a_replayed_job_was_not_asked_to_stop(pair: Pair) -> None:
     running(pair, "j")
     pair.cancel("j")
-    pair.model.rq_cancel("j")
-    pair.tool("rq_cancel", rq_job(pair, "j").cancel)
+    pair.rq_cancel("j")
     pair.replay(["j"])
     pair.heartbeat(pair.claim("q", "b", 1, 1, []))
 
@@ -64,8 +56,7 @@ def test_withdraw_leaves_nothing_for_ever(pair: Pair) -> None:
 def test_rescue_forgets_the_request_to_a_deleted_job(pair: Pair) -> None:
     running(pair, "j")
     pair.cancel("j")
-    pair.model.rq_delete("j")
-    pair.tool("rq_delete", rq_job(pair, "j").delete)
+    pair.rq_delete("j")
     pair.pass_time(13)
     pair.rescue(100, record=False)
     pair.pass_time(4)
@@ -100,12 +91,10 @@ def test_what_rq_cancels_after_an_earlier_end_is_pruned_by_count(pair: Pair, how
     token = running(pair, "j")
     pair.settle("q", [End("j", token, "dead", spends=True)])
     if how == "requeue":
-        pair.model.rq_requeue("j")
-        pair.tool("rq_requeue", rq_job(pair, "j").requeue, job_id="j")
+        pair.rq_requeue("j")
     else:
         pair.replay(["j"])
-    pair.model.rq_cancel("j")
-    pair.tool("rq_cancel", rq_job(pair, "j").cancel, job_id="j")
+    pair.rq_cancel("j")
     pair.prune("q", -1, -1, 300, 100, 0)
     assert "j" not in pair.model.jobs
 
@@ -129,8 +118,7 @@ def test_a_requeued_parent_keeps_its_children(pair: Pair) -> None:
     pair.settle("q", [End("parent", token, "dead", keep_s=60)])
     pair.release()
     pair.client.sadd(KEYS.dependents("parent"), "child")
-    pair.model.rq_requeue("parent")
-    pair.tool("rq_requeue", rq_job(pair, "parent").requeue, job_id="parent")
+    pair.rq_requeue("parent")
     pair.claim("q", "a", 2, 1, [])
     assert KEYS.dependents("parent") not in pair.now.left_s
 
@@ -138,8 +126,7 @@ def test_a_requeued_parent_keeps_its_children(pair: Pair) -> None:
 def test_records_of_a_job_that_an_rq_tool_deletes_expire(pair: Pair) -> None:
     token = running(pair, "j")
     pair.settle("q", [End("j", token, "retry", spends=True, record=True)])
-    pair.model.rq_delete("j")
-    pair.tool("rq_delete", rq_job(pair, "j").delete)
+    pair.rq_delete("j")
     assert "jobq:attempts:j" in pair.now.left_s
 
 
@@ -148,6 +135,5 @@ def test_records_of_a_running_job_that_an_rq_tool_deletes_expire(pair: Pair) -> 
     pair.settle("q", [End("j", token, "retry", spends=True, record=True)])
     pair.promote(["q"], 100)
     pair.claim("q", "a", 2, 1, [])
-    pair.model.rq_delete("j")
-    pair.tool("rq_delete", rq_job(pair, "j").delete)
+    pair.rq_delete("j")
     assert "jobq:attempts:j" in pair.now.left_s

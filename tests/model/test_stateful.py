@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -15,10 +15,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from rq import Queue
-from rq.job import Job as RqJob
 
-from jobq.codec import Serializer
 from tests.model.invariants import nothing_left
 from tests.model.machine import KEYS, Pair, load_scripts
 from tests.model.reference import ENDED, LOST_LIMIT, MIN_KEEP_S, SUSPECTS, End, Job, New, Suspects
@@ -97,7 +94,19 @@ rare_steps = st.one_of(*(st.tuples(st.just(name), options) for name, options in 
 
 
 class Machine(RuleBasedStateMachine):
-    """Rules over one server."""
+    """Rules over one server.
+
+    Attributes:
+        SCRIPTS: What they run, all of it.
+    """
+
+    SCRIPTS = frozenset(
+        (
+            "cancel", "claim", "delete", "enqueue", "free_dedup", "heartbeat", "pause", "progress", "promote", "prune",
+            "release", "replay", "rescue", "resume", "settle", "unpark", "withdraw",
+        )
+    )  # fmt: skip
+    called: ClassVar[set[str]] = set()
 
     def __init__(self, client: Any) -> None:
         super().__init__()
@@ -351,9 +360,6 @@ class Machine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ rq's tools
 
-    def _rq(self, job_id: str) -> RqJob:
-        return RqJob.fetch(job_id, connection=self.pair.client, serializer=Serializer)
-
     def rq_child(self, queue: str, picks: list[int]) -> None:
         """Of parents that have no other child: rq's set has no order to compare."""
         client = self.pair.client
@@ -385,24 +391,20 @@ class Machine(RuleBasedStateMachine):
     def rq_cancel(self, pick: int) -> None:
         job_id = self._which(pick, lambda job: job.state not in ENDED)
         if job_id is not None:
-            self.model.rq_cancel(job_id)
-            self.pair.tool("rq_cancel", lambda: self._rq(job_id).cancel(), job_id=job_id)
+            self.pair.rq_cancel(job_id)
 
     def rq_delete(self, pick: int) -> None:
         job_id = self._which(pick, lambda job: True)
         if job_id is not None:
-            self.model.rq_delete(job_id)
-            self.pair.tool("rq_delete", lambda: self._rq(job_id).delete(), job_id=job_id)
+            self.pair.rq_delete(job_id)
 
     def rq_requeue(self, pick: int) -> None:
         job_id = self._which(pick, lambda job: job.state == "dead")
         if job_id is not None:
-            self.model.rq_requeue(job_id)
-            self.pair.tool("rq_requeue", lambda: self._rq(job_id).requeue(), job_id=job_id)
+            self.pair.rq_requeue(job_id)
 
     def rq_empty(self, queue: str) -> None:
-        self.model.rq_empty(queue)
-        self.pair.tool("rq_empty", lambda: Queue(queue, connection=self.pair.client).empty(), queue=queue)
+        self.pair.rq_empty(queue)
 
     def rq_stock_pop(self, queue: str, dies: bool) -> None:
         """A stock worker takes the next job, and either dies with it at once or starts it."""
@@ -444,6 +446,10 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """All comes to an end, and leaves nothing behind."""
+        self._end()
+        self.called.update(self.pair.called)
+
+    def _end(self) -> None:
         if not (self.ids and self.pair.sound):
             return
         for queue in QUEUES:
@@ -494,6 +500,7 @@ def play(client: Any, *, sequences: int, derandomize: bool) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+    assert Machine.called == Machine.SCRIPTS
 
 
 @pytest.mark.timeout(300)

@@ -7,9 +7,9 @@
 -- ARGV[6]  seconds to keep the cancelled job
 -- ARGV[7]  rq's words of the states that are meant, each with a comma after it; '' = any
 -- Returns  cancelled | requested | finished | gone | the state that was not meant
--- Keys built inside: of the job's queue: list, scheduled, deferred, canceled, jobq:retrying, jobq:parked, jobq:q,
---          jobq:order, jobq:fair, jobq:turn;
---          of the job: results, dependents, jobq:attempts, jobq:dedup, jobq:wait, jobq:done.
+-- Keys built inside: of the job's queue: list, scheduled, deferred, canceled, jobq:retrying, jobq:parked, jobq:blocked,
+--          jobq:q, jobq:order, jobq:fair, jobq:turn; of the job: results, dependents, jobq:attempts, jobq:dedup,
+--          jobq:wait, jobq:done; of a job with limits: jobq:gate, jobq:gates.
 -- Publishes the id on jobq:cancel when it runs.
 -- Idempotent: a second cancel finds the first one's status, or its request.
 -- Full memory: the first write is a ZREM of nobody.
@@ -46,8 +46,14 @@ local function unlist(queue, id, order, tenant)
   displace(queue, id, order, tenant)
 end
 
+-- Who waits at a gate that this job was to pass next may be let in at once.
+local function give_way(lm)
+  for name in lm:gmatch('%a,%d+,%d+,%d+,([^;,]+)') do redis.call('ZADD', N .. 'gates', 'XX', 'LT', 0, name) end
+end
+
 -- Out of every place where a waiting job can stand.
-local function leave(queue, id, status, bucket, order, tenant)
+local function leave(queue, id, status, bucket, order, tenant, lm)
+  if lm then give_way(lm) end
   if status == 'queued' then
     unlist(queue, id, order, tenant)
   elseif status == 'scheduled' then
@@ -86,7 +92,7 @@ local function tell(id)
   end
 end
 
-local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'attempts', 'or', 'tn')
+local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'attempts', 'or', 'tn', 'lm')
 if row.err then
   redis.call('ZREM', KEYS[4], '')
   redis.call('ZADD', KEYS[4], now, id)
@@ -106,7 +112,7 @@ if status == 'started' then
   redis.call('PUBLISH', N .. 'cancel', id)
   return 'requested'
 end
-leave(queue, id, status, row[4], row[6], row[7])
+leave(queue, id, status, row[4], row[6], row[7], row[8])
 -- st tells a later claim, after an rq tool's requeue, that there is an expiry to take away.
 redis.call('HSET', KEYS[1], 'status', 'canceled', 'cx', '1', 'ended_at', ARGV[5], 'st', 'cancel')
 redis.call('HDEL', KEYS[1], 'park', 'pb')

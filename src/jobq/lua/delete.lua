@@ -5,9 +5,10 @@
 -- ARGV[4]  rq's words of the states to remove, each with a comma after it; '' = any but started
 -- ARGV[5+] job ids; '<id>:<ended_at>' = only if it has not ended again since
 -- Returns  {word, ...} in order: deleted | gone | changed | the state that forbids it
--- Keys built inside: P:job:<id>; of the job's queue: list, registries, jobq:retrying, jobq:parked, jobq:gate,
---          jobq:blocked, jobq:q, jobq:order, jobq:fair, jobq:turn; of the job: results, dependents, dependencies, jobq:attempts, jobq:dedup, jobq:log,
---          jobq:wait, jobq:done; jobq:cancels; jobq:tag:<tag>, jobq:corr:<correlation id>.
+-- Keys built inside: P:job:<id>; of the job's queue: list, registries, jobq:retrying, jobq:parked, jobq:gate, jobq:gates,
+--          jobq:blocked, jobq:q, jobq:order, jobq:fair, jobq:turn; of the job: results, dependents, dependencies,
+--          jobq:attempts, jobq:dedup, jobq:log, jobq:wait, jobq:done; jobq:cancels; jobq:tag:<tag>,
+--          jobq:corr:<correlation id>.
 -- Idempotent by nature: a second call answers gone.
 -- Full memory: the first write is a ZREM.
 local P, N, only = ARGV[2], ARGV[3], ARGV[4]
@@ -47,8 +48,14 @@ local function unlist(queue, id, order, tenant)
   end
 end
 
+-- Who waits at a gate that this job was to pass next may be let in at once.
+local function give_way(lm)
+  for name in lm:gmatch('%a,%d+,%d+,%d+,([^;,]+)') do redis.call('ZADD', N .. 'gates', 'XX', 'LT', 0, name) end
+end
+
 -- Out of every place where a waiting job can stand.
-local function leave(queue, id, status, bucket, order, tenant)
+local function leave(queue, id, status, bucket, order, tenant, lm)
+  if lm then give_way(lm) end
   if status == 'queued' then
     unlist(queue, id, order, tenant)
   elseif status == 'scheduled' then
@@ -102,7 +109,7 @@ local function delete(item)
   local id, stamp = item:match('^([^:]*):?(.*)$')
   local key = P .. 'job:' .. id
   local row = redis.pcall('HMGET', key, 'status', 'origin', 'dk', 'pb', 'park', 'attempts', 'ended_at', 'jk', 'or',
-    'tn')
+    'tn', 'lm')
   if row.err then
     redis.call('ZREM', KEYS[1], id)
     redis.call('UNLINK', key)
@@ -122,7 +129,7 @@ local function delete(item)
   if REGISTRY[status] then
     redis.call('ZREM', P .. REGISTRY[status] .. queue, id)
   elseif status then
-    leave(queue, id, status, row[4], row[9], row[10])
+    leave(queue, id, status, row[4], row[9], row[10], row[11])
     tell(id)
   end
   free(id, row[3])

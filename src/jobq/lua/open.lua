@@ -5,8 +5,8 @@
 -- KEYS[4]  limits set by operators   jobq:limits
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] most gates   ARGV[5] most jobs
 -- Returns  {jobs queued, gates looked at}
--- Keys built inside: P:job:<id>, P:deferred:<q>, P:queue:<q>, jobq:gate:<gate>, jobq:blocked:<q>, jobq:rate:<gate>,
---          jobq:held:<gate>, jobq:closed:<gate>; of jobs with an order or a tenant: jobq:q:<q>, jobq:order:<q>,
+-- Keys built inside: P:job:<id>, P:deferred:<q>, P:queue:<q>, P:queues, jobq:gate:<gate>, jobq:blocked:<q>,
+--          jobq:rate:<gate>, jobq:held:<gate>, jobq:closed:<gate>; of jobs with an order or a tenant: jobq:q:<q>, jobq:order:<q>,
 --          jobq:turns:<q>, jobq:fair:<q>, jobq:turn:<q>:<tenant>.
 -- A gate, and what operators have set, is as claim.lua describes it; only claim passes it, so one job too many here costs a claim, not a limit.
 -- Idempotent: a job that is queued waits at no gate.
@@ -181,6 +181,15 @@ local function room_of(kind, limit, window, burst, name, closed)
   end
 end
 
+-- Whoever was taken away by one of rq's tools is blocked no more, wherever that was.
+local function forget(id)
+  local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'pb')
+  if not row.err and row[1] == 'deferred' and row[2] and row[2]:sub(1, 6) == '~gate:' then return end
+  for _, key in ipairs(redis.call('SMEMBERS', P .. 'queues')) do
+    redis.call('ZREM', N .. 'blocked:' .. key:sub(#P + 7), id)
+  end
+end
+
 -- What a waiting job has to go by at its gate, and until when that holds at the longest; nil when it does not wait at this one.
 local function spec_of(id, name)
   local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'pb', 'lm', 'description')
@@ -223,6 +232,8 @@ local function queue(id, name, weighs)
     table.insert(front[row[3]], 1, id)
     place(row[3], id, tonumber(row[4] or '') or now, row[5], row[6])
     queued = queued + 1
+  else
+    forget(id)
   end
 end
 
@@ -240,6 +251,7 @@ for _, name in ipairs(due) do
     redis.call('ZREM', KEYS[1], name)
   elseif not kind then
     redis.call('ZREM', waiting, first)
+    forget(first)
   else
     local room, again = room_of(kind, limit, window, burst, name, closed)
     local take = math.min(room, most - queued)

@@ -5,9 +5,9 @@
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix   ARGV[4] job id   ARGV[5] ended_at, ISO
 -- ARGV[6]  seconds to keep the withdrawn job
 -- Returns  withdrawn | started | finished | gone (it never came, and will find itself mine if it still does)
--- Keys built inside: of the job's queue: list, scheduled, deferred, canceled, jobq:retrying, jobq:parked, jobq:q,
---          jobq:order, jobq:fair, jobq:turn;
---          of the job: results, dependents, jobq:attempts, jobq:dedup, jobq:wait, jobq:done.
+-- Keys built inside: of the job's queue: list, scheduled, deferred, canceled, jobq:retrying, jobq:parked, jobq:blocked,
+--          jobq:q, jobq:order, jobq:fair, jobq:turn; of the job: results, dependents, jobq:attempts, jobq:dedup,
+--          jobq:wait, jobq:done; of a job with limits: jobq:gate, jobq:gates.
 -- Idempotent: what it leaves behind gives the same answer.
 -- Full memory: the first write is a ZREM of nobody.
 local P, N, id, keep = ARGV[2], ARGV[3], ARGV[4], math.max(600, tonumber(ARGV[6]))
@@ -43,8 +43,14 @@ local function unlist(queue, id, order, tenant)
   displace(queue, id, order, tenant)
 end
 
+-- Who waits at a gate that this job was to pass next may be let in at once.
+local function give_way(lm)
+  for name in lm:gmatch('%a,%d+,%d+,%d+,([^;,]+)') do redis.call('ZADD', N .. 'gates', 'XX', 'LT', 0, name) end
+end
+
 -- Out of every place where a waiting job can stand.
-local function leave(queue, id, status, bucket, order, tenant)
+local function leave(queue, id, status, bucket, order, tenant, lm)
+  if lm then give_way(lm) end
   if status == 'queued' then
     unlist(queue, id, order, tenant)
   elseif status == 'scheduled' then
@@ -83,7 +89,7 @@ local function tell(id)
   end
 end
 
-local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'st', 'attempts', 'or', 'tn')
+local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'st', 'attempts', 'or', 'tn', 'lm')
 if row.err then return 'gone' end
 local status, queue = row[1], row[2]
 redis.call('ZREM', KEYS[2], '')
@@ -96,7 +102,7 @@ end
 if status == 'canceled' then return row[5] == 'withdraw' and 'withdrawn' or 'finished' end
 if status == 'finished' or status == 'failed' or status == 'stopped' then return 'finished' end
 if status == 'started' then return 'started' end
-leave(queue or '', id, status, row[4], row[7], row[8])
+leave(queue or '', id, status, row[4], row[7], row[8], row[9])
 redis.call('HSET', KEYS[1], 'status', 'canceled', 'cx', '1', 'why', 'withdrawn', 'ended_at', ARGV[5], 'st', 'withdraw')
 redis.call('HDEL', KEYS[1], 'park', 'pb')
 redis.call('ZADD', P .. 'canceled:' .. (queue or ''), math.floor(now / 1000), id)
