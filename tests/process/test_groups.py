@@ -29,7 +29,13 @@ APP = "tests.process.group_app"
 def grouped(worker: WorkerFactory) -> Callable[..., Worker]:
     """A worker of three queues in one group; options by queue as ``email={"slots": 2}``, of all as ``slots=2``."""
 
-    def start(*args: str, queues: tuple[str, ...] = QUEUES, wait: bool = True, **options: Any) -> Worker:
+    def start(
+        *args: str,
+        queues: tuple[str, ...] = QUEUES,
+        wait: bool = True,
+        settings: dict[str, str] | None = None,
+        **options: Any,
+    ) -> Worker:
         env = {f"JOBQ_QUEUES__{queue.upper()}__GROUP": "mail" for queue in QUEUES}
         for queue in QUEUES:
             own = {name: value for name, value in options.items() if name not in QUEUES} | options.get(
@@ -38,7 +44,7 @@ def grouped(worker: WorkerFactory) -> Callable[..., Worker]:
             env |= {
                 f"JOBQ_QUEUES__{queue.upper()}__{name.upper()}": str(value) for name, value in own.items()
             }
-        return worker("--name", "w", *args, queues=queues, app=APP, wait=wait, **env)
+        return worker("--name", "w", *args, queues=queues, app=APP, wait=wait, **env, **(settings or {}))
 
     return start
 
@@ -99,6 +105,26 @@ def test_when_their_executor_dies_all_run_again_where_they_were(
     assert len(pids) == 1
     assert before.pid not in pids
     assert len(running.events("worker.lost", queue="mail")) == 1
+
+
+def test_executors_that_are_killed_again_and_again_lose_no_job_of_any_queue(
+    grouped: Callable[..., Worker], client: jobq.Client, redis_client: redis.Redis, ledger: Ledger
+) -> None:
+    for n in range(200):
+        for queue in QUEUES:
+            enqueue(client, app.note, queue, key=f"{queue}-{n}")
+    running = grouped(slots=3)
+    for kill in range(1, 9):
+        ledger.wait("ran", count=min(60 * kill, 500))
+        for executor in running.executors():
+            executor.send_signal(signal.SIGKILL)
+    until(lambda: all(redis_client.zcard(f"rq:finished:{queue}") == 200 for queue in QUEUES), 40)
+    assert {entry.key for entry in ledger.entries("ran")} == {
+        f"{queue}-{n}" for queue in QUEUES for n in range(200)
+    }
+    assert len(ledger.entries("ran")) <= 600 + 8 * 3, "at most what ran when one was killed"
+    assert not redis_client.exists("jobq:leases", *(f"rq:wip:{queue}" for queue in QUEUES))
+    assert running.events("worker.lost")
 
 
 def test_a_paused_and_a_limited_queue_hold_up_nobody_and_cost_little(
@@ -236,3 +262,36 @@ def test_it_is_one_worker_that_serves_all_and_part_of_a_group_can_be_served(
     waits = enqueue(client, app.note, "email", key="e")
     assert where(enqueue(client, app.note, "push", key="p"))[0] == "push"
     assert "no_worker" in [reason.code for reason in client.why(waits.id).reasons]
+
+
+def test_a_tired_executor_serves_all_its_queues_until_its_successor_does(
+    grouped: Callable[..., Worker], client: jobq.Client, ledger: Ledger
+) -> None:
+    running = grouped(slots=2, settings={"JOBQ_RECYCLE_JOBS": "20"})
+    first = running.executor().pid
+    jobs = []
+    for n in range(60):
+        jobs += [enqueue(client, app.note, queue, key=f"{queue}-{n}") for queue in QUEUES]
+        if n % 20 == 19:
+            ledger.wait("ran", count=3 * (n + 1))
+            time.sleep(1.2)  # whether it is tired is looked at once a second
+    until(lambda: first not in [process.pid for process in running.executors()])
+    assert len(until(running.executors)) <= 2
+    assert {where(job)[0] for job in jobs} == set(QUEUES)
+    assert len(ledger.entries("ran")) == 180, "each once"
+    assert not running.events("worker.lost")
+
+
+def test_a_drained_group_finishes_what_runs_and_leaves_the_rest(
+    grouped: Callable[..., Worker], client: jobq.Client, ledger: Ledger
+) -> None:
+    running = grouped(slots=3)
+    jobs = {queue: enqueue(client, app.nap, queue, key=queue, seconds=1.0) for queue in QUEUES}
+    for queue in QUEUES:
+        ledger.wait("start", queue)
+    rest = {queue: enqueue(client, app.note, queue, key=f"rest-{queue}") for queue in QUEUES}
+    running.send(signal.SIGTERM)
+    assert running.wait(20) == 0
+    assert {job.refresh().state for job in jobs.values()} == {JobState.SUCCEEDED}
+    assert {job.refresh().state for job in rest.values()} == {JobState.QUEUED}
+    assert ledger.entries("ran", "rest-email") == []
