@@ -53,6 +53,30 @@ def test_critical_work_does_not_wait_behind_batch_work(
     assert (states.count(JobState.RUNNING), states.count(JobState.QUEUED)) == (1, 49)
 
 
+def test_who_always_comes_too_late_listens_less_and_still_starts_the_next_job_in_time(
+    worker: WorkerFactory, client: jobq.Client, redis_client: redis.Redis
+) -> None:
+    worker(queues=("high",))
+    queue = client.keys.queue("high")
+
+    def listened() -> int:
+        return int(redis_client.info("commandstats").get("cmdstat_blmove", {}).get("calls", 0))
+
+    until(listened)
+    before, pushes = listened(), 100
+    for _ in range(pushes):
+        redis_client.rpush(queue, "nobody")
+        redis_client.delete(queue)  # another executor was quicker
+        time.sleep(0.02)
+    assert listened() - before < pushes / 2
+    job = enqueue(client, app.note, key="a")
+    assert job.result(timeout=10) == "noted a"
+    started = job.refresh()
+    assert started.started_at is not None
+    assert started.enqueued_at is not None
+    assert (started.started_at - started.enqueued_at).total_seconds() < 1.0
+
+
 @pytest.mark.covers("Y-01")
 def test_a_worker_connects_first_then_serves_and_logs_both(worker: WorkerFactory) -> None:
     running = worker(queues=("high", "batch"))

@@ -68,6 +68,33 @@ def test_a_late_reply_of_an_older_claim_tells_nothing(claims: Claims) -> None:
     assert claims.next(4, 0.0) is not None
 
 
+def test_who_is_woken_in_vain_again_and_again_listens_less_until_it_finds_a_job(claims: Claims) -> None:
+    rests = []
+    for _ in range(40):
+        claims.called = True
+        claims.look()
+        answer(claims, now=5.0)
+        rests.append(claims.rests_for(5.0))
+    assert rests[:3] == [0.0, 0.0, 0.0]  # two or three executors of a queue are quicker in turn
+    assert 0.005 <= rests[3] <= 0.01
+    assert all(0.125 <= rest <= 0.25 for rest in rests[10:])
+    assert claims.rests_for(5.25) == 0.0
+    claims.called = True
+    claims.look()
+    answer(claims, now=6.0, jobs=[JOB])
+    claims.called = True
+    claims.look()
+    answer(claims, now=6.0)
+    assert claims.rests_for(6.0) == 0.0
+
+
+def test_a_look_that_nobody_asked_for_is_no_miss(claims: Claims) -> None:
+    for _ in range(20):
+        claims.look()
+        answer(claims, now=5.0)
+    assert claims.rests_for(5.0) == 0.0
+
+
 @pytest.mark.parametrize(
     ("run_s", "ahead"),
     [(0.0, 0), (0.000_01, 90), (0.001, 50), (0.01, 5), (0.015, 3), (0.016, 0), (1.0, 0)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from jobq import calls
@@ -12,6 +13,11 @@ from jobq.worker.spec import LaneSpec, ServedSpec
 
 _RECHECK_S = 1.0
 
+_MISSES = 3
+"""So often in a row somebody else was quicker before an executor listens less: two or three share a queue like that."""
+_FIRST_REST_S, _LONGEST_REST_S = 0.01, 0.25
+"""How long it does not listen then, doubled each time; a quarter of the tightest target at most."""
+
 
 class Claims:
     """One executor's claims of one queue, numbered, one outstanding at a time.
@@ -20,13 +26,22 @@ class Claims:
         lane: What the supervisor asked for.
         served: The queue.
         known: Names of the parked buckets whose jobs this executor can run.
+        rand: Source of jitter; a test passes a seeded one.
     Attributes:
         hungry: The queue may hold jobs. Otherwise it was seen empty, and the waiter tells of the next one.
         pending: A claim whose reply has not come: the same number goes again. It is for ``asked`` jobs.
         limited: The queue or its tasks have limits, which count from the claim: claim nothing ahead.
+        called: The waiter has heard of a job, and the claim that asks for it is not answered yet.
     """
 
-    def __init__(self, lane: LaneSpec, served: ServedSpec, keys: Keys, known: Sequence[str]) -> None:
+    def __init__(
+        self,
+        lane: LaneSpec,
+        served: ServedSpec,
+        keys: Keys,
+        known: Sequence[str],
+        rand: random.Random | None = None,
+    ) -> None:
         self._lane = lane
         self._served = served
         self._keys = keys
@@ -38,7 +53,11 @@ class Claims:
         self.pending: Call[Claim] | None = None
         self.asked = 0
         self.limited = False
+        self.called = False
         self._gated = False  # the jobs of the last claim that brought any
+        self._rand = rand or random.Random()
+        self._missed = 0  # calls in a row after which the queue was empty
+        self._rests_until = 0.0
 
     @property
     def any_made(self) -> bool:
@@ -48,6 +67,13 @@ class Claims:
     def closed_for(self, now: float) -> float:
         """Seconds for which a paused, suspended or limited queue need not be asked again."""
         return max(0.0, self._closed_until - now)
+
+    def rests_for(self, now: float) -> float:
+        """Seconds for which it need not listen to the queue: of many idle executors, one is woken in vain mostly.
+
+        A new job wakes all that listen, and Redis works for each of them.
+        """
+        return max(0.0, self._rests_until - now)
 
     def look(self) -> None:
         """Something may have come: ask."""
@@ -97,7 +123,13 @@ class Claims:
         self._closed_until = 0.0
         self.hungry = claim.more or hinted or bool(claim.jobs and claim.parked)
         if claim.jobs:
-            self._gated = any(job.gated for job in claim.jobs)
+            self._gated, self._missed = any(job.gated for job in claim.jobs), 0
+        elif self.called:
+            self._missed = min(self._missed + 1, _MISSES + 6)
+            if self._missed > _MISSES:
+                rest_s = min(_LONGEST_REST_S, _FIRST_REST_S * 2 ** (self._missed - _MISSES - 1))
+                self._rests_until = now + rest_s * self._rand.uniform(0.5, 1.0)
+        self.called = False
         self.limited = claim.limited or self._gated
         if claim.status in ("paused", "suspended"):
             self.hungry = False

@@ -232,7 +232,7 @@ class LaneExecutor:
                 self._refused(part, claim)
         now = time.monotonic()
         for part in self._parts:
-            if not part.claims.hungry and self._awaits(part, now):
+            if not part.claims.hungry and self._awaits(part, now) and not part.claims.rests_for(now):
                 part.waiter.arm(now)
 
     def _settled(self, part: Part, reports: list[Report], words: Sequence[str]) -> None:
@@ -432,6 +432,8 @@ class LaneExecutor:
                 continue  # refused of late
             if not self._awaits(part, now):
                 self._table.polled(now, part.place)  # it has no use for more jobs
+            elif not part.waiter.armed and (rest_s := part.claims.rests_for(now)):
+                timeout = min(timeout, rest_s)
             elif part.waiter.arm(now):
                 waiting.append(part)
             else:  # Redis is away, and the claim will say so

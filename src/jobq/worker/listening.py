@@ -111,7 +111,7 @@ def have_called(queues: Iterable[Part]) -> list[Part]:
 def _answered(part: Part) -> Part:
     """Take the answer in. It may say that nothing came for the whole block: a look now and then finds parked jobs."""
     with contextlib.suppress(RedisError, OSError):
-        part.waiter.fire()
+        part.claims.called = part.waiter.fire()
     return part
 
 
