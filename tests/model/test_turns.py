@@ -94,8 +94,8 @@ class TurnsMachine(Player):
 
     SCRIPTS = frozenset(
         (
-            "cancel", "claim", "declare_limits", "delete", "enqueue", "free_dedup", "hasten", "move", "open", "promote", "prune",
-            "replay", "rescue", "reschedule", "resume", "settle", "unpark", "withdraw",
+            "cancel", "claim", "declare_limits", "delete", "enqueue", "free_dedup", "hasten", "move", "open",
+            "promote", "prune", "replay", "rescue", "reschedule", "resume", "settle", "unpark", "withdraw",
         )
     )  # fmt: skip
     pair: TurnsAndLimitsPair

@@ -237,9 +237,9 @@ class TurnsPair(Pair):
             for i, (was, now) in Step("", 0, before, after).moved().items()
             if (was, now) == ("queued", "deferred")
         }
-        for tenant in list(self.passed):
-            if tenant[0] == queue and tenant[1] not in waiting - at_gates:
-                del self.passed[tenant]
+        for known in list(self.passed):
+            if known[0] == queue and known[1] not in waiting - at_gates:
+                del self.passed[known]
         for job_id in taken:
             whose = before.hashes[job_id].get("tn", "")
             for tenant in waiting - at_gates if before.status(job_id) == "queued" else ():
