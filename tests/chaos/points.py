@@ -65,11 +65,11 @@ def _scripts(plan: Sequence[Call[Any]]) -> set[str]:
     return {call.script for call in plan}
 
 
-def _claims(_: Any, plan: Sequence[Call[Any]]) -> bool:
+def _claims(_: Any, plan: Sequence[Call[Any]], *__: str) -> bool:
     return "claim" in _scripts(plan)
 
 
-def _settles(_: Any, plan: Sequence[Call[Any]]) -> bool:
+def _settles(_: Any, plan: Sequence[Call[Any]], *__: str) -> bool:
     return "settle" in _scripts(plan)
 
 
@@ -81,7 +81,7 @@ def _holds(lane: Any) -> bool:
     return bool(lane._held)
 
 
-def _send_only(link: Any, plan: Sequence[Call[Any]]) -> None:
+def _send_only(link: Any, plan: Sequence[Call[Any]], *_: str) -> None:
     """The first half of ``Link.exchange``: the server gets the calls, nobody will read what it answers."""
     link._connection.connect()
     packed = [b"".join([pack_command(call.command()) for call in plan])]

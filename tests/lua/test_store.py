@@ -104,6 +104,17 @@ def test_link_goes_on_after_an_error(real: Bench) -> None:
     assert link.exchange([calls.enqueue(KEYS, "q", [real.new("a")])])[0][0].status == "mine"
 
 
+def test_link_answers_with_the_error_where_that_is_asked_for(real: Bench) -> None:
+    link = Link(real.redis)
+    real.redis.set("k", "x")
+    bad: Call[Any] = Call("progress", ("k", "k"), ("", "rq:", "jobq:", "m", "t"), bool)
+    steps: list[Call[Any]] = [bad, calls.enqueue(KEYS, "q", [real.new("a")])]
+    refused, made = link.exchange(steps, "progress")
+    assert (type(refused), made[0].status) == (StoreError, "queued")
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        link.exchange(steps, "enqueue")
+
+
 def test_link_survives_a_restart(server_factory: ServerFactory) -> None:
     with server_factory() as server, redis.Redis.from_url(server.url) as client:
         link = Link(client)

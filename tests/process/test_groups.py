@@ -11,6 +11,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 import redis
+import rq
 
 import jobq
 from jobq.job import JobState
@@ -240,6 +241,9 @@ def test_it_is_one_worker_that_serves_all_and_part_of_a_group_can_be_served(
     running = grouped(slots=1, sms={"slots": 3})
     (shown,) = until(client.workers.list)
     assert (shown.name, shown.worker, shown.queues, shown.slots) == ("w-mail", "w", QUEUES, 3)
+    for queue in QUEUES:
+        (theirs,) = rq.Worker.all(queue=rq.Queue(queue, connection=redis_client))
+        assert (theirs.name, tuple(theirs.queue_names())) == ("w-mail", QUEUES)
     (started,) = running.events("worker.started")
     assert started["slots"] == 3
     enqueue(client, app.nap, "sms", key="a", seconds=15)
