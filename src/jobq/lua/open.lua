@@ -182,7 +182,7 @@ local function room_of(kind, limit, window, burst, name, closed)
 end
 
 -- Whoever was taken away by one of rq's tools is blocked no more, wherever that was.
-local function forget(id)
+local function unblock(id)
   local row = redis.pcall('HMGET', P .. 'job:' .. id, 'status', 'pb')
   if not row.err and row[1] == 'deferred' and row[2] and row[2]:sub(1, 6) == '~gate:' then return end
   for _, key in ipairs(redis.call('SMEMBERS', P .. 'queues')) do
@@ -233,7 +233,7 @@ local function queue(id, name, weighs)
     place(row[3], id, tonumber(row[4] or '') or now, row[5], row[6])
     queued = queued + 1
   else
-    forget(id)
+    unblock(id)
   end
 end
 
@@ -251,7 +251,7 @@ for _, name in ipairs(due) do
     redis.call('ZREM', KEYS[1], name)
   elseif not kind then
     redis.call('ZREM', waiting, first)
-    forget(first)
+    unblock(first)
   else
     local room, again = room_of(kind, limit, window, burst, name, closed)
     local take = math.min(room, most - queued)
