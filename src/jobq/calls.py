@@ -322,6 +322,14 @@ def release(keys: Keys, limit: int = MOST_JOBS, *, now_ms: int | None = None) ->
     return Call("release", (keys.after, keys.quarantine), args, sum)
 
 
+def allowed(keys: Keys) -> Call[list[str]]:
+    """Commands of our scripts that this Redis user may not run, by name; none: all is well."""
+    call_keys = (f"{keys.n}doctor", f"{keys.p}doctor")
+    return Call(
+        "allowed", call_keys, script_head(keys, None), lambda reply: [clean_text(name) for name in reply]
+    )
+
+
 def free_rq_slots(keys: Keys, limit: int = MOST_JOBS, *, now_ms: int | None = None) -> Call[int]:
     """Queue jobs that waited for a slot of rq's own ``RateLimit``, as far as jobs with one have ended; how many."""
     args = (*script_head(keys, now_ms), iso(now_ms), min(limit, MOST_JOBS))

@@ -35,6 +35,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
+from jobq import refusals
 from jobq.config import Settings
 from jobq.deadline import LOST, Bounded, Deadline, Noting, backoff_delays, mixed
 from jobq.errors import ConfigError, StoreUnavailableError
@@ -375,8 +376,16 @@ def _server_info(info: dict[str, Any], config: dict[str, str]) -> ServerInfo:
 
 def _unavailable(error: Exception) -> Exception:
     if isinstance(error, AuthenticationError | AuthorizationError):
-        return ConfigError(f"Redis refuses the login: {error}; check the user and password of JOBQ_REDIS_URL")
+        return ConfigError(refusals.denied(str(error)))
     return StoreUnavailableError(f"Redis cannot be reached: {error}")
+
+
+def _require_setting(error: ResponseError) -> None:
+    text = str(error)
+    if "protected mode" in text:
+        raise ConfigError(refusals.denied(text)) from error
+    if refusals.WRONG_SETTING.search(text):
+        raise ConfigError(refusals.wrong_setting(text)) from error
 
 
 def inspect_server(client: redis.Redis) -> ServerInfo:
@@ -384,13 +393,14 @@ def inspect_server(client: redis.Redis) -> ServerInfo:
 
     Raises:
         StoreUnavailableError: It cannot be reached.
-        ConfigError: It refuses the login.
+        ConfigError: It refuses the login, or has no database of this number.
     """
     config: dict[str, str] = {}
     try:
         try:
             info: dict[str, Any] = client.info()
-        except ResponseError:  # not allowed, or not known to an imitation
+        except ResponseError as error:  # not allowed, or not known to an imitation
+            _require_setting(error)
             return _server_info({}, config)
         for name in _CONFIG:
             try:
@@ -409,7 +419,8 @@ async def inspect_server_async(client: AsyncRedis) -> ServerInfo:
     try:
         try:
             info: dict[str, Any] = await client.info()
-        except ResponseError:
+        except ResponseError as error:
+            _require_setting(error)
             return _server_info({}, config)
         for name in _CONFIG:
             try:

@@ -57,7 +57,8 @@ class KeptStore(Store):
         if isinstance(step, Batch):
             with self._wires.lent(deadline) as wire:
                 wire.send(b"".join(map(_packed, step.commands)), deadline)
-                return checked([wire.receive_for(self.client, command[0]) for command in step.commands])
+                replies = [wire.receive_for(self.client, command[0]) for command in step.commands]
+                return checked(replies, step.commands)
         with self._wires.lent(deadline) as wire:
             wire.send(_with_rider(step), deadline)
             reply = wire.receive(deadline)

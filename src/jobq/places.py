@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobq.keys import Keys
-from jobq.replies import as_int, as_text
+from jobq.replies import as_int, as_text, exact_text
 from jobq.steps import Batch, Plan
 
 FARTHEST = 100_000
@@ -72,20 +72,7 @@ def _by_order(
             ("ZRANGE", turns, 0, _SEEN - 1, "WITHSCORES"),
             ("ZRANK", own, job_id),
             ("SISMEMBER", fair, job_id),
-            # Ids with the moments at which they became queued, in one command.
-            (
-                "SORT",
-                keys.queue(queue),
-                "BY",
-                "nosort",
-                "LIMIT",
-                0,
-                _SEEN,
-                "GET",
-                "#",
-                "GET",
-                f"{keys.job('*')}->q",
-            ),
+            ("LRANGE", keys.queue(queue), 0, _SEEN - 1),
             ("LLEN", keys.queue(queue)),
         )
     )
@@ -136,9 +123,14 @@ def _in_line(keys: Keys, queue: str, fair: str, listed: Any) -> Plan[list[tuple[
     """The first jobs of the list that have neither an order nor a tenant, each with the moment it became queued."""
     if not isinstance(listed, list | tuple) or not listed:
         return []
-    flat = [part for pair in listed for part in pair] if isinstance(listed[0], list | tuple) else list(listed)
-    ids, moments = flat[::2], flat[1::2]
-    places, tenants = yield Batch((("ZMSCORE", keys.order(queue), *ids), ("SMISMEMBER", fair, *ids)))
+    ids = list(listed)
+    places, tenants, *moments = yield Batch(
+        (
+            ("ZMSCORE", keys.order(queue), *ids),
+            ("SMISMEMBER", fair, *ids),
+            *(("HGET", keys.job(exact_text(job_id)), "q") for job_id in ids),
+        )
+    )
     placed = [False] * len(ids) if isinstance(places, Exception) else [each is not None for each in places]
     shared = [False] * len(ids) if isinstance(tenants, Exception) else [each == 1 for each in tenants]
     return [

@@ -1,4 +1,4 @@
-"""Taking the snapshot that ``jobq stats`` shows: counts, waits against targets, throughput, in two pipelines."""
+"""Taking the snapshot that ``jobq stats`` shows: counts, waits against targets, throughput, in a few pipelines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobq.connection import durability_of
 from jobq.fleet import Worker, queue_info, queue_names, worker_commands, worker_names, worker_of
 from jobq.keys import Keys
 from jobq.queues import QueueSpec
-from jobq.replies import as_int, as_map, as_text
+from jobq.replies import as_int, as_map, as_text, exact_text
 from jobq.snapshot import WINDOW, Counters, QueueStats, RedisStats, Stats
 from jobq.steps import Batch, Plan
 from jobq.units import redis_ms
@@ -31,7 +31,8 @@ def stats_plan(
 ) -> Plan[Stats]:
     """Counts and measures of all queues, or of one.
 
-    Two pipelines however many queues there are; a third, small one only while jobs are parked.
+    Two pipelines however many queues there are, a third, small one while jobs wait or are parked. Nothing but reads
+    that no server keeps to itself, so that a replica and a modest user answer, too.
 
     Args:
         since: The window; None: five minutes. Rounded up to whole minutes.
@@ -69,6 +70,7 @@ def stats_plan(
     found = [worker_of(name, next(feed), next(feed)) for name in workers_known]
     workers = tuple(worker for worker in found if worker is not None)
     counted = {name: _counters(feed, minutes, now_ms) for name in names}
+    heads = yield from _heads_plan(keys, {name: raw[name][9] for name in names})
     parked = yield from _parked_plan(keys, [name for name in names if as_map(raw[name][7]).get("parked")])
     queues = {
         name: _queue_stats(
@@ -76,6 +78,7 @@ def stats_plan(
             name,
             specs.get(name),
             raw[name],
+            heads.get(name, 0),
             counted[name],
             workers,
             parked.get(name, 0) + as_int(raw[name][-1]),
@@ -128,9 +131,8 @@ def _queue_commands(keys: Keys, name: str) -> tuple[tuple[Any, ...], ...]:
         ("ZCARD", keys.failed(name)),
         ("HGETALL", keys.queue_state(name)),
         ("ZCARD", keys.canceled(name)),
-        # The `q` of the head's hash, in one command: LINDEX, then HGET, would be a round trip more. Redis reads
-        # one element only, since it neither sorts nor looks past the limit.
-        ("SORT", keys.queue(name), "BY", "nosort", "LIMIT", 0, 1, "GET", f"{keys.job('*')}->q"),
+        # SORT … GET would bring the `q` of its hash along: but it counts as a write, and as dangerous.
+        ("LINDEX", keys.queue(name), 0),
         ("ZCARD", keys.blocked(name)),
     )
 
@@ -149,6 +151,15 @@ def _counters(feed: Iterator[Any], minutes: Sequence[int], now_ms: int) -> tuple
             total.add(fields)
     elapsed = now_ms / 1000 - (minutes[0] if first is None else first) * 60
     return total, max(elapsed, 1.0)
+
+
+def _heads_plan(keys: Keys, heads: Mapping[str, Any]) -> Plan[dict[str, int]]:
+    """When the next job of each queue became queued, ms."""
+    ids = {name: exact_text(head) for name, head in heads.items() if isinstance(head, bytes | str)}
+    if not ids:
+        return {}
+    found = yield Batch(tuple(("HGET", keys.job(job_id), "q") for job_id in ids.values()))
+    return dict(zip(ids, map(as_int, found), strict=True))
 
 
 def _parked_plan(keys: Keys, names: Sequence[str]) -> Plan[dict[str, int]]:
@@ -175,16 +186,16 @@ def _queue_stats(
     name: str,
     spec: QueueSpec | None,
     raw: Sequence[Any],
+    due_ms: int,
     counted: tuple[Counters, float],
     workers: Sequence[Worker],
     parked: int,
     now_ms: int,
     window: timedelta,
 ) -> QueueStats:
-    queued, scheduled, retrying, deferred, running, finished, failed, state, cancelled, head, _ = raw
+    queued, scheduled, retrying, deferred, running, finished, failed, state, cancelled, _, _ = raw
     info = queue_info(name, spec, 0, as_map(state), now_ms)
     serving = [worker for worker in workers if name in worker.queues]
-    due_ms = as_int(head[0]) if isinstance(head, list | tuple) and head else 0
     commands = _queue_commands(keys, name)
     wrong = tuple(
         str(command[1])

@@ -26,8 +26,16 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from jobq import refusals
 from jobq.connection import Deadline, detached
-from jobq.errors import JobqError, QueueFullError, StoreError, StorePermissionError, StoreUnavailableError
+from jobq.errors import (
+    ConfigError,
+    JobqError,
+    QueueFullError,
+    StoreError,
+    StorePermissionError,
+    StoreUnavailableError,
+)
 from jobq.steps import (
     Batch,
     Call,
@@ -48,12 +56,17 @@ _LOST = (redis.ConnectionError, redis.TimeoutError, OSError)
 _DENIED = (AuthenticationError, AuthorizationError, NoPermissionError)
 _NOT_SENT = re.compile(r"connecting to|Too many connections|No master found", re.IGNORECASE)
 _AWAY = re.compile(r"\b(READONLY|MASTERDOWN|LOADING|NOREPLICAS|TRYAGAIN|CLUSTERDOWN)\b")
-_REFUSED = re.compile(r"\b(NOPERM|NOAUTH|WRONGPASS)\b|can't run this command|no permissions", re.IGNORECASE)
+_REFUSED = re.compile(
+    r"\b(NOPERM|NOAUTH|WRONGPASS)\b|can't run this command|no permissions|ACL permissions|protected mode",
+    re.IGNORECASE,
+)
+_MAY_BE_CLOSED = frozenset({"INFO", "CONFIG", "MEMORY"})
+"""Commands that managed servers keep to themselves: what they would tell is not known then, and nothing is wrong."""
 
 
 def translate(
     error: BaseException, *, script: str = "", sent: bool | None = None
-) -> StoreError | QueueFullError:
+) -> StoreError | QueueFullError | ConfigError:
     """Our error for one of redis-py's.
 
     Args:
@@ -64,7 +77,9 @@ def translate(
     # redis-py cuts the code off the words of errors that it has a class for; Redis 6.2 puts the code in the
     # middle of an error of a script. So both are looked at.
     if isinstance(error, _DENIED) or _REFUSED.search(text):
-        return StorePermissionError(f"the Redis user may not do this: {text}. Check its password and ACL")
+        return StorePermissionError(refusals.denied(text))
+    if refusals.WRONG_SETTING.search(text):
+        return ConfigError(refusals.wrong_setting(text))
     if isinstance(error, ResponseError):
         if isinstance(error, OutOfMemoryError) or "OOM command" in text:
             message = "Redis is out of memory (maxmemory): raise it, or prune jobs"
@@ -75,7 +90,7 @@ def translate(
                 "permissions; it then goes on by itself"
             )
         if is_demoted(error):
-            return StoreUnavailableError(f"Redis takes no writes for now: {text}")
+            return StoreUnavailableError(refusals.no_writes(text))
         return StoreError(f"Redis answered with an error{f' to {script}.lua' if script else ''}: {text}")
     if isinstance(error, redis.BusyLoadingError):
         return StoreUnavailableError("Redis is loading its data")
@@ -186,7 +201,7 @@ class Store:
             with self.client.pipeline(transaction=False) as pipe:
                 for command in step.commands:
                     pipe.execute_command(*command)
-                return checked(pipe.execute(raise_on_error=False))
+                return checked(pipe.execute(raise_on_error=False), step.commands)
         return self._script(step)
 
     def _script(self, call: Call[Any]) -> Any:
@@ -291,7 +306,7 @@ class AsyncStore:
             async with self.client.pipeline(transaction=False) as pipe:
                 for command in step.commands:
                     pipe.execute_command(*command)
-                return checked(await pipe.execute(raise_on_error=False))
+                return checked(await pipe.execute(raise_on_error=False), step.commands)
         if step.rider is not None:
             async with self.client.pipeline(transaction=False) as pipe:
                 reply, other = await _both(pipe, step).execute(raise_on_error=False)
@@ -321,10 +336,17 @@ def _taken(rider: Rider, reply: Any, other: Any) -> Any:
     return reply
 
 
-def checked(replies: list[Any]) -> list[Any]:
-    """The replies to a batch. Single refused commands are the reader's to judge; a server that is away is not."""
-    for reply in replies:
-        if isinstance(reply, Exception) and _is_away(reply):
+def checked(replies: list[Any], commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """The replies to a batch. Single refused commands are the reader's to judge; what concerns all of them is not.
+
+    That is a server that is away, and a user who may not read: it would look as if nothing were there.
+    """
+    for reply, command in zip(replies, commands, strict=True):
+        if not isinstance(reply, Exception):
+            continue
+        error = translate(reply)
+        closed = isinstance(error, StorePermissionError) and command[0] not in _MAY_BE_CLOSED
+        if closed or isinstance(error, StoreUnavailableError):
             raise reply
     return replies
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from typing import Any
 
@@ -15,6 +16,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from jobq import calls, lua
 from jobq.errors import QueueFullError, StoreError, StorePermissionError, StoreUnavailableError
 from jobq.keys import Keys
+from jobq.refusals import remedy
 from jobq.steps import Batch, Call, Plan
 from jobq.store import AsyncStore, Link, Store, translate
 from tests.lua.conftest import Bench
@@ -194,6 +196,83 @@ def test_a_replica_takes_no_writes(real: Bench) -> None:
 )
 def test_translation(error: Exception, script: str, expected: type[Exception]) -> None:
     assert type(translate(error, script=script)) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (redis.AuthenticationError("Authentication required."), "asks for a password"),
+        (ResponseError("NOAUTH HELLO must be called with the client already authenticated"), "asks for a password"),
+        (redis.AuthenticationError("invalid username-password pair or user is disabled."), "wrong user or password"),
+        (ResponseError("NOPERM no permissions to run the 'hset' command"), "'hset' command; extend its ACL"),
+        (ResponseError("DENIED Redis is running in protected mode"), "lets in its own host"),
+        (ResponseError("DB index is out of range"), "number at the end of JOBQ_REDIS_URL"),
+        (redis.ReadOnlyError("You can't write against a read only replica."), "it is a replica"),
+        (ResponseError("LOADING Redis is loading the dataset in memory"), "is loading its data"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_its_remedy(error: Exception, words: str) -> None:
+    assert words in str(translate(error))
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("Error 111 connecting to 127.0.0.1:1. Connection refused.", "start Redis"),
+        ("Error 1 connecting to h:1. [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "ssl_ca_certs"),
+        ("Error 1 connecting to h:1. [SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)", "redis://"),
+        ("Error while reading from h:1 : (104, 'Connection reset by peer')", "rediss://"),
+        ("Timeout connecting to server", "firewall"),
+        ("max number of clients reached", "maxclients"),
+    ],
+)  # fmt: skip
+def test_what_is_unreachable_has_the_remedy_that_fits(said: str, words: str) -> None:
+    assert words in remedy(str(translate(RedisConnectionError(said))))
+
+
+def test_nobody_is_told_to_start_a_server_that_answers() -> None:
+    for error in (
+        redis.ReadOnlyError("You can't write against a read only replica."),
+        redis.BusyLoadingError("x"),
+    ):
+        assert "start" not in remedy(str(translate(error)))
+
+
+def test_a_batch_that_may_not_read_raises(real: Bench) -> None:
+    """Empty answers would look as if there were no jobs; what managed servers close tells nothing about that."""
+    real.redis.execute_command(
+        "ACL", "SETUSER", "some", "on", ">pw", "~*", "+@all", "-llen", "-info", "-config"
+    )
+    kwargs = real.redis.connection_pool.connection_kwargs
+    client = redis.Redis(port=kwargs["port"], username="some", password="pw")
+    replies = Store(client).run(Batch((("INFO",), ("CONFIG", "GET", "save"), ("EXISTS", "x"))))
+    assert [isinstance(reply, Exception) for reply in replies] == [True, True, False]
+    with pytest.raises(StorePermissionError, match="llen"):
+        Store(client).run(Batch((("EXISTS", "x"), ("LLEN", "x"))))
+    real.redis.execute_command("ACL", "DELUSER", "some")
+
+
+def test_what_a_user_lacks_is_found_and_nothing_is_left(real: Bench) -> None:
+    assert Store(real.redis).run(calls.allowed(KEYS)) == []
+    real.redis.execute_command(
+        "ACL", "SETUSER", "some", "on", ">pw", "~*", "&*", "+@all", "-zadd", "-del", "-publish"
+    )
+    kwargs = real.redis.connection_pool.connection_kwargs
+    client = redis.Redis(port=kwargs["port"], username="some", password="pw")
+    assert set(Store(client).run(calls.allowed(KEYS))) == {"ZADD", "DEL", "PUBLISH"}
+    real.redis.execute_command("ACL", "DELUSER", "some")
+    for key in real.redis.scan_iter():
+        assert real.redis.pttl(key) >= 0, f"{key} stays"
+
+
+def test_every_command_of_the_scripts_is_tried() -> None:
+    used = {
+        command
+        for name in lua.names()
+        for command in re.findall(r"call\('([A-Z]+)'", lua.script(name).text.decode())
+    }
+    tried = lua.script("allowed").text.decode()
+    assert {command for command in used if f"'{command}'" not in tried} == {"INFO"}
 
 
 def test_ambiguous_only_when_it_may_have_run() -> None:

@@ -192,9 +192,10 @@ def _report(error: Exception, state: State) -> int:
     elif code is Exit.UNEXPECTED:
         state.out.error(f"{type(error).__name__}: {error} (--debug shows where)")
     elif code is Exit.UNAVAILABLE:
-        state.out.error(
-            f"{str(error).rstrip('.')}; start Redis, or name another one with JOBQ_REDIS_URL or -u (see jobq doctor)"
-        )
+        from jobq.refusals import remedy  # late: only when something failed
+
+        words = remedy(str(error))
+        state.out.error(f"{str(error).rstrip('.')}{f'; {words}' if words else ''}")
     else:
         state.out.error(str(error))
     return code

@@ -62,6 +62,8 @@ def server_checks(client: Client) -> Iterator[Check]:
         took = _ms(time.perf_counter() - started)
         yield Check("redis", "ok", f"{info.flavour} {info.version} answers ({took})")
         yield from _server(info, require_usable)
+        if info.role == "primary":
+            yield _permissions(client, raw)
         yield from _probes(raw)
         yield from _resources(raw, client)
 
@@ -143,13 +145,43 @@ def _server(info: ServerInfo, require_usable: Callable[[ServerInfo], None]) -> I
     yield Check("durability", status, f"{info.durability}: {detail}", remedy)
 
 
+def _permissions(client: Client, raw: redis.Redis) -> Check:
+    """What the Redis user lacks, of all that workers and producers need."""
+    # Late: redis.
+    from jobq.calls import allowed
+    from jobq.errors import StorePermissionError
+
+    try:
+        refused = client.run(allowed(client.keys))
+        if not refused and _call(lambda: _subscribes(raw, f"{client.keys.n}cancel"), "SUBSCRIBE") is None:
+            refused = [f"SUBSCRIBE of channels {client.keys.n}*"]
+    except StorePermissionError as error:
+        return Check("permissions", "bad", str(error), _ACL)
+    if refused:
+        return Check("permissions", "bad", f"the Redis user may not run {', '.join(refused)}", _ACL)
+    return Check("permissions", "ok", "the Redis user may run what jobq needs")
+
+
+_ACL = "extend its ACL, see 'A Redis user' in docs/operations.md"
+
+
+def _subscribes(raw: redis.Redis, channel: str) -> bool:
+    with raw.pubsub() as listener:  # type: ignore[no-untyped-call]
+        listener.subscribe(channel)
+        return listener.get_message(timeout=5) is not None
+
+
 def _probes(raw: redis.Redis) -> Iterator[Check]:
     """Latency and clock, from a few TIMEs; the middle one counts."""
     took: list[float] = []
     offsets: list[float] = []
     for _ in range(_PROBES):
         before, tick = time.time(), time.perf_counter()
-        seconds, micros = _call(raw.time, "TIME")
+        answer = _call(raw.time, "TIME")
+        if answer is None:
+            yield Check("clock", "unknown", "TIME is closed here")
+            return
+        seconds, micros = answer
         elapsed = time.perf_counter() - tick
         took.append(elapsed)
         offsets.append(int(seconds) + int(micros) / 1e6 - (before + elapsed / 2))

@@ -16,7 +16,7 @@ from jobq.cli.checks import Check, queue_checks, server_checks, settings_checks
 from jobq.cli.common import CliError, Exit, State, confirm, pass_state, yes_options
 from jobq.cli.options import Command
 from jobq.cli.output import Column
-from jobq.errors import StoreUnavailableError
+from jobq.errors import ConfigError, StorePermissionError, StoreUnavailableError
 from jobq.parsing import redact_url
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def doctor(
     findings: list[Finding] = []
     fixed: list[Finding] = []
     unreachable: StoreUnavailableError | None = None
+    closed: ConfigError | StorePermissionError | None = None
     refused: CliError | None = None
     servers = state.client().each()
     for client in servers:
@@ -85,23 +86,33 @@ def doctor(
                 fixed += mended
         except StoreUnavailableError as error:
             unreachable = error
-            here.append(
-                Check(
-                    "redis",
-                    "bad",
-                    str(error),
-                    "start Redis, or correct JOBQ_REDIS_URL (see jobq config show --origin)",
-                )
-            )
+            here += _not_usable(here, error)
+        except (ConfigError, StorePermissionError) as error:
+            closed = error
+            here += _not_usable(here, error)
         place = f"{redact_url(client.settings.redis_url)}: " if len(servers) > 1 else ""
         checks += [replace(check, name=f"{place}{check.name}") for check in here]
     bad = [check for check in checks if check.status == "bad"]
     _print(state, checks, bad, _document(findings, fixed, sample), dry_run=dry_run)
     if unreachable is not None:
         return Exit.UNAVAILABLE
+    if closed is not None:
+        return Exit.CONFIG
     if refused is not None:
         raise refused
     return Exit.BAD if bad else Exit.DONE
+
+
+def _not_usable(said: Sequence[Check], error: Exception) -> Iterator[Check]:
+    """That Redis cannot be asked further, with the remedy; nothing when that has been said."""
+    from jobq.refusals import remedy  # late: only when something failed
+
+    away = isinstance(error, StoreUnavailableError)
+    if not any(check.status == "bad" for check in said):
+        words = (
+            remedy(str(error)).replace("(see jobq doctor)", "(see jobq config show --origin)") if away else ""
+        )
+        yield Check("redis", "bad", str(error).rstrip("."), words)
 
 
 def _print(
