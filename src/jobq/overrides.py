@@ -65,9 +65,15 @@ class Override:
         return self.task if self.key is None else f"{self.task}:{dedup.digest(self.task, self.key)}"
 
     def words(self) -> str:
-        """What it says, such as ``rate 10/s, concurrency none``."""
+        """What it says, such as ``rate 10/s, concurrency 0``; stopped is 0, as it is set."""
         said = (("rate", self.rate), ("concurrency", self.concurrency))
-        return ", ".join(f"{what} {limit}" for what, limit in said if limit is not None)
+        return ", ".join(
+            f"{what} {0 if limit == 'stop' else limit}" for what, limit in said if limit is not None
+        )
+
+    def whose(self) -> str:
+        """Whom it is for: ``task pay``, ``task pay, key acme``."""
+        return f"task {self.task}" + ("" if self.key is None else f", key {self.key}")
 
     @property
     def until_ms(self) -> int:

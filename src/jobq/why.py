@@ -449,7 +449,7 @@ def _overrides(facts: _Facts) -> list[Reason]:
             since=each.since,
             until=each.until,
             by=each.by or "an operator",
-            whose=f"task {each.task}" + ("" if each.key is None else f", key {each.key}"),
+            whose=each.whose(),
             limits=each.words(),
             why=f" ({each.reason})" if each.reason else "",
             key="" if each.key is None else f" --key {shlex.quote(each.key)}",

@@ -123,6 +123,7 @@ def test_too_many_are_refused(client: jobq.Client, monkeypatch: pytest.MonkeyPat
     assert len(client.limits.list()) == 1
 
 
+@pytest.mark.covers("L-04", "L-06")
 def test_a_key_is_named_as_its_template_renders_it(
     client: jobq.Client, registry: Registry, by_tenant: Any
 ) -> None:

@@ -231,6 +231,25 @@ def test_whoever_changes_many_says_which_first(
     assert all(f"{each['id']}  shop.confirm  created " in shown for each in seen["jobs"][:5])
 
 
+def test_limits_of_tasks_at_run_time(cli: Cli, client: Client) -> None:
+    orders(client, 2)
+    cli("limits", "set", "shop.confirm", "--concurrency", "1", "--for", "1h", "--reason", "bank is slow")
+    cli("limits", "set", "shop.confirm", "--rate", "0")
+    (found,) = cli.json("limits", "list")["limits"]
+    assert (found["task"], found["rate"], found["concurrency"]) == ("shop.confirm", "0", "1")
+    (id_, *_) = [job.id for job in client.jobs(queue="high").items]
+    assert Hand(client).claim("high") == []
+    why = cli("why", id_).stdout
+    assert f"limited by an override set by {found['by']} for task shop.confirm: rate 0, concurrency 1" in why
+    assert cli.json("queues", "show", "high")["task_limits"] == ["task shop.confirm: rate 0, concurrency 1"]
+    assert cli.json("queues", "show", "low")["task_limits"] == []
+    cli("limits", "clear", "shop.confirm")
+    assert cli.json("limits", "list") == {"limits": []}
+    assert "no limit is set" in one_line(cli("limits", "clear", "shop.confirm", code=Exit.NOT_FOUND).stderr)
+    cli("limits", "set", "shop.nobody", "--rate", "1/s", "--unknown")
+    one_line(cli("limits", "set", "shop.confirm", "--key", "acme", "--rate", "0", code=Exit.USAGE).stderr)
+
+
 def test_what_a_limit_holds_back_and_what_is_delayed_is_named_too(cli: Cli, client: Client) -> None:
     client.limits.set("shop.confirm", rate=0)
     (held,) = orders(client, 1)

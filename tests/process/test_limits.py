@@ -137,6 +137,7 @@ def most_at_once(ledger: Ledger) -> int:
     return most
 
 
+@pytest.mark.covers("L-04")
 def test_a_limit_that_is_set_while_jobs_wait_holds_on_all_workers_until_it_is_cleared(
     worker: WorkerFactory, client: jobq.Client, ledger: Ledger
 ) -> None:

@@ -93,10 +93,6 @@ _key = click.option("--key", metavar="VALUE", help="Only for this value of the k
 _dry_run = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 
 
-def _whose(task: str, key: str | None) -> str:
-    return f"task {task}" + ("" if key is None else f", key {key}")
-
-
 @limits.command("set")
 @_task
 @_key
@@ -138,11 +134,14 @@ def set_limit(
     client = state.client()
     if not unknown:
         _check_task(state, client, task)
-    made = client.limits.set(
-        task, key=key, rate=rate, concurrency=concurrency, for_=for_, reason=reason, dry_run=dry_run
-    )
+    try:
+        made = client.limits.set(
+            task, key=key, rate=rate, concurrency=concurrency, for_=for_, reason=reason, dry_run=dry_run
+        )
+    except ConfigError as error:  # of what was given here, not of the settings
+        raise click.UsageError(str(error)) from error
     if dry_run:
-        state.out.say(f"would limit {_whose(task, key)}; nothing was changed")
+        state.out.say(f"would limit {made.whose()}; nothing was changed")
     _show(state, made, dry_run)
 
 
@@ -158,5 +157,5 @@ def clear(state: State, task: str, key: str | None, dry_run: bool) -> None:
     """
     was = state.client().limits.clear(task, key=key, dry_run=dry_run)
     if dry_run:
-        state.out.say(f"would clear the limits of {_whose(task, key)}; nothing was changed")
+        state.out.say(f"would clear the limits of {was.whose()}; nothing was changed")
     _show(state, was, dry_run)

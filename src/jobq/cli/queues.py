@@ -16,6 +16,7 @@ from jobq.errors import ConfigError
 from jobq.limits import Keep, Rate
 
 if TYPE_CHECKING:
+    from jobq.client import Client
     from jobq.fleet import QueueInfo
 
 
@@ -84,8 +85,16 @@ def list_queues(state: State) -> None:
 
 
 def _show(state: State, info: QueueInfo) -> None:
-    fields = _fields(info)
-    state.out.record(fields)
+    state.out.record(_fields(info) | {"task_limits": _task_limits(state.client(), info.name)})
+
+
+def _task_limits(client: Client, queue: str) -> tuple[str, ...]:
+    """What operators have set for tasks of this queue, as far as the application's tasks are known here."""
+    return tuple(
+        f"{override.whose()}: {override.words()}"
+        for override in client.limits.list()
+        if override.task in client.registry and client.registry.get(override.task).spec.queue == queue
+    )
 
 
 @queues.command("show")

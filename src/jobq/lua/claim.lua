@@ -153,7 +153,13 @@ end
 local function in_force(lm, description)
   local task = (description or ''):match('^%s*([^%s(]*)')
   if task == '' then return lm end
-  local whole, ends, out, has, keys = said_of(task), nil, {}, {}, {}
+  local whole, single = said_of(task), said[task .. ':']
+  if single == nil then
+    single = set:find('\n' .. task .. ':', 1, true) or false
+    said[task .. ':'] = single
+  end
+  if not whole and not single then return lm end
+  local ends, out, has, keys = nil, {}, {}, {}
   local function put(found, slot, name, cost)
     ends = math.min(ends or found.ends, found.ends)
     out[#out + 1] = found[slot].head .. ',' .. name .. cost
@@ -169,7 +175,7 @@ local function in_force(lm, description)
           has[whose], keys[#keys + 1] = {}, whose
         end
         has[whose][counts] = true
-        found = said_of(whose)
+        found = single and said_of(whose)
       end
       if not (found and found[slot]) then found = whole end
     end
@@ -188,7 +194,7 @@ local function in_force(lm, description)
   for _, slot in ipairs({ 'r', 'c' }) do
     if not has[slot] then more(whole, slot, task) end
     for _, whose in ipairs(keys) do
-      if not has[whose][slot] then more(said_of(whose), slot, whose) end
+      if single and not has[whose][slot] then more(said_of(whose), slot, whose) end
     end
   end
   if not ends then return lm end
