@@ -21,13 +21,16 @@ import click
 from jobq.units import in_seconds
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
 
 FORMATS = ("table", "wide", "json", "jsonl", "csv")
 
 _NOTHING: tuple[Any, ...] = (None, (), "", False)
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# What a terminal obeys; what turns the direction of the text around it; halves of characters, which no stream takes.
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 # States and check results, as coloured in tables.
@@ -70,7 +73,8 @@ class Column:
         get: The cell's value, from the row.
         wide: Shown only with ``-o wide``, in CSV, and when piped.
         right: Aligned to the right.
-        grow: May be cut short by the terminal's width; the others wrap last.
+        grow: Words, which are wrapped where the terminal is narrow; nothing else is ever cut.
+        spare: Left out of a table that is too wide for the terminal, the highest first; 0: never.
     """
 
     title: str
@@ -78,6 +82,7 @@ class Column:
     wide: bool = False
     right: bool = False
     grow: bool = False
+    spare: int = 0
 
 
 class Bar(Protocol):
@@ -188,8 +193,13 @@ _ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
 def clean(text: str) -> str:
-    """One line, control characters written out: no stored text can move the cursor or set colours."""
-    return _CONTROL.sub(lambda match: _ESCAPES.get(match[0]) or f"\\x{ord(match[0]):02x}", text)
+    """One line, control characters written out: no stored text moves the cursor, sets colours or turns words around."""
+
+    def written(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        return _ESCAPES.get(match[0]) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+    return _CONTROL.sub(written, text)
 
 
 def csv_value(value: Any) -> Any:
@@ -341,27 +351,106 @@ class Output:
         )
 
     def _rich_table(self, rows: Sequence[Any], columns: Sequence[Column], title: str | None) -> None:
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
+        console = self._console(sys.stdout)
         shown = [column for column in columns if self.format == "wide" or not column.wide]
-        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-        for column in shown:
-            table.add_column(
-                column.title,
-                justify="right" if column.right else "left",
-                overflow="ellipsis" if column.grow and self.format != "wide" else "fold",
-                no_wrap=not column.grow,
-            )
-        for row in rows:
-            cells: list[RenderableType] = []
-            for column in shown:
-                text = _cell(column.get(row))
-                # Text, never markup: brackets in an error message are brackets.
-                cells.append(Text(text, style=_COLORS.get(text, "")))
-            table.add_row(*cells)
-        self._console(sys.stdout).print(table)
+        cells = [[_cell(column.get(row)) for column in shown] for row in rows]
+        fitting = _fitting(shown, cells, console.width, spare=self.format != "wide")
+        if not fitting:
+            self._blocks(shown, cells, console.width, title)
+            return
+        _print_table(console, shown, fitting, cells, title)
+        left = [column.title for at, column in enumerate(shown) if at not in fitting]
+        if left:
+            self.say(f"left out for want of width: {', '.join(left)} (-o wide shows them)")
+
+    def _blocks(
+        self, columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int, title: str | None
+    ) -> None:
+        """Each row as a few lines: what no terminal of this width shows as a table, with nothing cut off."""
+        color = self.style.color
+        if title:
+            click.echo(click.style(title, italic=True), color=color)
+        for row in cells:
+            head = f"{columns[0].title} {row[0]}" if columns[0].right else row[0]
+            click.echo(click.style(head, bold=True), color=color)
+            line = ""
+            for column, whole in list(zip(columns, row, strict=True))[1:]:
+                if whole == "-":
+                    continue
+                most = _MOST_LINES * width
+                text = f"{whole[:most]}…" if column.grow and len(whole) > most else whole
+                tone = _COLORS.get(text) if color is not False else None
+                part, styled = f"{column.title} {text}", f"{column.title} {click.style(text, fg=tone)}"
+                if line and (column.grow or len(click.unstyle(line)) + 2 + len(part) > width):
+                    click.echo(line, color=color)
+                    line = ""
+                line = f"{line}  {styled}"
+            if line:
+                click.echo(line, color=color)
+        click.echo()
+
+
+_GAP = 2
+_EDGES = 2
+_LEAST_WORDS, _LONGEST_WORD = 20, 50
+"""A column of words gets at least so much, or what it needs; a word up to that length stays whole."""
+_MOST_LINES = 4
+"""Of one row's words, where there is no table."""
+
+
+def _fitting(
+    columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int, *, spare: bool
+) -> dict[int, int]:
+    """The columns that fit side by side, with the least width of each; nothing: no table fits.
+
+    Args:
+        spare: Some may be left out.
+    """
+    from rich.cells import cell_len  # late: rich is only for terminals
+
+    needed = []
+    for at, column in enumerate(columns):
+        longest = max([cell_len(column.title), *(cell_len(row[at]) for row in cells)])
+        # A word that is broken cannot be copied: a column of words is as wide as its longest one.
+        word = max((cell_len(part) for row in cells for part in row[at].split()), default=0)
+        least = max(_LEAST_WORDS, min(word, _LONGEST_WORD), cell_len(column.title))
+        needed.append(min(longest, least) if column.grow else longest)
+    kept = dict(enumerate(needed))
+    dropped = sorted((at for at in kept if spare and columns[at].spare), key=lambda at: columns[at].spare)
+    while sum(kept.values()) + _GAP * (len(kept) - 1) + _EDGES > width:
+        if not dropped:
+            return {}
+        del kept[dropped.pop()]
+    return kept
+
+
+def _print_table(
+    console: Console,
+    columns: Sequence[Column],
+    fitting: Mapping[int, int],
+    cells: Sequence[Sequence[str]],
+    title: str | None,
+) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for at, least in fitting.items():
+        column = columns[at]
+        table.add_column(
+            column.title,
+            min_width=least,
+            justify="right" if column.right else "left",
+            overflow="fold",
+            no_wrap=not column.grow,
+        )
+    for row in cells:
+        # Text, never markup: brackets in an error message are brackets.
+        table.add_row(*(Text(text, style=_COLORS.get(text, "")) for text in map(row.__getitem__, fitting)))
+    console.print(table)
 
 
 def _slug(title: str) -> str:

@@ -104,36 +104,37 @@ def _time(name: str) -> Callable[[Mapping[str, Any]], Any]:
 def _columns(people: bool) -> list[Column]:
     """Columns for people have units in the cells; those for programs plain seconds, named as in the JSON."""
 
-    def seconds(title: str, name: str, *, wide: bool = False) -> Column:
-        return Column(title if people else name, _time(name) if people else _of(name), right=True, wide=wide)
+    def seconds(title: str, name: str, *, wide: bool = False, spare: int = 0) -> Column:
+        get = _time(name) if people else _of(name)
+        return Column(title if people else name, get, right=True, wide=wide, spare=spare)
 
     def sla(row: Mapping[str, Any]) -> Any:
         value = row["sla_met"]
         return value if value is None or not people else f"{value:.1%}"
 
-    def count(name: str, *, wide: bool = False) -> Column:
-        return Column(name, _of(name), right=True, wide=wide)
+    def count(name: str, *, wide: bool = False, spare: int = 0) -> Column:
+        return Column(name, _of(name), right=True, wide=wide, spare=spare)
 
     return [
         Column("queue", _named if people else _of("queue")),
         count("queued"),
-        count("scheduled"),
-        count("retrying"),
+        count("scheduled", spare=5),
+        count("retrying", spare=3),
         count("running"),
-        count("succeeded"),
+        count("succeeded", spare=6),
         count("dead"),
         count("deferred", wide=True),
         count("parked", wide=True),
         count("cancelled", wide=True),
         *([] if people else [Column("paused", _of("paused")), Column("shed", _of("shed"))]),
-        count("workers"),
+        count("workers", spare=2),
         Column("busy", lambda row: f"{row['busy']}/{row['slots']}" if people else row["busy"], right=True),
         *([] if people else [count("slots")]),
         seconds("oldest", "oldest_queued_s"),
         seconds("wait p50", "wait_p50_s", wide=people),
         seconds("wait p95", "wait_p95_s", wide=people),
         seconds("wait p99", "wait_p99_s"),
-        seconds("target", "target_s"),
+        seconds("target", "target_s", spare=4),
         Column("in time" if people else "sla_met", sla, right=True),
         Column("per s" if people else "throughput_per_s", _of("throughput_per_s"), right=True, wide=people),
         count("failed_attempts", wide=people),
