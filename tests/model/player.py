@@ -40,7 +40,7 @@ class Player(RuleBasedStateMachine):
     """Steps over one server; a machine has one rule, which takes one of them.
 
     Attributes:
-        SCRIPTS: What its sequences run, all of it.
+        SCRIPTS: What its sequences run.
         called: What they have run so far.
     """
 
@@ -263,6 +263,4 @@ def play(machine: type[Player], client: Any, *, sequences: int, steps: int = 40,
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert machine.called == machine.SCRIPTS, (
-        f"named and not run, or run and not named: {machine.called ^ machine.SCRIPTS}"
-    )
+    assert machine.called >= machine.SCRIPTS, f"never run: {machine.SCRIPTS - machine.called}"
