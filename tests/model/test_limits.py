@@ -153,7 +153,7 @@ class LimitsMachine(Player):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("flavour", ["redis", "valkey"])
 def test_any_sequence_over_limits(servers: Servers, flavour: Flavour) -> None:
-    play(LimitsMachine, servers.client(flavour), sequences=25, derandomize=True)
+    play(LimitsMachine, servers.client(flavour), sequences=15, derandomize=True)
 
 
 @pytest.mark.chaos

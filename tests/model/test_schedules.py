@@ -202,7 +202,7 @@ class SchedulesMachine(Player):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("flavour", ["redis", "valkey"])
 def test_any_sequence_over_schedules(servers: Servers, flavour: Flavour) -> None:
-    play(SchedulesMachine, servers.client(flavour), sequences=30, derandomize=True)
+    play(SchedulesMachine, servers.client(flavour), sequences=20, derandomize=True)
 
 
 @pytest.mark.chaos

@@ -161,7 +161,7 @@ class TurnsMachine(Player):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("flavour", ["redis", "valkey"])
 def test_any_sequence_over_turns(servers: Servers, flavour: Flavour) -> None:
-    play(TurnsMachine, servers.client(flavour), sequences=25, derandomize=True)
+    play(TurnsMachine, servers.client(flavour), sequences=15, derandomize=True)
 
 
 @pytest.mark.chaos
