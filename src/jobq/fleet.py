@@ -85,6 +85,22 @@ class QueueInfo:
     backed_off_until: datetime | None = None
     backed_off_by: str | None = None
 
+    @property
+    def limits_in_words(self) -> str:
+        """What its jobs are limited to, such as ``50/m and 8 at once``; empty: to nothing."""
+        rate, slots = self.limits.rate, self.limits.concurrency
+        return " and ".join([*([str(rate)] if rate else []), *([f"{slots} at once"] if slots else [])])
+
+    @property
+    def held_in_words(self) -> str:
+        """What was set at run time to hold its jobs back; empty: nothing."""
+        if self.backed_off_until:
+            until = self.backed_off_until.isoformat(timespec="seconds").replace("+00:00", "Z")
+            return f"told to slow down by job {self.backed_off_by or '?'} until {until}"
+        if self.limits_set and self.limits_in_words:
+            return f"limited by hand to {self.limits_in_words}"
+        return ""
+
 
 def worker_commands(keys: Keys, name: str) -> tuple[tuple[Any, ...], ...]:
     """The two commands that :func:`worker_of` needs the replies of."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from jobq.rq_bridge import iso
@@ -52,6 +52,22 @@ class Health:
         }
 
 
+SILENT = timedelta(seconds=25)
+"""A worker tells of itself every 10 s; after so long something is wrong, though it still counts as alive."""
+
+
+def silent_workers(stats: Stats) -> list[tuple[str, float]]:
+    """Live executors that have not been heard of, with for how many seconds; of each worker one."""
+    found: dict[str, float] = {}
+    for worker in stats.workers:
+        if worker.kind == "jobq" and worker.last_heartbeat is not None:
+            seconds = (stats.generated_at - worker.last_heartbeat).total_seconds()
+            if seconds > SILENT.total_seconds():
+                name = worker.worker or worker.name
+                found[name] = max(seconds, found.get(name, 0.0))
+    return list(found.items())
+
+
 def judge(stats: Stats, limits: Thresholds | None = None) -> Health:
     """The health that a snapshot shows."""
     found = list(_issues(stats, limits or Thresholds()))
@@ -79,6 +95,11 @@ def _issues(stats: Stats, limits: Thresholds) -> Iterator[tuple[bool, str]]:
             True,
             f"{stats.stalled:,} running jobs have no live worker, and nobody rescues them: start jobq worker",
         )
+    for name, seconds in silent_workers(stats):
+        yield (
+            False,
+            f"worker {name} has not been heard of for {seconds:.0f} s: it hangs, is stopped, or cut off",
+        )
     for name, queue in stats.queues.items():
         if queue.queued and not queue.workers:
             yield True, f"queue {name}: {queue.queued:,} jobs waiting and no worker serves it"
@@ -88,9 +109,13 @@ def _issues(stats: Stats, limits: Thresholds) -> Iterator[tuple[bool, str]]:
             yield True, f"queue {name} refuses new jobs: Redis' memory is nearly full, see jobq memory"
         if queue.paused and queue.queued:
             yield False, f"queue {name} is paused with {queue.queued:,} jobs waiting"
+        elif queue.held and queue.queued:
+            words = f"queue {name} is {queue.held}, with {queue.queued:,} jobs waiting"
+            yield False, f"{words}: see jobq queues show {name}"
         elif queue.target_s is not None and queue.oldest_queued_s > queue.target_s:
             late = f"{queue.oldest_queued_s:.1f} s, target {queue.target_s:g} s"
-            yield False, f"queue {name}: the next job has waited {late}"
+            limited = f"; it is limited to {queue.limits}" if queue.limits else ""
+            yield False, f"queue {name}: the next job has waited {late}{limited}"
         if queue.sla_met is not None and queue.sla_met < limits.sla_warn:
             yield False, f"queue {name}: {queue.sla_met:.1%} of jobs started within {queue.target_s or 0:g} s"
         if queue.parked:

@@ -79,6 +79,8 @@ class QueueStats:
         throughput_per_s: Jobs that ended per second.
         failed_attempts: Attempts that failed, those that were retried and those that made a dead letter.
         unreadable: Keys of the queue that have the wrong type; what they hold counts as 0.
+        held: What somebody has set at run time to hold its jobs back, in words; empty: nothing.
+        limits: What it is limited to, by whomever, in words; empty: to nothing.
     """
 
     queued: int = 0
@@ -101,6 +103,8 @@ class QueueStats:
     counters: Counters = field(default_factory=Counters)
     elapsed_s: float = WINDOW.total_seconds()
     unreadable: tuple[str, ...] = ()
+    held: str = ""
+    limits: str = ""
 
     @property
     def wait_p50_s(self) -> float | None:

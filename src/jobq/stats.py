@@ -223,6 +223,8 @@ def _queue_stats(
         counters=counted[0],
         elapsed_s=counted[1],
         unreadable=wrong,
+        held=info.held_in_words,
+        limits=info.limits_in_words,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -159,6 +159,14 @@ def why_plan(
     found += _beside(facts)
     ordered = sorted(found, key=lambda each: not each.blocks)
     blocked = any(each.blocks and each.code not in _PASSING for each in found)
+    # The pace of the last minutes knows nothing of what keeps the queue from going on now.
+    opens = max((each.until for each in ordered if each.blocks and each.until), default=None)
+    if eta is not None and opens is not None and opens > eta:
+        eta = opens
+        ordered = [
+            replace(each, until=max(each.until, opens)) if each.code == "behind" and each.until else each
+            for each in ordered
+        ]
     return Why(
         job=job, reasons=tuple(ordered), ahead=ahead, eta=None if blocked else eta, attempts=facts.attempts
     )

@@ -206,6 +206,17 @@ def test_a_quiet_system_is_healthy(client: Client) -> None:
             "90.0% of jobs started within 1 s",
         ),
         ({"parked": 2}, "warning", "2 jobs parked"),
+        (
+            {"queued": 1, "held": "limited by hand to 1/h"},
+            "warning",
+            "is limited by hand to 1/h, with 1 jobs",
+        ),
+        ({"queued": 0, "held": "limited by hand to 1/h"}, "ok", ""),
+        (
+            {"queued": 1, "oldest_queued_s": 3.0, "target_s": 1.0, "limits": "1/h"},
+            "warning",
+            "target 1 s; it is limited to 1/h",
+        ),
     ],
 )
 def test_thresholds(queue: dict[str, object], status: str, words: str) -> None:
@@ -213,6 +224,27 @@ def test_thresholds(queue: dict[str, object], status: str, words: str) -> None:
     assert health.status == status
     assert any(words in issue for issue in health.issues) or not words
     assert health.ok is (status != "unhealthy")
+
+
+def test_a_limit_set_by_hand_is_named_before_its_jobs_are_late(client: Client) -> None:
+    add.options(client=client).enqueue(a=1)
+    client.queues.limit("medium", rate="1/h", concurrency=3)
+    assert client.stats().queues["medium"].held == "limited by hand to 1/h and 3 at once"
+    assert any("limited by hand to 1/h" in issue for issue in client.health().issues)
+    client.queues.reset_limit("medium")
+    assert client.stats().queues["medium"].held == ""
+
+
+def test_a_worker_that_has_fallen_silent_is_named_while_it_still_counts_as_alive(
+    client: Client, redis_client: redis.Redis
+) -> None:
+    now_ms = redis_client.time()[0] * 1000
+    _register(client, "fresh", worker="fresh", now_ms=now_ms - 9_000)
+    _register(client, "old-high", worker="old", now_ms=now_ms - 40_000)
+    _register(client, "old-low", worker="old", now_ms=now_ms - 40_000)
+    issues = client.health().issues
+    assert len(issues) == 1
+    assert issues[0].startswith("worker old has not been heard of for 4")
 
 
 def test_thresholds_can_be_set() -> None:

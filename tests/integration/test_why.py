@@ -192,6 +192,23 @@ def test_jobs_ahead_and_the_time_they_take(client: Client, hand: Hand) -> None:
     assert abs(behind.since - datetime.now(UTC)) < timedelta(seconds=30)
 
 
+def test_nothing_is_expected_before_a_limit_lets_it_in(client: Client, hand: Hand) -> None:
+    """The pace of the last minutes said 40 s where the next start was an hour away."""
+    serve(client)
+    client.queues.limit("medium", rate="1/h")
+    jobs = [pay.options(client=client).enqueue(a=n) for n in range(3)]
+    hand.succeed()
+    why = client.why(jobs[-1].id)
+    opens = next(each.until for each in why.reasons if each.code == "queue_rate")
+    assert opens is not None
+    assert opens - datetime.now(UTC) > timedelta(minutes=50)
+    assert why.eta is not None
+    assert why.eta >= opens
+    behind = next(each for each in why.reasons if each.code == "behind")
+    assert behind.until is not None
+    assert behind.until >= opens
+
+
 def test_an_order_says_where_the_job_stands(client: Client, hand: Hand) -> None:
     serve(client)
     ids = [job.id for job in add.options(client=client).enqueue_many([{"a": n} for n in range(500)])]

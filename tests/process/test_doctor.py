@@ -14,6 +14,7 @@ import jobq
 from jobq.audit import audit, repair
 from jobq.cli.common import Exit
 from jobq.job import JobState
+from jobq.registration import register_worker
 from tests.process import ledger_app as app
 from tests.process.conftest import WorkerFactory
 from tests.support.cli import Cli
@@ -160,6 +161,40 @@ def test_doctor_names_what_parked_jobs_wait_for(cli: Cli, client: jobq.Client) -
     assert hand.settle(job, "park", queue="high", bucket="t.note", reason="unknown_task") == "ok"
     checks = {check["check"]: check for check in cli.json("doctor")["checks"]}
     assert checks["queue high"]["detail"] == "1 jobs parked for t.note"
+
+
+def test_doctor_names_a_limit_that_was_set_by_hand(
+    cli: Cli, client: jobq.Client, worker: WorkerFactory
+) -> None:
+    worker()
+    cli("queues", "limit", "high", "--rate", "1/h")
+    for key in "ab":
+        app.note.options(client=client).enqueue(key=key)
+    until(lambda: client.stats().queues["high"].succeeded == 1)
+    row = next(
+        line for line in cli("doctor", "--no-data").stdout.splitlines() if line.startswith("queue high")
+    )
+    assert row == (
+        "queue high\twarn\tlimited by hand to 1/h, with 1 jobs waiting\tjobq queues limit high --reset"
+    )
+
+
+def test_what_is_parked_hides_nothing_that_is_worse(
+    cli: Cli, client: jobq.Client, redis_client: redis.Redis
+) -> None:
+    register = {"queues": ["high"], "slots": 1, "tasks": [], "host": "h", "pid": 1, "state": "idle"}
+    now_ms = redis_client.time()[0] * 1000
+    client.run(register_worker(client.keys, name="w", busy=0, birth_ms=0, now_ms=now_ms - 50_000, **register))
+    app.note.options(client=client).enqueue(key="a")
+    Hand(client).settle(
+        Hand(client).claim("high", 1)[0], "park", queue="high", reason="unknown_task", bucket="t.x"
+    )
+    job = app.note.options(client=client).enqueue(key="b")
+    redis_client.hset(f"rq:job:{job.id}", "q", now_ms - 60_000)
+    shown = cli("doctor", "--no-data").stdout
+    assert "the next job has waited 1 min" in shown
+    assert "1 jobs parked for t.x" in shown
+    assert "worker w\twarn\thas not been heard of for" in shown
 
 
 def test_doctor_says_who_could_help(cli: Cli, client: jobq.Client, worker: WorkerFactory) -> None:

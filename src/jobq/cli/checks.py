@@ -265,11 +265,13 @@ def queue_checks(client: Client) -> Iterator[Check]:
     stats = client.stats()
     anybody = any(queue.workers for queue in stats.queues.values())
     for name, queue in stats.queues.items():
-        found = _queue(client, name, queue, anybody=anybody)
-        if found is not None:
-            yield found
+        found = list(_queue(client, name, queue, anybody=anybody))
+        yield from found
+        if not found and (queue.queued or queue.workers):
+            yield Check(f"queue {name}", "ok", f"{queue.queued:,} waiting, {queue.workers} workers")
     if not anybody:
         yield Check("workers", "warn", "none is alive", "start jobq worker")
+    yield from _silent(stats)
     yield from _idle(stats)
     lost = client.run(unreadable_plan(client.keys))
     if lost:
@@ -289,32 +291,51 @@ def queue_checks(client: Client) -> Iterator[Check]:
         yield Check("dead letters", status, f"{dead:,}", "" if status == "ok" else "see jobq dead groups")
 
 
-def _queue(client: Client, name: str, queue: QueueStats, *, anybody: bool) -> Check | None:
-    """The worst that is to be said of a queue; None of one that is neither used nor served."""
+def _queue(client: Client, name: str, queue: QueueStats, *, anybody: bool) -> Iterator[Check]:
+    """What keeps a queue's jobs from running, the worst of it, and jobs that are parked besides."""
     place, serve = f"queue {name}", f"start jobq worker --queue {name}"
-    later = queue.scheduled + queue.retrying
     if queue.queued and not queue.workers:
-        return Check(place, "bad", f"{queue.queued:,} jobs wait and no live worker serves it", serve)
-    if queue.shed:
-        return Check(place, "bad", "refuses new jobs: memory is short", "raise maxmemory; see jobq memory")
-    if queue.paused and queue.queued:
+        yield Check(place, "bad", f"{queue.queued:,} jobs wait and no live worker serves it", serve)
+    elif queue.shed:
+        yield Check(place, "bad", "refuses new jobs: memory is short", "raise maxmemory; see jobq memory")
+    elif queue.paused and queue.queued:
         words = f"paused with {queue.queued:,} jobs waiting"
-        return Check(place, "warn", words, f"jobq queues resume {name}")
+        yield Check(place, "warn", words, f"jobq queues resume {name}")
+    elif queue.held and queue.queued:
+        undo = f"resume {name}" if queue.held.startswith("told") else f"limit {name} --reset"
+        words = f"{queue.held}, with {queue.queued:,} jobs waiting"
+        yield Check(place, "warn", words, f"jobq queues {undo}")
+    elif queue.target_s is not None and queue.oldest_queued_s > queue.target_s:
+        words, remedy = f"the next job has waited {duration_text(queue.oldest_queued_s)}", _MORE
+        if queue.limits:
+            words = f"{words}; limited to {queue.limits}"
+            remedy = f"if that is too little: jobq queues limit {name}"
+        yield Check(place, "warn", words, remedy)
+    elif not queue.workers and (later := queue.scheduled + queue.retrying):
+        yield Check(place, "warn", f"{later:,} jobs become due and no live worker serves it", serve)
+    elif anybody and not queue.workers and name in client.specs:
+        yield Check(place, "warn", "configured, and no live worker serves it", serve)
     if queue.parked:
-        return Check(
-            place, "warn", f"{queue.parked:,} jobs parked for {', '.join(_buckets(client, name))}",
-            "start a worker whose JOBQ_APP and JOBQ_SECRET_KEY fit; see jobq jobs list --state parked",
-        )  # fmt: skip
-    if later and not queue.workers:
-        return Check(place, "warn", f"{later:,} jobs become due and no live worker serves it", serve)
-    if queue.target_s is not None and queue.oldest_queued_s > queue.target_s:
-        words = f"the next job has waited {duration_text(queue.oldest_queued_s)}"
-        return Check(place, "warn", words, "add workers or slots, or look for slow tasks")
-    if anybody and not queue.workers and name in client.specs:
-        return Check(place, "warn", "configured, and no live worker serves it", serve)
-    if queue.queued or queue.workers:
-        return Check(place, "ok", f"{queue.queued:,} waiting, {queue.workers} workers")
-    return None
+        waits_for = ", ".join(_buckets(client, name))
+        yield Check(place, "warn", f"{queue.parked:,} jobs parked for {waits_for}", _FITTING)
+
+
+_MORE = "add workers or slots, or look for slow tasks"
+_FITTING = "start a worker whose JOBQ_APP and JOBQ_SECRET_KEY fit; see jobq jobs list --state parked"
+
+
+def _silent(stats: Stats) -> Iterator[Check]:
+    """Workers that count as alive for a while yet, and do nothing."""
+    from jobq.health import silent_workers  # late: redis
+
+    for name, seconds in silent_workers(stats):
+        yield Check(
+            f"worker {name}",
+            "warn",
+            f"has not been heard of for {duration_text(round(seconds))}",
+            "it hangs, is stopped (SIGSTOP, a debugger), or cut off, or its host's clock is wrong: look there; "
+            "another worker takes its jobs after a lease",
+        )
 
 
 def _buckets(client: Client, queue: str, shown: int = 3) -> list[str]:
