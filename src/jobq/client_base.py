@@ -31,6 +31,10 @@ class ClientBase:
     """
 
     def __init__(self, settings: Settings | None, registry: Registry | None, *, alone: bool = False) -> None:
+        given: object = settings
+        if not isinstance(given, Settings | None):
+            kind = type(given).__name__
+            raise ConfigError(f"a client takes jobq.Settings(redis_url=…), or nothing, and not a {kind}")
         self.settings = settings if settings is not None else Settings.load()
         self.registry = registry if registry is not None else tasks.registry
         bind_prefix(self.settings.key_prefix)

@@ -28,7 +28,7 @@ def valid_id(job_id: str) -> str:
     Raises:
         JobNotFoundError: No job can have this id.
     """
-    if not ID_PATTERN.fullmatch(job_id):
+    if not isinstance(job_id, str) or not ID_PATTERN.fullmatch(job_id):
         raise JobNotFoundError(f"no job {job_id!r}: ids have letters, digits, - and _ only", job_id=job_id)
     return job_id
 

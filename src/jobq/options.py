@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from jobq.dedup import DedupSpec, fields
@@ -253,6 +254,20 @@ def call_overrides(
         correlation_id=correlation_id,
         order=_count(task, "order", order, 10),
     )
+
+
+def check_options(task: str, options: Iterable[str]) -> None:
+    """Refuse an option that no task has.
+
+    Raises:
+        TypeError: There is one, as of any function; the message names the nearest that there is.
+    """
+    known = (task_options.__kwdefaults__ or {}).keys()
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+            raise TypeError(f"task {task!r}: unknown option {name}; {hint}")
 
 
 def check_name(name: str) -> str:

@@ -153,6 +153,22 @@ class RedisUrl:
     tls: bool = False
 
 
+_ESCAPE = "expected a URL whose user and password are escaped: write / as %2F, # as %23, ? as %3F, @ as %40, % as %25"
+
+
+def _require_escaped(rest: str) -> None:
+    """Refuse what would be cut off at a / # or ? of a password, and quietly lead to another server.
+
+    Raises:
+        ValueError: There is such a sign before the last @. Whatever else was said of it would repeat the password.
+    """
+    place, _, query = rest.partition("?")
+    authority, _, path = place.partition("/")
+    names = [name for name, _ in parse_qsl(query, keep_blank_values=True)]
+    if "#" in authority or ("@" in path and "@" not in authority) or any("@" in name for name in names):
+        raise ValueError(_ESCAPE)
+
+
 def _database(text: str) -> int:
     if not text.isdecimal():
         raise ValueError("expected the number of a database after the last /, such as /0")
@@ -237,6 +253,11 @@ def parse_redis_url(text: str) -> RedisUrl:
         raise ValueError(
             f"expected a URL that starts with {', '.join(SCHEMES)}, such as redis://localhost:6379/0"
         )
+    if scheme == "unix":
+        if "#" in rest.partition("?")[0].rpartition("@")[0]:
+            raise ValueError(_ESCAPE)
+    else:
+        _require_escaped(rest)
     if scheme in _SENTINEL:
         return _sentinel_url(scheme, rest)
     place, _, query = rest.partition("?")

@@ -28,6 +28,7 @@ from jobq.options import (
     Upcast,
     call_overrides,
     check_name,
+    check_options,
     task_options,
 )
 from jobq.params import ParamSet, Secret
@@ -77,6 +78,7 @@ class Task(Generic[P, R]):
         self.origin = origin(fn)
         self._params = ParamSet(fn, name)
         self._async = is_async(fn)
+        check_options(name, options or {})
         self.spec = task_options(
             name, names=self._params.names, secrets=self._params.secrets, **dict(options or {})
         )

@@ -683,3 +683,13 @@ def test_tasks_find_the_default_client() -> None:
 
 def test_a_step_can_be_run_directly(client: Client) -> None:
     assert client.run(calls.resume(client.keys, "medium")) is False
+
+
+def test_a_client_of_an_url_says_what_it_takes() -> None:
+    with pytest.raises(ConfigError, match=r"takes jobq\.Settings\(redis_url=…\), or nothing, and not a str"):
+        Client("redis://localhost")  # type: ignore[arg-type]
+
+
+def test_an_id_of_another_type_is_no_job(client: Client) -> None:
+    with pytest.raises(JobNotFoundError, match="no job 3"):
+        client.get(3)  # type: ignore[arg-type]

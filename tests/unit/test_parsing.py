@@ -141,3 +141,21 @@ def test_sentinel_urls():
 def test_urls_that_are_refused(url, hint):
     with pytest.raises(ValueError, match=hint):
         parse_redis_url(url)
+
+
+@pytest.mark.parametrize("sign", ["/", "#", "?"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "redis+sentinel"])
+@pytest.mark.parametrize("user", ["", "me"])
+def test_a_sign_that_would_cut_a_password_is_refused_and_the_password_not_shown(scheme, sign, user):
+    """Of ``redis://:12#secret@host`` redis-py sees the host ``''`` and the port 12."""
+    for password in (f"s3c{sign}etPW", f"12{sign}etPW", f"12{sign}et@PW"):
+        with pytest.raises(ValueError, match="escaped: write / as %2F") as caught:
+            parse_redis_url(f"{scheme}://{user}:{password}@127.0.0.1:6379/main/0")
+        assert "etPW" not in str(caught.value)
+        assert "s3c" not in str(caught.value)
+
+
+def test_what_is_escaped_or_harmless_is_taken():
+    assert parse_redis_url("redis://:a%2Fb%23c%3Fd%40e@h:1/0").url == "redis://:a%2Fb%23c%3Fd%40e@h:1/0"
+    assert parse_redis_url("redis://h:1/0?password=a@b").url == "redis://h:1/0?password=a%40b"
+    assert parse_redis_url("redis://:a@b@h:1/0").url

@@ -696,3 +696,12 @@ def test_threads_and_asyncio_tasks_have_their_own() -> None:
 def test_what_tasks_offers_again() -> None:
     assert tasks.Secret is params.Secret
     assert tasks.current_job is context.current_job
+
+
+def test_an_option_that_is_misspelt_names_the_right_one():
+    with pytest.raises(
+        TypeError, match=r"task 'x\.y': unknown option max_attemps; did you mean max_attempts\?"
+    ):
+        task("x.y", registry=Registry(), max_attemps=3)(lambda: None)
+    with pytest.raises(TypeError, match="unknown option colour; there are backoff, concurrency"):
+        task("x.y", registry=Registry(), colour="red")(lambda: None)
