@@ -196,3 +196,17 @@ def test_a_queue_has_one_kind_and_the_other_stands_in_line(bench: Bench) -> None
     bench.enqueue("plain")
     assert set(drained(bench)[:2]) == {"t0", "urgent"}
     assert bench.now == T0
+
+
+def test_a_tenant_whose_jobs_were_all_taken_away_holds_nobody_up(bench: Bench) -> None:
+    """As many looks as a claim of one job has, in vain: what stands in line is taken all the same."""
+    gone = [f"gone{n}" for n in range(9)]
+    bench.enqueue(*gone, tenant="b" * 32)
+    for job_id in gone:
+        bench.redis.delete(f"rq:job:{job_id}")
+        bench.redis.lrem("rq:queue:q", 1, job_id)
+    bench.now += 1
+    bench.enqueue("plain")
+    (job,) = bench.claim(1).jobs
+    assert job.id == "plain"
+    assert not bench.redis.hexists("jobq:q:q", "fair")

@@ -354,6 +354,14 @@ class LimitedPair(Pair):
         expected = self.model.open([name for _, name in due], most)
         self.call(calls.open_gates(KEYS, most, now_ms=self.model.now_ms), expected)
 
+    def open_all(self) -> None:
+        """Look until no gate's time has come."""
+        while any(at <= self.model.now_ms for at in self.now.zset(KEYS.gates).values()):
+            before = self.now
+            self.open(100)
+            if self.now == before:
+                break
+
     def lift(self, queue: str) -> None:
         """Open what ``RateLimited`` closed."""
         self.call(calls.lift(KEYS, queue, now_ms=self.model.now_ms), self.model.lift(queue))

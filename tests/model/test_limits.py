@@ -139,7 +139,7 @@ class LimitsMachine(Player):
         self.pair.order(queue, gates, self.pair.model.now_ms + for_ms if for_ms else 0)
 
     def tick(self) -> None:
-        self.pair.open(100)
+        self.pair.open_all()
 
     def end(self) -> None:
         for queue in QUEUES:

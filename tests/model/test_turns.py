@@ -144,7 +144,7 @@ class TurnsMachine(Player):
         self.pair.step(queue, step_ms)
 
     def tick(self) -> None:
-        self.pair.open(100)
+        self.pair.open_all()
         for queue in QUEUES:
             self.pair.unpark(queue, "t", 100)
 

@@ -633,7 +633,7 @@ local function take_in_order(ordered, fair)
   end
   if fair then
     note()
-    if more_tenants or redis.call('EXISTS', turns) == 1 then
+    if redis.call('EXISTS', turns) == 1 then
       redis.call('HSET', KEYS[5], 'turn', string.format('%.0f', turn), 'rest', string.format('%.0f', rest))
     else
       fair = false
