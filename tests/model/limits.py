@@ -81,6 +81,9 @@ class LimitedReference(Reference):
     ordered: dict[str, tuple[int, tuple[Gate, ...]]] = field(default_factory=dict)
     wip: dict[Member, str] = field(default_factory=dict)
     cleared: set[str] = field(default_factory=set)
+    latest_ms: int = 0
+    set_back: bool = False
+    """The clock was set back once: what was to be looked at by the old one waits for it."""
 
     def pass_time(self, seconds: int) -> None:
         """Counts expire, too."""
@@ -379,7 +382,10 @@ class LimitedPair(Pair):
     def _compare(self, after: Snapshot) -> None:
         super()._compare(after)
         compare_parts(_server_gates(after), _model_gates(self.model))
-        late(after, self.model)
+        self.model.latest_ms = max(self.model.latest_ms, self.model.now_ms)
+        self.model.set_back = self.model.set_back or self.model.now_ms < self.model.latest_ms
+        if not self.model.set_back:
+            late(after, self.model)
         never_above(after)
 
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import initialize, rule
 from tests.model.admission import AdmissionPair, AdmissionReference
 from tests.model.invariants import nothing_left
 from tests.model.machine import T0
-from tests.model.player import Player, executors, play, some, steps
+from tests.model.player import Player, executors, jumps, play, some, steps
 from tests.model.reference import Gate, New
 from tests.support.server import Flavour, Servers
 
@@ -40,6 +40,7 @@ USUAL = {
     "time": {"seconds": st.sampled_from((1, 2, 5, 12))},
 }
 RARE = {
+    "jump": jumps,
     "send_again": picks,
     "declare": {"queue": queues, "most": most},
     "order": {"queue": queues, "most": most, "for_ms": st.sampled_from((0, 4000)), "lift": st.booleans()},

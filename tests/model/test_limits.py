@@ -12,7 +12,7 @@ from hypothesis.stateful import initialize, rule
 from tests.model.invariants import nothing_left
 from tests.model.limits import LimitedPair, LimitedReference
 from tests.model.machine import T0
-from tests.model.player import Player, executors, play, some, steps
+from tests.model.player import Player, executors, jumps, play, some, steps
 from tests.model.reference import Gate, New
 from tests.support.server import Flavour, Servers
 
@@ -75,6 +75,7 @@ USUAL = {
     "time": {"seconds": st.sampled_from((1, 2, 5, 12))},
 }
 RARE = {
+    "jump": jumps,
     "send_again": picks,
     "claim_again": {"exec_id": executors},
     "settle_again": {},
@@ -153,7 +154,7 @@ class LimitsMachine(Player):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("flavour", ["redis", "valkey"])
 def test_any_sequence_over_limits(servers: Servers, flavour: Flavour) -> None:
-    play(LimitsMachine, servers.client(flavour), sequences=15, derandomize=True)
+    play(LimitsMachine, servers.client(flavour), sequences=20, derandomize=True)
 
 
 @pytest.mark.chaos

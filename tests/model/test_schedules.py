@@ -13,7 +13,7 @@ from jobq.recurrence import Misfire, Overlap
 from jobq.schedule_calls import Taken
 from tests.model.invariants import nothing_left
 from tests.model.machine import T0
-from tests.model.player import Player, executors, play, some, steps
+from tests.model.player import Player, executors, jumps, play, some, steps
 from tests.model.schedules import SchedulesPair, SchedulesReference, Spec
 from tests.support.server import Flavour, Servers
 
@@ -47,6 +47,7 @@ USUAL = {
     "time": {"seconds": st.sampled_from((1, 2, 3, 12))},
 }
 RARE = {
+    "jump": jumps,
     "fire_again": {},
     "race": {"overlap": overlaps},
     "declare": {"source": st.sampled_from(SOURCES), "fingerprint": prints},
@@ -184,6 +185,7 @@ class SchedulesMachine(Player):
 
     def end(self) -> None:
         self.pair.limit("q", None)
+        self.pair.shed("q", 0)
         self.pair.resume("q")
         self.pair.pass_time(70)
         self.tick()

@@ -12,7 +12,7 @@ from hypothesis.stateful import initialize, rule
 from tests.model.invariants import nothing_left
 from tests.model.limits import LimitedPair, LimitedReference
 from tests.model.machine import T0
-from tests.model.player import Player, executors, play, some, steps
+from tests.model.player import Player, executors, jumps, play, some, steps
 from tests.model.reference import Gate, New
 from tests.model.turns import TurnsPair, TurnsReference
 from tests.support.server import Flavour, Servers
@@ -49,6 +49,7 @@ USUAL = {
     "time": {"seconds": st.sampled_from((1, 2, 40))},
 }
 RARE = {
+    "jump": jumps,
     "replace": {
         "queue": queues,
         "job": asked,
@@ -161,7 +162,7 @@ class TurnsMachine(Player):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("flavour", ["redis", "valkey"])
 def test_any_sequence_over_turns(servers: Servers, flavour: Flavour) -> None:
-    play(TurnsMachine, servers.client(flavour), sequences=15, derandomize=True)
+    play(TurnsMachine, servers.client(flavour), sequences=20, derandomize=True)
 
 
 @pytest.mark.chaos
