@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -23,6 +24,7 @@ from tests.support.workers import Worker, alive
 WORKERS = 2
 _STARTED_WITHIN_S = 90.0
 _REACHED_WITHIN_S = 15.0
+_DUE_JOBS, _DYING_S = 5, 2.0
 
 
 def method(scene: str) -> str:
@@ -121,11 +123,15 @@ class Stage:
                 self._below[spawner.pid] = spawner.children()
         self._armed.write_text(point.name)
 
+    def _struck_since(self) -> list[str]:
+        """Who died at the point."""
+        return self._struck.read_text().splitlines()[self._deaths :]
+
     def _reached(self, point: Point) -> None:
         """Return once a process has died at the point, and all that goes with it."""
         patience = _REACHED_WITHIN_S + self._setup.rerun_within_s
         try:
-            line = until(lambda: self._struck.read_text().splitlines()[self._deaths :], patience)[0]
+            line = until(self._struck_since, patience)[0]
         except AssertionError:
             self._armed.unlink(missing_ok=True)
             raise AssertionError("nobody came there") from None
@@ -194,11 +200,25 @@ class Stage:
         return [job_id]
 
     def _scheduled(self, point: Point, token: str) -> list[str]:
+        """A job that came due between a worker's look at the point and its step has passed it: then another one."""
         self._arm(point)
-        self._hold.write_text(token)
-        job_id = self._enqueue(token, delay=0.1)
+        ids: list[str] = []
+        while True:
+            name = f"{token}-{len(ids)}"
+            self._hold.write_text(name)
+            ids.append(self._enqueue(name, delay=0.1))
+            until(lambda: self._struck_since() or self._is(ids[-1], JobState.RUNNING), _STARTED_WITHIN_S)
+            with suppress(AssertionError):  # whoever has promoted it may be about to die
+                until(self._struck_since, _DYING_S)
+            if self._struck_since() or len(ids) == _DUE_JOBS:
+                break
+            self._hold.unlink()
+            until(lambda: self._is(ids[-1], JobState.SUCCEEDED))
         self._reached(point)
-        return [job_id]
+        return ids
+
+    def _is(self, job_id: str, state: JobState) -> bool:
+        return self.field.client.get(job_id).state is state
 
     def _held(self, point: Point, token: str) -> list[str]:
         job_id, _, _ = self._held_job(token)
