@@ -136,7 +136,8 @@ class _Aof:
         killed, path = time.time(), self._path()
         until_ = killed - self._rand.uniform(0.0, 0.9 * EVERYSEC_LOSS_S)
         size = path.stat().st_size
-        kept = max((length for at, length in self._sizes if at <= until_), default=size)
+        # The first look after that moment: on a busy machine the one before may be long ago.
+        kept = min((length for at, length in self._sizes if at >= until_), default=size)
         os.truncate(path, min(size, kept))
         self.forgotten += size - min(size, kept)
         self._sizes.clear()

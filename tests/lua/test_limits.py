@@ -167,6 +167,21 @@ def test_the_order_is_kept_however_often_they_are_let_in(bench: Bench) -> None:
     assert done == names
 
 
+def test_who_is_let_in_stands_behind_those_let_in_before_and_before_whoever_came_later(bench: Bench) -> None:
+    """Every slot is taken for long: a look lets the next one in while nobody claims."""
+    for name in ("a", "b", "c", "d"):
+        gated(bench, name, lm=C1)
+        bench.now += 5
+    (job,) = bench.claim(10).jobs
+    bench.settle(job, kind="succeeded")
+    bench.enqueue("late")
+    for _ in range(3):
+        open_gates(bench)
+        bench.now += 2_000
+    assert bench.waiting("q") == ["b", "c", "d", "late"]
+    assert ids(bench.claim(10)) == ["b", "late"]
+
+
 def test_all_gates_or_none(bench: Bench) -> None:
     """A job that one gate stops uses up nothing at the other."""
     gated(bench, "a", lm=C1)

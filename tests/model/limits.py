@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import merge
+from itertools import takewhile
+from operator import itemgetter
 from typing import Any
 
 from jobq import calls
@@ -297,13 +300,29 @@ class LimitedReference(Reference):
             if queued >= most:
                 break
         for queue, ids in front.items():
-            self.lists[queue] = ids + self._list(queue)
+            self._put_in_front(queue, ids)
         return queued + len(due)
+
+    def _put_in_front(self, queue: str, ids: list[str]) -> None:
+        """By how long they have waited; of equals, whoever was let in goes before who was not."""
+
+        def rank(job_id: str) -> float:
+            job = self.jobs.get(job_id)
+            # What plain rq made does not say since when it waits.
+            return (job.since_ms or math.inf) + (0.0 if job.ahead else 0.5) if job else math.inf
+
+        new = sorted(
+            ((self.jobs[job_id].since_ms or self.now_ms, job_id) for job_id in ids), key=itemgetter(0)
+        )
+        listed = self._list(queue)
+        older = list(takewhile(lambda entry: entry[0] <= new[-1][0], ((rank(i), i) for i in listed)))
+        merged = [job_id for _, job_id in merge(older, new, key=itemgetter(0))]
+        self.lists[queue] = merged + listed[len(older) :]
 
     def _let_in(self, job_id: str, past: str | None, front: dict[str, list[str]]) -> None:
         job = self.jobs[job_id]
         self.blocked[job.queue].discard(job_id)
-        job.bucket, job.let_in = None, past or job.let_in
+        job.bucket, job.let_in, job.ahead = None, past or job.let_in, True
         self._enter(job, job.since_ms)
         front.setdefault(job.queue, []).append(job_id)
 

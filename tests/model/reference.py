@@ -57,6 +57,7 @@ class Job:
     """From when it waits, or waited for the run that is on; 0: nobody knows, as of a job that rq made."""
     gates: tuple[Gate, ...] = ()
     let_in: str | None = None
+    ahead: bool = False
     order: int | None = None
     tenant: str | None = None
 
@@ -342,6 +343,7 @@ class Reference:
         job.payload, job.dedup, job.replaced_by = one.payload, one.dedup, (one.id, *job.replaced_by)[:8]
         job.attempts = job.lost = job.crashes = 0
         job.gates, job.order, job.tenant, job.let_in = one.gates, one.order, one.tenant, None
+        job.ahead = False
         job.since_ms = one.due_ms
         if not later:
             self._enter(job, self.now_ms)
@@ -746,6 +748,7 @@ class Reference:
         job.expires_s = math.inf
         job.attempts = job.lost = job.crashes = job.ended_ms = 0
         job.cancel_asked, job.reason, job.settled, job.replaced_by, job.let_in = False, None, None, (), None
+        job.ahead = False
         self._enter(job, self.now_ms if job.since_ms else 0)
         self._list(job.queue).append(job_id)
         return "queued"

@@ -326,7 +326,7 @@ for _, step in ipairs(plan) do
     -- Only what the new call brings: the payload, its options, its tags; the holder keeps its id and its past.
     local status, at = due > 0 and 'scheduled' or 'queued', due > 0 and string.format('%.0f', due) or now_text
     local set = { 'status', status, 'q', at, 'rp', step.rp }
-    local drop = { 'attempts', 'o', 'jk', 'lost', 'crashes', 'lm', 'gt', 'sz', 'or', 'tn' }
+    local drop = { 'attempts', 'o', 'jk', 'lost', 'crashes', 'lm', 'gt', 'li', 'sz', 'or', 'tn' }
     local function bring(from, first, last)
       for f = first, last, 2 do
         local field = from[f]

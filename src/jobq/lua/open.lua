@@ -230,13 +230,14 @@ local function queue(id, name, weighs)
     redis.call('ZREM', N .. 'blocked:' .. row[3], id)
     redis.call('HDEL', key, 'park', 'pb')
     -- Claim lets nobody past whoever waits at a gate where jobs weigh, but for these.
-    redis.call('HSET', key, 'status', 'queued', unpack(weighs and { 'gt', name } or {}))
+    redis.call('HSET', key, 'status', 'queued', 'li', '1', unpack(weighs and { 'gt', name } or {}))
     if not front[row[3]] then
       front[row[3]] = {}
       order[#order + 1] = row[3]
     end
-    table.insert(front[row[3]], 1, id)
-    place(row[3], id, tonumber(row[4] or '') or now, row[5], row[6])
+    local since = tonumber((row[4] or ''):match('^%d+') or '') or now
+    table.insert(front[row[3]], { id = id, since = since, place = queued })
+    place(row[3], id, since, row[5], row[6])
     queued = queued + 1
   else
     unblock(id)
@@ -299,6 +300,32 @@ for _, name in ipairs(due) do
   end
   if queued >= most then break end
 end
--- In front, in the order in which they stood: they have waited longest.
-for _, name in ipairs(order) do redis.call('LPUSH', P .. 'queue:' .. name, unpack(front[name])) end
+-- In front, for they have waited longest: in the order of that, and behind whoever has waited longer still, such as one who
+-- was let in before and is not claimed yet. As many as a hundred are asked, up to the first who came later. Of equals, who
+-- was let in goes before who was not.
+for _, name in ipairs(order) do
+  local key, mine, row, asked, m = P .. 'queue:' .. name, front[name], {}, 0, 1
+  table.sort(mine, function(a, b)
+    if a.since == b.since then return a.place < b.place end
+    return a.since < b.since
+  end)
+  for _, other in ipairs(redis.call('LRANGE', key, 0, 99)) do
+    local its = redis.pcall('HMGET', P .. 'job:' .. other, 'q', 'li')
+    local since = tonumber((its[1] or ''):match('^%d+') or '') or math.huge
+    if not its[2] then since = since + 0.5 end
+    if since > mine[#mine].since then break end
+    while mine[m].since < since do
+      row[#row + 1], m = mine[m].id, m + 1
+    end
+    row[#row + 1], asked = other, asked + 1
+  end
+  while mine[m] do
+    row[#row + 1], m = mine[m].id, m + 1
+  end
+  for i = 1, #row / 2 do
+    row[i], row[#row + 1 - i] = row[#row + 1 - i], row[i]
+  end
+  if asked > 0 then redis.call('LTRIM', key, asked, -1) end
+  redis.call('LPUSH', key, unpack(row))
+end
 return { queued, #due }

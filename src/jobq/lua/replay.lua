@@ -105,7 +105,7 @@ for a = 4, #ARGV, 2 do
         if dk and dk:sub(1, 2) ~= 'w:' then redis.call('SET', N .. 'dedup:' .. dk:sub(3), dk:sub(1, 2) .. id) end
         -- rq's ttl bounded the first wait, which is over.
         redis.call('HDEL', key, 'attempts', 'crashes', 'lost', 'cx', 'why', 'fp', 'st', 'sz', 'park', 'pb', 'pr', 'rp',
-          'gt', 'started_at', 'ended_at', 'worker_name', 'ttl')
+          'gt', 'li', 'started_at', 'ended_at', 'worker_name', 'ttl')
         local set = { 'status', 'queued' }
         -- Only jobs that plain rq made lack q, and that is how they are known.
         if row[4] then set[3], set[4] = 'q', string.format('%.0f', now) end
