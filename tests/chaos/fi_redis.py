@@ -165,8 +165,8 @@ def _kill_cycles(
     with producing(field, 3, pause_s=0.01, seconds=(0.0, 0.1)):
         for _ in range(cycles):
             time.sleep(rand.uniform(0.5, 1.5))  # the fault's own moment
-            kills.append(time.time())
             field.server.kill()
+            kills.append(time.time())  # what it acknowledged at its last moment comes before
             if before_start is not None:
                 before_start()
             time.sleep(down_s)
