@@ -182,7 +182,7 @@ def _wait_p95(field: Field, prefix: str) -> float:
 
 
 def _starts(field: Field, job_id: str) -> list[Entry]:
-    return [entry for entry in field.runs() if entry.word == "start" and entry.job_id == job_id]
+    return [entry for entry in field.runs_of(job_id) if entry.word == "start"]
 
 
 def _refill_s(field: Field, worker: Worker, queue: str, job_id: str, run: int) -> float:
@@ -197,7 +197,7 @@ def _refill_s(field: Field, worker: Worker, queue: str, job_id: str, run: int) -
             return len(job_children(worker.tree())) >= slots
         return len(alive(worker.executors())) == lanes
 
-    until(full)
+    until(full, every=0.1)  # walking through all processes takes time of the cores that others wait for
     full_at = time.time()
     probe = field.enqueue(
         app.work.options(client=field.client, queue=queue), f"probe-{job_id}-{run}", seconds=0.0

@@ -220,6 +220,10 @@ class Field:
         """The handlers' ledger."""
         return self._runs.entries()
 
+    def runs_of(self, job_id: str) -> list[Entry]:
+        """What the handlers' ledger says of one job."""
+        return self._runs.of(job_id)
+
     def waiting(self) -> int:
         """Jobs that are not yet terminal, by Redis."""
         pipe = self.raw.pipeline()  # one step: a job on its way from one to the other must not be missed

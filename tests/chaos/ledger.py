@@ -78,21 +78,33 @@ class HandlerLedger:
         self.path = path
         path.touch()
         self._seen: list[Entry] = []
+        self._of: defaultdict[str, list[Entry]] = defaultdict(list)
         self._at = 0
         self._lock = threading.Lock()
 
     def entries(self) -> list[Entry]:
         """All of them, oldest first."""
         with self._lock:
-            with self.path.open("rb") as file:
-                file.seek(self._at)
-                data = file.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            self._at += len(whole)
-            for line in whole.decode().splitlines():
-                word, token, job_id, attempt, pid, at = line.split(" ")
-                self._seen.append(Entry(word, token, job_id, int(attempt), int(pid), float(at)))
+            self._read()
             return list(self._seen)
+
+    def of(self, job_id: str) -> list[Entry]:
+        """Those of one job, oldest first: a look that costs the same however long the ledger is."""
+        with self._lock:
+            self._read()
+            return list(self._of[job_id])
+
+    def _read(self) -> None:
+        with self.path.open("rb") as file:
+            file.seek(self._at)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._at += len(whole)
+        for line in whole.decode().splitlines():
+            word, token, job_id, attempt, pid, at = line.split(" ")
+            entry = Entry(word, token, job_id, int(attempt), int(pid), float(at))
+            self._seen.append(entry)
+            self._of[job_id].append(entry)
 
 
 @dataclass
