@@ -21,7 +21,7 @@ from jobq.steps import MOST_JOBS, Batch, Plan
 from jobq.units import moment, redis_ms
 
 Made = TypeVar("Made", Override, Override | None)
-Overrides: TypeAlias = list[Override]  # inside a class with a method `list`, the name means the method
+AllSet: TypeAlias = list[Override]  # inside a class with a method `list`, the name means the method
 _MOST_TRIES = 20
 
 
@@ -36,7 +36,7 @@ def _read(keys: Keys) -> Plan[tuple[bytes, dict[str, Override], int]]:
     return raw, overrides.read(as_text(raw), now_ms), now_ms
 
 
-def overrides_plan(keys: Keys) -> Plan[Overrides]:
+def overrides_plan(keys: Keys) -> Plan[AllSet]:
     """What operators have set, by task."""
     _, found, _ = yield from _read(keys)
     return sorted(found.values(), key=lambda each: (each.task, each.key or ""))
@@ -161,9 +161,17 @@ def _check_key(registry: Registry, task: str, key: str | None) -> None:
         )
 
 
-def _missing(task: str, key: str | None) -> JobNotFoundError:
-    what = f"task {task!r}" + ("" if key is None else f" and key {key!r}")
-    return JobNotFoundError(f"no limit is set at run time for {what}; see jobq limits list", task=task)
+def _cleared(found: Iterable[Override | None], task: str, key: str | None) -> Override:
+    """What was set, by what each server says of it.
+
+    Raises:
+        JobNotFoundError: Nothing was, in any of them.
+    """
+    before = next((each for each in found if each is not None), None)
+    if before is None:
+        what = f"task {task!r}" + ("" if key is None else f" and key {key!r}")
+        raise JobNotFoundError(f"no limit is set at run time for {what}; see jobq limits list", task=task)
+    return before
 
 
 # --------------------------------------------------------------------------- what a client has
@@ -180,7 +188,7 @@ class Limits:
         self.registry = registry
         self._each = each
 
-    def list(self) -> Overrides:
+    def list(self) -> AllSet:
         """What is set, by task; where queues have a Redis of their own, what is set in any."""
         return _once(made for there in self._each() for made in there.run(overrides_plan(there.plans.keys)))
 
@@ -227,10 +235,7 @@ class Limits:
         found = [
             there.run(clear_plan(there.plans.keys, task, key, dry_run=dry_run)) for there in self._each()
         ]
-        for before in found:
-            if before is not None:
-                return before
-        raise _missing(task, key)
+        return _cleared(found, task, key)
 
 
 class AsyncLimits:
@@ -244,7 +249,7 @@ class AsyncLimits:
         self.registry = registry
         self._each = each
 
-    async def list(self) -> Overrides:
+    async def list(self) -> AllSet:
         """As :meth:`Limits.list`."""
         return _once(
             [made for there in self._each() for made in await there.run(overrides_plan(there.plans.keys))]
@@ -277,13 +282,10 @@ class AsyncLimits:
             await there.run(clear_plan(there.plans.keys, task, key, dry_run=dry_run))
             for there in self._each()
         ]
-        for before in found:
-            if before is not None:
-                return before
-        raise _missing(task, key)
+        return _cleared(found, task, key)
 
 
-def _once(found: Iterable[Override]) -> Overrides:
+def _once(found: Iterable[Override]) -> AllSet:
     """Each once, by task and key: several servers are told the same."""
     return list(
         {each.name: each for each in sorted(found, key=lambda one: (one.task, one.key or ""))}.values()

@@ -65,11 +65,9 @@ class Override:
         return self.task if self.key is None else f"{self.task}:{dedup.digest(self.task, self.key)}"
 
     def words(self) -> str:
-        """What it says, such as ``rate 10/s, concurrency 0``; stopped is 0, as it is set."""
-        said = (("rate", self.rate), ("concurrency", self.concurrency))
-        return ", ".join(
-            f"{what} {0 if limit == 'stop' else limit}" for what, limit in said if limit is not None
-        )
+        """What it says, such as ``rate 10/s, concurrency 0``."""
+        said = (("rate", in_words(self.rate)), ("concurrency", in_words(self.concurrency)))
+        return ", ".join(f"{what} {limit}" for what, limit in said if limit is not None)
 
     def whose(self) -> str:
         """Whom it is for: ``task pay``, ``task pay, key acme``."""
@@ -91,6 +89,11 @@ class Override:
             self.name, str(self.until_ms), plain, weighed, count,
             json.dumps({name: value for name, value in about.items() if value not in (None, "")}),
         ))  # fmt: skip
+
+
+def in_words(limit: Rate | int | Limit | None) -> str | None:
+    """As it is set on the command line: stopped is 0; None: as declared."""
+    return None if limit is None else "0" if limit == "stop" else str(limit)
 
 
 def _word(limit: Limit | None) -> str:

@@ -14,23 +14,18 @@ from jobq.cli.output import Column
 from jobq.cli.queues import LimitType, at_least
 from jobq.errors import ConfigError
 from jobq.limits import Keep, Rate
+from jobq.overrides import Override, in_words
 
 if TYPE_CHECKING:
     from jobq.client import Client
-    from jobq.overrides import Override
-
-_WORDS = {"stop": 0}
-"""What the library calls ``stop`` is 0 here, as it is set."""
 
 
 def _fields(override: Override) -> dict[str, Any]:
-    rate = None if override.rate is None else _WORDS.get(str(override.rate), str(override.rate))
-    concurrency = override.concurrency
     return {
         "task": override.task,
         "key": override.key,
-        "rate": None if rate is None else str(rate),
-        "concurrency": None if concurrency is None else str(_WORDS.get(str(concurrency), concurrency)),
+        "rate": in_words(override.rate),
+        "concurrency": in_words(override.concurrency),
         "until": override.until,
         "by": override.by,
         "reason": override.reason or None,
