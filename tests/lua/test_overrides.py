@@ -82,6 +82,33 @@ def test_a_task_that_declares_nothing_gets_a_limit_and_loses_it(bench: Bench) ->
     assert held(bench, "c:t.x") == ["c"]
 
 
+@pytest.mark.parametrize("word", ["cancel", "delete", "withdraw"])
+@pytest.mark.parametrize(
+    ("options", "lm"),
+    [
+        ({"rate": Rate(2, 60)}, ""),
+        ({"concurrency": 2}, ""),
+        ({"rate": Rate(2, 60)}, C3),
+        ({"key": "acme", "rate": Rate(2, 60)}, f"c,9,0,0,c:{ACME}"),
+    ],
+)
+def test_who_leaves_the_line_makes_way_at_a_gate_that_is_set_alone(
+    bench: Bench, word: str, options: dict[str, Any], lm: str
+) -> None:
+    put(bench, x(**options))
+    gated(bench, *"abcde", lm=lm)
+    running = bench.claim().jobs
+    assert [job.id for job in running] == ["a", "b"]
+    bench.now += 63_000
+    bench.settle(*running, kind="succeeded")
+    assert open_gates(bench) == 3
+    assert bench.waiting() == ["c", "d"]
+    step = {"cancel": calls.cancel, "delete": calls.delete, "withdraw": calls.withdraw}[word](bench.keys, "c")
+    bench.run(step)
+    assert open_gates(bench) == 2
+    assert sorted(ids(bench.claim())) == ["d", "e"]
+
+
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_what_waits_obeys_and_so_does_what_comes(bench: Bench, repeats: int) -> None:
     gated(bench, *"ab", lm=C3)

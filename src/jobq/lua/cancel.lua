@@ -46,14 +46,26 @@ local function unlist(queue, id, order, tenant)
   displace(queue, id, order, tenant)
 end
 
--- Who waits at a gate that this job was to pass next may be let in at once.
-local function give_way(lm)
-  for name in lm:gmatch('%a,%d+,%d+,%d+,([^;,]+)') do redis.call('ZADD', N .. 'gates', 'XX', 'LT', 0, name) end
+-- Who waits at a gate that this job was to pass next may be let in at once. One that a gate has stopped once has perhaps to
+-- pass some that its hash does not name: those that operators have set for its task.
+local function give_way(lm, bucket, let_in, description)
+  local stopped = let_in or (bucket and bucket:find('^~gate:'))
+  local row, task = { 'XX', 'LT' }, stopped and (description or ''):match('^%s*([^%s(]*)') or ''
+  local function add(name) row[#row + 1], row[#row + 2] = 0, name end
+  local function set_for(whose)
+    add('r:' .. whose)
+    add('c:' .. whose)
+  end
+  if task ~= '' then set_for(task) end
+  for name in (lm or ''):gmatch('%a,%d+,%d+,%d+,([^;,]+)') do
+    add(name)
+    if task ~= '' and name:sub(3, #task + 3) == task .. ':' then set_for(name:sub(3)) end
+  end
+  if row[3] then redis.call('ZADD', N .. 'gates', unpack(row)) end
 end
 
 -- Out of every place where a waiting job can stand.
-local function leave(queue, id, status, bucket, order, tenant, lm)
-  if lm then give_way(lm) end
+local function leave(queue, id, status, bucket, order, tenant)
   if status == 'queued' then
     unlist(queue, id, order, tenant)
   elseif status == 'scheduled' then
@@ -92,7 +104,8 @@ local function tell(id)
   end
 end
 
-local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'attempts', 'or', 'tn', 'lm')
+local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'attempts', 'or', 'tn', 'lm', 'li',
+  'description')
 if row.err then
   redis.call('ZREM', KEYS[4], '')
   redis.call('ZADD', KEYS[4], now, id)
@@ -112,7 +125,8 @@ if status == 'started' then
   redis.call('PUBLISH', N .. 'cancel', id)
   return 'requested'
 end
-leave(queue, id, status, row[4], row[6], row[7], row[8])
+give_way(row[8], row[4], row[9], row[10])
+leave(queue, id, status, row[4], row[6], row[7])
 -- st tells a later claim, after an rq tool's requeue, that there is an expiry to take away.
 redis.call('HSET', KEYS[1], 'status', 'canceled', 'cx', '1', 'ended_at', ARGV[5], 'st', 'cancel')
 redis.call('HDEL', KEYS[1], 'park', 'pb')

@@ -48,14 +48,26 @@ local function unlist(queue, id, order, tenant)
   end
 end
 
--- Who waits at a gate that this job was to pass next may be let in at once.
-local function give_way(lm)
-  for name in lm:gmatch('%a,%d+,%d+,%d+,([^;,]+)') do redis.call('ZADD', N .. 'gates', 'XX', 'LT', 0, name) end
+-- Who waits at a gate that this job was to pass next may be let in at once. One that a gate has stopped once has perhaps to
+-- pass some that its hash does not name: those that operators have set for its task.
+local function give_way(lm, bucket, let_in, description)
+  local stopped = let_in or (bucket and bucket:find('^~gate:'))
+  local row, task = { 'XX', 'LT' }, stopped and (description or ''):match('^%s*([^%s(]*)') or ''
+  local function add(name) row[#row + 1], row[#row + 2] = 0, name end
+  local function set_for(whose)
+    add('r:' .. whose)
+    add('c:' .. whose)
+  end
+  if task ~= '' then set_for(task) end
+  for name in (lm or ''):gmatch('%a,%d+,%d+,%d+,([^;,]+)') do
+    add(name)
+    if task ~= '' and name:sub(3, #task + 3) == task .. ':' then set_for(name:sub(3)) end
+  end
+  if row[3] then redis.call('ZADD', N .. 'gates', unpack(row)) end
 end
 
 -- Out of every place where a waiting job can stand.
-local function leave(queue, id, status, bucket, order, tenant, lm)
-  if lm then give_way(lm) end
+local function leave(queue, id, status, bucket, order, tenant)
   if status == 'queued' then
     unlist(queue, id, order, tenant)
   elseif status == 'scheduled' then
@@ -109,7 +121,7 @@ local function delete(item)
   local id, stamp = item:match('^([^:]*):?(.*)$')
   local key = P .. 'job:' .. id
   local row = redis.pcall('HMGET', key, 'status', 'origin', 'dk', 'pb', 'park', 'attempts', 'ended_at', 'jk', 'or',
-    'tn', 'lm')
+    'tn', 'lm', 'li', 'description')
   if row.err then
     redis.call('ZREM', KEYS[1], id)
     redis.call('UNLINK', key)
@@ -129,7 +141,8 @@ local function delete(item)
   if REGISTRY[status] then
     redis.call('ZREM', P .. REGISTRY[status] .. queue, id)
   elseif status then
-    leave(queue, id, status, row[4], row[9], row[10], row[11])
+    give_way(row[11], row[4], row[12], row[13])
+    leave(queue, id, status, row[4], row[9], row[10])
     tell(id)
   end
   free(id, row[3])

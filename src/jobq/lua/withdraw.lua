@@ -43,14 +43,26 @@ local function unlist(queue, id, order, tenant)
   displace(queue, id, order, tenant)
 end
 
--- Who waits at a gate that this job was to pass next may be let in at once.
-local function give_way(lm)
-  for name in lm:gmatch('%a,%d+,%d+,%d+,([^;,]+)') do redis.call('ZADD', N .. 'gates', 'XX', 'LT', 0, name) end
+-- Who waits at a gate that this job was to pass next may be let in at once. One that a gate has stopped once has perhaps to
+-- pass some that its hash does not name: those that operators have set for its task.
+local function give_way(lm, bucket, let_in, description)
+  local stopped = let_in or (bucket and bucket:find('^~gate:'))
+  local row, task = { 'XX', 'LT' }, stopped and (description or ''):match('^%s*([^%s(]*)') or ''
+  local function add(name) row[#row + 1], row[#row + 2] = 0, name end
+  local function set_for(whose)
+    add('r:' .. whose)
+    add('c:' .. whose)
+  end
+  if task ~= '' then set_for(task) end
+  for name in (lm or ''):gmatch('%a,%d+,%d+,%d+,([^;,]+)') do
+    add(name)
+    if task ~= '' and name:sub(3, #task + 3) == task .. ':' then set_for(name:sub(3)) end
+  end
+  if row[3] then redis.call('ZADD', N .. 'gates', unpack(row)) end
 end
 
 -- Out of every place where a waiting job can stand.
-local function leave(queue, id, status, bucket, order, tenant, lm)
-  if lm then give_way(lm) end
+local function leave(queue, id, status, bucket, order, tenant)
   if status == 'queued' then
     unlist(queue, id, order, tenant)
   elseif status == 'scheduled' then
@@ -89,7 +101,8 @@ local function tell(id)
   end
 end
 
-local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'st', 'attempts', 'or', 'tn', 'lm')
+local row = redis.pcall('HMGET', KEYS[1], 'status', 'origin', 'dk', 'pb', 'st', 'attempts', 'or', 'tn', 'lm',
+  'li', 'description')
 if row.err then return 'gone' end
 local status, queue = row[1], row[2]
 redis.call('ZREM', KEYS[2], '')
@@ -102,7 +115,8 @@ end
 if status == 'canceled' then return row[5] == 'withdraw' and 'withdrawn' or 'finished' end
 if status == 'finished' or status == 'failed' or status == 'stopped' then return 'finished' end
 if status == 'started' then return 'started' end
-leave(queue or '', id, status, row[4], row[7], row[8], row[9])
+give_way(row[9], row[4], row[10], row[11])
+leave(queue or '', id, status, row[4], row[7], row[8])
 redis.call('HSET', KEYS[1], 'status', 'canceled', 'cx', '1', 'why', 'withdrawn', 'ended_at', ARGV[5], 'st', 'withdraw')
 redis.call('HDEL', KEYS[1], 'park', 'pb')
 redis.call('ZADD', P .. 'canceled:' .. (queue or ''), math.floor(now / 1000), id)
