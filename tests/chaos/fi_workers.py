@@ -14,14 +14,13 @@ import psutil  # type: ignore[import-untyped]
 from jobq.job import JobState
 from tests.chaos import lease_app
 from tests.chaos.field import QUEUES, THREADS, Field, lane, send
-from tests.chaos.frame import Report, Setup, experiment
+from tests.chaos.frame import KILL_EVERY_S, Report, Setup, experiment
 from tests.chaos.ledger import Kill
 from tests.chaos.points import POINTS
 from tests.chaos.scenes import Stage
 from tests.support.processes import until
 from tests.support.workers import Worker, alive
 
-KILL_EVERY_S = 0.25
 GONE_WITHIN_S = 5.0
 """Of a killed worker no process is left after this long."""
 
@@ -58,7 +57,7 @@ def killed_executors(setup: Setup) -> Report:
         report.expect("all jobs ended", field.drain(60 + jobs / 20))
         field.judge(report)
     report.figure("executors killed", kills)
-    _judge_duplicates(report, field, most=kills)
+    field.judge_duplicates(report, most=kills)
     field.judge_reruns(report)
     return report
 
@@ -93,7 +92,7 @@ def killed_workers(setup: Setup) -> Report:
         field.judge(report)
     report.figure("workers killed", cycles)
     report.at_most("the last of its processes gone after, s", max(gone), GONE_WITHIN_S)
-    _judge_duplicates(report, field, most=cycles * field.slots * len(QUEUES))
+    field.judge_duplicates(report, most=cycles * field.slots * len(QUEUES))
     field.judge_reruns(report)
     return report
 
@@ -334,14 +333,3 @@ def _stop(worker: Worker, report: Report) -> float:
     report.expect("exit code 0", code == 0, code)
     report.expect("no process is left", not alive(tree), alive(tree))
     return took
-
-
-def _judge_duplicates(report: Report, field: Field, *, most: int) -> None:
-    """No run without a cause: no more reruns than jobs that ran under a lease in what was killed."""
-    duplicates = report.figures["duplicates"]
-    in_flight = sum(len(kill.jobs) for kill in field.kills)
-    report.expect("the kills interrupted jobs", in_flight > 0)
-    report.expect(f"duplicates at most {most}", duplicates <= most, duplicates)
-    report.expect(
-        f"duplicates at most the {in_flight} jobs in flight at kills", duplicates <= in_flight, duplicates
-    )

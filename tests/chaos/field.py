@@ -48,6 +48,7 @@ class Field:
         url: How workers reach the server, when not directly; None: its own URL.
         env: Variables for the workers, beside ``JOBQ_LEASE`` and the ledger.
         program: The module that ``python -m`` starts as a worker.
+        isolated: The lane whose jobs run in child processes.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Field:
         env: Mapping[str, str] | None = None,
         url: Callable[[PrivateServer], str] | None = None,
         program: str = "jobq.cli",
+        isolated: str = ISOLATED,
     ) -> None:
         self.setup = setup
         self.folder = folder or setup.folder
@@ -78,6 +80,7 @@ class Field:
         self.everybody: list[Worker] = []
         self.kills: list[Kill] = []
         self.program = program
+        self.isolated = isolated
         self._url = url
         self._producers = 0
         self._stack = contextlib.ExitStack()
@@ -132,7 +135,7 @@ class Field:
             victims = tree
         else:
             # Jobs of an isolated lane run in children of the spawner, which go with their executor.
-            children = job_children(tree) if lane(executor) == ISOLATED else []
+            children = job_children(tree, self.isolated) if lane(executor) == self.isolated else []
             victims = [executor, *children]
         for process in victims:  # job children too: one may be about to start the job it was handed
             send(process, signal.SIGSTOP)
@@ -295,6 +298,15 @@ class Field:
         report.problems += findings[:5]
         report.zero("worker tracebacks", sum(worker.output().count("Traceback") for worker in self.everybody))
 
+    def judge_duplicates(self, report: Report, *, most: int | None = None) -> None:
+        """No run without a cause: no more reruns than jobs that ran under a lease in what was killed, or ``most``."""
+        duplicates = report.figures["duplicates"]
+        in_flight = sum(len(kill.jobs) for kill in self.kills)
+        report.expect("the kills interrupted jobs", in_flight > 0)
+        for bound, what in ((most, "at most {}"), (in_flight, "at most the {} jobs in flight at kills")):
+            if bound is not None:
+                report.expect(f"duplicates {what.format(bound)}", duplicates <= bound, duplicates)
+
     def judge_reruns(self, report: Report) -> None:
         """How soon after a kill the interrupted jobs ran again, against the promise."""
         waits = rerun_waits(self.kills, self.runs())
@@ -304,9 +316,9 @@ class Field:
         report.at_most("rerun max, s", percentile(waits, 1.0), 2 * bound)
 
 
-def job_children(tree: list[psutil.Process]) -> list[psutil.Process]:
+def job_children(tree: list[psutil.Process], isolated: str = ISOLATED) -> list[psutil.Process]:
     """The children that run the jobs of the isolated lane; not those in which suspects of others run."""
-    return [process for process in tree if _name(process) == f"jobq job {ISOLATED}"]
+    return [process for process in tree if _name(process) == f"jobq job {isolated}"]
 
 
 def cpu_s(pid: int) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 MODULES = (
     "fi_workers",
+    "fi_groups",
     "fi_crashes",
     "fi_redis",
     "fi_outages",
@@ -28,6 +29,7 @@ MODULES = (
 )
 """Modules of this package that hold experiments."""
 
+KILL_EVERY_S = 0.25
 DEFAULT_LEASE_S = 12.0
 RERUN_WITHIN_S = 15.0
 """The promise for 99 of 100 jobs at the default lease, and twice that for all; in proportion at any other."""

@@ -112,5 +112,17 @@ def test_who_had_all_for_itself_owes_nothing(alone: int, times: int) -> None:
     assert abs(had - times / 2) <= 1
 
 
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(1, 30))
+def test_however_short_lives_are_each_has_its_share_over_all_beginnings(
+    by_weight: list[int], times: int
+) -> None:
+    """An executor that is replaced after every job would otherwise serve the heaviest alone."""
+    cycle, had = Turns.cycle(by_weight), Counter[int]()
+    for begin in range(cycle):
+        had.update(dealt(Turns(by_weight, begin), [MANY] * len(by_weight), times))
+    for place, weight in enumerate(by_weight):
+        assert had[place] == times * cycle * weight // sum(by_weight)
+
+
 def test_weights_of_3_2_and_1_take_turns_smoothly() -> None:
     assert dealt(Turns([3, 2, 1]), [MANY] * 3, 12) == [0, 1, 0, 1, 0, 2] * 2

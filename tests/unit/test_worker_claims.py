@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from jobq.keys import Keys
 from jobq.steps import Claim, Claimed
 from jobq.worker.claims import Claims
-from jobq.worker.executor import LaneExecutor
+from jobq.worker.executor import LaneExecutor, turns_of
 from jobq.worker.executors import Executors
 from jobq.worker.parts import Part
 from jobq.worker.spec import LaneSpec, ServedSpec
@@ -181,3 +182,10 @@ def test_ahead_of_the_slots_claims_who_may_have_all_of_them_and_is_alone() -> No
     assert group.rooms() == [0, 15]
     group.parts[1].claims.limited = True
     assert group.rooms() == [0, 5]
+
+
+def test_executors_of_one_job_each_come_to_every_queue() -> None:
+    lane = Group((5, 20), (5, 20), (5, 20)).lane
+    first = Counter(turns.share(1, [5, 5, 5]).index(1) for _ in range(300) if (turns := turns_of(lane)))
+    assert set(first) == {0, 1, 2}, first
+    assert turns_of(LaneSpec("alone", lane.queues[:1], "w", 12_000)) is None

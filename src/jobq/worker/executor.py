@@ -9,6 +9,7 @@ called. Several queues share the slots: what falls free goes to those that may h
 from __future__ import annotations
 
 import logging
+import random
 import signal
 import time
 from collections.abc import Sequence
@@ -96,7 +97,7 @@ class LaneExecutor:
             )
             for place, served in enumerate(lane.queues)
         ]
-        self._turns = Turns([served.weight for served in lane.queues]) if len(lane.queues) > 1 else None
+        self._turns = turns_of(lane)
         self._listener = Listener(self._inbox, control, spawner, self._executors)
         self._works: dict[str, Assignment] = {}
         self._saying: dict[str, list[str]] = {}  # log lines that this turn sends
@@ -479,6 +480,14 @@ class LaneExecutor:
             work = self._works.get(job_id)
             if work is not None and work.job.token == token:
                 self._executors.cancel(work)
+
+
+def turns_of(lane: LaneSpec) -> Turns | None:
+    """Whose turn it is, beginning anywhere; None: one queue has all slots."""
+    if len(lane.queues) == 1:
+        return None
+    weights = [served.weight for served in lane.queues]
+    return Turns(weights, random.randrange(Turns.cycle(weights)))
 
 
 def executor_entry(settings: Settings, body: dict[str, Any], fds: list[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 _SOME = 1e-9
@@ -18,11 +19,20 @@ class Turns:
 
     Args:
         weights: A whole number from 1 on for each queue.
+        begin: Turns that count as dealt before, of those that :meth:`cycle` has. Executors that all began with the
+            first would never come to the queue of the last if none of them lives for that long.
     """
 
-    def __init__(self, weights: Sequence[int]) -> None:
+    def __init__(self, weights: Sequence[int], begin: int = 0) -> None:
         self._weights = tuple(weights)
         self._owed = [0.0] * len(self._weights)  # slots; below 0 one that was had ahead
+        for _ in range(begin):
+            self._next(range(len(self._weights)))
+
+    @staticmethod
+    def cycle(weights: Sequence[int]) -> int:
+        """After so many turns they repeat, while all want slots; each queue has had its share exactly."""
+        return sum(weights) // math.gcd(*weights)
 
     def share(self, free: int, wants: Sequence[int]) -> list[int]:
         """How many of ``free`` slots each queue gets: none more than it wants, and together all that are wanted.
@@ -56,6 +66,7 @@ class Turns:
             part = weights[place] / total
             owed[place] = min(1.0, owed[place] + forgone * part) + part
         due = [place for place in among if owed[place] > _SOME] or among
-        chosen = min(due, key=lambda place: (1.0 - owed[place]) / weights[place])
+        # Rounded: who is as early as another goes by its place, not by what rounding has left.
+        chosen = min(due, key=lambda place: round((1.0 - owed[place]) / weights[place], 12))
         owed[chosen] -= 1.0
         return chosen
