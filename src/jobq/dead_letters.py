@@ -222,8 +222,16 @@ class _Count:
     last_seen: str
 
 
-def groups_plan(keys: Keys, wanted: JobFilter) -> Plan[list[DeadGroup]]:
-    """All dead letters by task, error fingerprint and reason, the largest group first.
+def by_task_plan(keys: Keys, wanted: JobFilter) -> Plan[dict[str, int]]:
+    """How many dead letters there are of each task, the most first."""
+    counts: dict[str, int] = {}
+    for (_, task, _), found in (yield from _counts(keys, wanted)).items():
+        counts[task] = counts.get(task, 0) + found.count
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _counts(keys: Keys, wanted: JobFilter) -> Plan[dict[tuple[str, str, str], _Count]]:
+    """Dead letters by error fingerprint, task and reason.
 
     They are counted where they are, a stretch of each queue at a time: what dies or is replayed meanwhile may be
     counted or not.
@@ -241,6 +249,12 @@ def groups_plan(keys: Keys, wanted: JobFilter) -> Plan[list[DeadGroup]]:
                         known.newest, known.last_seen = more.newest, more.last_seen
                     known.first_seen = min(known.first_seen, more.first_seen)
                     known.count += more.count
+    return counts
+
+
+def groups_plan(keys: Keys, wanted: JobFilter) -> Plan[list[DeadGroup]]:
+    """All dead letters by task, error fingerprint and reason, the largest group first."""
+    counts = yield from _counts(keys, wanted)
     if not counts:
         return []
     replies = yield Batch(tuple(hash_command(keys, each.newest) for each in counts.values()))

@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar
 from jobq.job import Job, JobOwner, JobState
 from jobq.job_reading import hash_command, moment_of
 from jobq.keys import Keys
-from jobq.replies import as_text
-from jobq.rq_bridge import job_from_fields
+from jobq.replies import as_text, clean_text
+from jobq.rq_bridge import JOB_FIELDS, job_from_fields, task_of
 from jobq.steps import Batch, Plan
 from jobq.tags import names
 from jobq.units import moment
@@ -28,6 +28,7 @@ SCAN_LIMIT = 10_000
 _CHUNK = 200
 _SIEVED = 1_000
 _SIEVED_PER_LOOK = 10
+_DESCRIPTION, _FINGERPRINT = (JOB_FIELDS.index(name) for name in ("description", "fp"))
 """Ids that are told apart by an index alone cost about so much less than jobs whose hashes are read."""
 
 T = TypeVar("T")
@@ -73,6 +74,12 @@ class JobFilter:
         asked = (self.task, self.error, self.tag, self.correlation_id, self.since, self.before)
         return all(each is None for each in asked)
 
+    def rules_out(self, values: Sequence[Any]) -> bool:
+        """Whether a hash's task or error alone says that its job does not pass: making a job of it costs the most."""
+        if self.task is not None and task_of(values[_DESCRIPTION]) != self.task:
+            return True
+        return self.error is not None and not clean_text(values[_FINGERPRINT]).startswith(self.error)
+
     def takes(self, job: Job) -> bool:
         """Whether the job passes."""
         if job.state not in self.states or job.queue not in self.queues:
@@ -91,9 +98,12 @@ class JobFilter:
         return self.since is None or moment is None or moment >= self.since
 
     def digest(self) -> str:
-        """Names the filter in a cursor, so that a cursor cannot be used with another filter."""
+        """Names the filter in a cursor, so that a cursor cannot be used with another filter.
+
+        Not the moments: an hour ago is another one with each page, and no matter for where the next begins.
+        """
         found_by = (self.tag, self.correlation_id)
-        text = repr((self.states, self.queues, self.task, self.error, *found_by, self.since, self.before))
+        text = repr((self.states, self.queues, self.task, self.error, *found_by))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -274,7 +284,7 @@ def jobs_plan(
         if empty:  # what it holds next may come before what the others hold
             if scanned >= SCAN_LIMIT:
                 break
-            scanned += yield from _fill(keys, empty, owner)
+            scanned += yield from _fill(keys, empty, wanted, owner)
             continue
         live = [each for each in containers if each.ready]
         if not live:
@@ -289,18 +299,32 @@ def jobs_plan(
     return Page(items, None if done else encode_cursor(containers, wanted.digest()), tuple(unreadable))
 
 
-def ids_plan(keys: Keys, wanted: JobFilter, limit: int | None = None) -> Plan[list[str]]:
-    """Ids of the jobs that a filter chooses, once each, as a listing orders them; at most ``limit``.
+def ids_plan(
+    keys: Keys, wanted: JobFilter, limit: int | None = None, *, there: bool = False
+) -> Plan[list[str]]:
+    """Ids of the jobs that a filter chooses, once each; at most ``limit``, and then as a listing orders them.
 
     All are collected before anything is done to the first: that would take it out of the very list that is read.
+
+    Args:
+        there: Only of jobs that can be read, also by a filter that needs no look at them.
     """
-    if wanted.by_id_alone:
+    if wanted.by_id_alone and not there:
         return (yield from _container_ids(keys, wanted, limit))
     ids: dict[str, None] = {}
+    if limit is None:  # one container after the other: nothing is read twice, or put in order
+        for container in (yield from _containers(keys, wanted, None)):
+            while not container.ended:
+                yield from _fill(keys, [container], wanted, None)
+                ids |= {i: None for i, job, _ in container.ready if job and job.id and wanted.takes(job)}
+                container.offset = container.ready[-1][2] if container.ready else container.offset
+                container.ready.clear()
+        return list(ids)
     cursor: str | None = None
-    while limit is None or len(ids) < limit:
-        room = 1_000 if limit is None else min(1_000, limit - len(ids))
-        page = yield from jobs_plan(keys, wanted, limit=room, cursor=cursor, owner=None)
+    while len(ids) < limit:
+        page = yield from jobs_plan(
+            keys, wanted, limit=min(1_000, limit - len(ids)), cursor=cursor, owner=None
+        )
         ids |= dict.fromkeys(job.id for job in page.items)
         cursor = page.cursor
         if cursor is None:
@@ -340,7 +364,9 @@ def _sieve(container: _Container, found: Sequence[tuple[str, float]]) -> Plan[li
 _GONE = Job(id="", task="", queue="", state=JobState.CANCELLED)
 
 
-def _fill(keys: Keys, containers: Sequence[_Container], owner: JobOwner | None) -> Plan[int]:
+def _fill(
+    keys: Keys, containers: Sequence[_Container], wanted: JobFilter, owner: JobOwner | None
+) -> Plan[int]:
     """Read the next chunk of each container, ids first and then all their hashes, in two round trips."""
     replies = yield Batch(tuple(each.command(each.chunk) for each in containers))
     found: list[tuple[_Container, str, float, int]] = []
@@ -364,14 +390,17 @@ def _fill(keys: Keys, containers: Sequence[_Container], owner: JobOwner | None) 
         if isinstance(values, Exception):
             container.ready.append((job_id, None, behind))
             continue
+        if container.kind != "named" and wanted.rules_out(values):
+            container.ready.append((job_id, _GONE, behind))
+            continue
         due = score * container.due_ms if container.kind == "due" else None
         job = job_from_fields(job_id, values, due_ms=due, owner=owner)
         if container.kind != "named":
             container.ready.append((job_id, job or _GONE, behind))
         elif job is None:
-            gone.append(("ZREM", container.key, job_id))  # nobody else does; the listing goes on behind it
+            gone.append(("ZREM", container.key, job_id))  # nobody else does
         else:
-            container.ready.append((job_id, job, behind))
+            container.ready.append((job_id, job, behind - len(gone)))
             if job.state in (JobState.SCHEDULED, JobState.RETRYING):
                 delayed.append((job_id, ("ZSCORE", keys.scheduled(job.queue), job_id)))
     if gone or delayed:

@@ -192,8 +192,12 @@ class Plans:
     def dead_groups(self, wanted: Plan[JobFilter]) -> Plan[list[dead_letters.DeadGroup]]:
         return (yield from dead_letters.groups_plan(self.keys, (yield from wanted)))
 
+    def dead_by_task(self, wanted: Plan[JobFilter]) -> Plan[dict[str, int]]:
+        return (yield from dead_letters.by_task_plan(self.keys, (yield from wanted)))
+
     def dead_ids(self, wanted: Plan[JobFilter], limit: int | None) -> Plan[list[str]]:
-        return (yield from ids_plan(self.keys, (yield from wanted), limit))
+        # One whose hash has expired stays in the registry until a worker prunes it, and is no failure of a replay.
+        return (yield from ids_plan(self.keys, (yield from wanted), limit, there=True))
 
     def purge(
         self,

@@ -14,7 +14,7 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from importlib.metadata import version as package_version
 from typing import Any
@@ -31,8 +31,6 @@ from jobq.units import LONGEST, clock_ms, moment
 
 # --------------------------------------------------------------------------- dates
 
-_RQ_DATE = "%Y-%m-%dT%H:%M:%S.%fZ"
-_RQ_OLD_DATE = "%Y-%m-%dT%H:%M:%SZ"
 _LONGEST_S = int(LONGEST.total_seconds())
 _second: tuple[int, str] = (-1, "")
 
@@ -56,14 +54,12 @@ def iso(now_ms: int | None = None) -> str:
 def parse_iso(value: bytes | str | None) -> datetime | None:
     """The moment that rq wrote, as aware UTC; None when absent or unreadable."""
     text = clean_text(value)
-    if not text:
+    if not text.endswith("Z"):
         return None
-    for pattern in (_RQ_DATE, _RQ_OLD_DATE):
-        try:
-            return datetime.strptime(text, pattern).replace(tzinfo=UTC)
-        except ValueError:
-            continue
-    return None
+    try:
+        return datetime.fromisoformat(text)  # strptime takes twenty times as long: half the time of a listing
+    except ValueError:
+        return None
 
 
 # --------------------------------------------------------------------------- states

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import redis
 
+import jobq
 from jobq.client import Client
 from jobq.dead_letters import chunks, last_line
 from jobq.errors import ConflictError, JobNotFoundError
@@ -105,6 +107,44 @@ def test_groups_by_fingerprint(client: Client, hand: Hand) -> None:
     assert groups[0].first_seen is not None
     assert groups[0].last_seen is not None
     assert groups[0].first_seen <= groups[0].last_seen
+
+
+def test_how_many_there_are_of_each_task(client: Client, hand: Hand, settings: jobq.Settings) -> None:
+    _dead(client, hand, 3, fingerprint="aaa")
+    _dead(client, hand, 1, fingerprint="bbb")
+    pay.options(client=client, priority="medium").enqueue(payment="1")
+    hand.kill()
+    letters = client.dead_letters
+    assert list(letters.by_task().items()) == [("d.add", 4), ("d.pay", 1)]
+    assert letters.by_task(error="bb") == {"d.add": 1}
+    assert letters.by_task(queue="high") == {}
+    assert letters.by_task(since=timedelta(minutes=5)) == letters.by_task()
+
+    async def twin() -> dict[str, int]:
+        async with jobq.AsyncClient(settings) as client:
+            return await client.dead_letters.by_task()
+
+    assert asyncio.run(twin()) == letters.by_task()
+
+
+def test_pages_since_a_time_ago(client: Client, hand: Hand) -> None:
+    """An hour ago is another moment with each page."""
+    ids = _dead(client, hand, 3)
+    page = client.dead_letters.list(since=timedelta(hours=1), limit=2)
+    rest = client.dead_letters.list(since=timedelta(hours=1), limit=2, cursor=page.cursor)
+    assert sorted(letter.id for letter in page.items + rest.items) == sorted(ids)
+    jobs = client.jobs(since=timedelta(hours=1), state="dead", limit=2)
+    assert len(client.jobs(since=timedelta(hours=1), state="dead", limit=2, cursor=jobs.cursor).items) == 1
+
+
+def test_what_has_expired_is_no_failure_of_a_replay(
+    client: Client, hand: Hand, redis_client: redis.Redis
+) -> None:
+    gone, *others = _dead(client, hand, 3)
+    redis_client.delete(f"rq:job:{gone}")
+    report = client.dead_letters.replay()
+    assert (report.matched, report.replayed, report.failed) == (2, 2, [])
+    assert {client.get(job_id).state for job_id in others} == {JobState.QUEUED}
 
 
 def test_replay_all(client: Client, hand: Hand, redis_client: redis.Redis) -> None:

@@ -98,6 +98,13 @@ def test_a_replaced_job_is_found_by_its_new_tags(client: Client) -> None:
     assert client.jobs(tag="old").items == []
 
 
+def test_jobs_that_are_gone_hide_none_of_the_others(client: Client, redis_client: redis.Redis) -> None:
+    jobs = add.options(client=client, tags=("t",)).enqueue_many({"a": n} for n in range(450))
+    lost = {job.id for job in jobs[250:400]}
+    redis_client.delete(*(f"rq:job:{job_id}" for job_id in lost))
+    assert set(client.job_ids(tag="t")) == {job.id for job in jobs} - lost
+
+
 def test_the_async_client_finds_and_makes_them(client: Client, settings: jobq.Settings) -> None:
     async def run() -> list[str]:
         async with jobq.AsyncClient(settings) as twin:

@@ -231,6 +231,28 @@ def test_whoever_changes_many_says_which_first(
     assert all(f"{each['id']}  shop.confirm  created " in shown for each in seen["jobs"][:5])
 
 
+def test_a_dry_run_looks_at_no_more_dead_letters_than_it_names(
+    cli: Cli, client: Client, hand: Hand, redis_client: redis.Redis
+) -> None:
+    """The others are counted where they are: 100,000 took half a minute."""
+    orders(client, 60)
+    for _ in range(60):
+        hand.kill("high")
+
+    def looks() -> int:
+        stats = redis_client.info("commandstats")
+        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("xrevrange", "lindex"))
+
+    for words in (("--limit", "30"), ("--task", "shop.confirm"), ("--since", "1h"), ()):
+        before = looks()
+        seen = cli.json("retry-failed", "--dry-run", *words)
+        assert (seen["matched"], len(seen["jobs"])) == (30 if "--limit" in words else 60, 20)
+        assert looks() - before <= 2 * 20, "how each of these ended"
+    said = cli("retry-failed", "--dry-run", "--limit", "30").stderr
+    assert "would replay the newest 30 of 60 dead letters (shop.confirm 60)" in said
+    assert cli.json("retry-failed", "--yes", "--limit", "30")["replayed"] == 30
+
+
 def test_limits_of_tasks_at_run_time(cli: Cli, client: Client) -> None:
     orders(client, 2)
     cli("limits", "set", "shop.confirm", "--concurrency", "1", "--for", "1h", "--reason", "bank is slow")

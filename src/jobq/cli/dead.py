@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobq.cli.bulk import LISTED, list_previewed, name_some, previewed, reason_words
+from jobq.cli.bulk import LISTED, list_previewed, name_some, plural, previewed, reason_words
 from jobq.cli.common import Exit, State, confirm, pass_state, refused_as_usage, yes_options
 from jobq.cli.dead_archive import archive, export, purge, restore
 from jobq.cli.dead_edit import edit
@@ -20,8 +22,7 @@ from jobq.cli.output import Column, ago
 if TYPE_CHECKING:
     from jobq.client import Client
     from jobq.dead_letters import DeadGroup, DeadLetter
-
-_PAGE = 200
+    from jobq.plans import Preview
 
 
 def _group_fields(group: DeadGroup) -> dict[str, Any]:
@@ -53,22 +54,58 @@ _GROUP_COLUMNS = [
 ]
 
 
-def _matching(client: Client, wanted: dict[str, Any], limit: int | None) -> list[DeadLetter]:
-    letters: list[DeadLetter] = []
-    cursor = None
-    while limit is None or len(letters) < limit:
-        page = client.dead_letters.list(**wanted, limit=_PAGE, cursor=cursor)
-        letters += page.items
-        cursor = page.cursor
-        if cursor is None:
-            break
-    return letters[:limit]
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The dead letters to replay: counted, not read one by one.
+
+    Attributes:
+        by_task: How many there are of each task, the most first.
+        limit: At most so many of them, the newest.
+        ids: Reads the ids of the first so many.
+        asked: For ``client.dead_letters.replay``.
+    """
+
+    by_task: Mapping[str, int]
+    limit: int | None
+    ids: Callable[[int], Sequence[str]]
+    asked: Mapping[str, Any]
+
+    @property
+    def count(self) -> int:
+        """How many are to be replayed."""
+        found = sum(self.by_task.values())
+        return found if self.limit is None else min(found, self.limit)
+
+    @property
+    def words(self) -> str:
+        """How many, and of which tasks: ``12 dead letters (orders.confirm 10, mail.send 2)``."""
+        found = sum(self.by_task.values())
+        first = list(self.by_task.items())
+        names = ", ".join(f"{task} {count:,}" for task, count in first[:3])
+        more = f", {plural(len(first) - 3, 'more task')}" if len(first) > 3 else ""
+        some = "" if self.count == found else f"the newest {self.count:,} of "
+        return f"{some}{plural(found, 'dead letter')} ({names}{more})"
+
+
+def _by_filter(client: Client, wanted: dict[str, Any], limit: int | None) -> _Chosen:
+    letters = client.dead_letters
+
+    def first(count: int) -> list[str]:
+        ids: list[str] = []
+        cursor = None
+        while len(ids) < count:
+            page = letters.list(**wanted, limit=count - len(ids), cursor=cursor)
+            ids, cursor = [*ids, *(letter.id for letter in page.items)], page.cursor
+            if cursor is None:
+                break
+        return ids
+
+    return _Chosen(letters.by_task(**wanted), limit, first, wanted)
 
 
 def _replay(
     state: State,
-    ids: Sequence[str],
-    summary: str,
+    chosen: _Chosen,
     *,
     rate: float | None,
     dry_run: bool,
@@ -78,35 +115,42 @@ def _replay(
 ) -> int:
     """Replay these, after asking; the same for ``retry-failed`` and ``dead replay``."""
     client, out = state.client(), state.out
-    report = None
-    rows = previewed(client.preview("retry", ids[:LISTED])) if dry_run and ids else []
-    if dry_run or not ids:
+    report, matched = None, chosen.count
+
+    def looked() -> Sequence[Preview]:
+        return client.preview("retry", chosen.ids(min(matched, LISTED)))
+
+    rows = previewed(looked()) if dry_run and matched else []
+    if dry_run or not matched:
         out.say(
-            f"would replay {summary}; nothing was changed"
-            if ids
+            f"would replay {chosen.words}; nothing was changed"
+            if matched
             else "nothing to replay: no dead letter matches"
         )
     else:
         confirm(
             state,
-            f"Replay {summary}?",
+            f"Replay {chosen.words}?",
             yes=yes,
-            before=lambda: name_some(state, client.preview("retry", ids[:LISTED]), len(ids)),
+            before=lambda: name_some(state, looked(), matched),
         )
-        with out.progress("replaying", len(ids)) as bar:
+        with out.progress("replaying", matched) as bar:
+            # No more than were agreed to, whatever has died meanwhile.
             report = client.dead_letters.replay(
-                ids, rate=rate, canary=canary, canary_timeout=canary_timeout, progress=bar.advance
-            )
+                **chosen.asked, limit=matched, rate=rate, canary=canary, canary_timeout=canary_timeout,
+                progress=bar.advance,
+            )  # fmt: skip
+        matched = report.matched
     replayed = report.replayed if report else 0
     failed = [{"id": job_id, "reason": reason} for job_id, reason in report.failed] if report else []
     held = report.held if report else 0
-    result = {"matched": len(ids), "replayed": replayed, "failed": failed, "held": held, "dry_run": dry_run}
+    result = {"matched": matched, "replayed": replayed, "failed": failed, "held": held, "dry_run": dry_run}
     if out.structured:
         flat = result | {"failed": len(failed)}
         out.record(flat, document=result | ({"jobs": rows} if dry_run else {}))
     else:
-        out.record({"matched": len(ids), "replayed": replayed, "failed": len(failed)})
-    list_previewed(state, rows, len(ids))
+        out.record({"matched": matched, "replayed": replayed, "failed": len(failed)})
+    list_previewed(state, rows, matched)
     for item in failed[:20]:
         out.error(f"job {item['id']} was not replayed: {reason_words(item['reason'])}")
     if len(failed) > 20:
@@ -117,17 +161,6 @@ def _replay(
     if held:
         return Exit.BAD
     return Exit.PARTIAL if failed else Exit.DONE
-
-
-def _summary(letters: Sequence[DeadLetter]) -> str:
-    """How many, and of which tasks: ``12 dead letters (orders.confirm 10, mail.send 2)``."""
-    counts: dict[str, int] = {}
-    for letter in letters:
-        counts[letter.task] = counts.get(letter.task, 0) + 1
-    first = sorted(counts.items(), key=lambda item: -item[1])
-    names = ", ".join(f"{task} {count:,}" for task, count in first[:3])
-    more = f", {len(first) - 3} more tasks" if len(first) > 3 else ""
-    return f"{len(letters):,} dead letter{'' if len(letters) == 1 else 's'} ({names}{more})"
 
 
 @click.command("retry-failed", cls=Command)
@@ -153,9 +186,8 @@ def retry_failed(
     All of them, or those chosen by the options.
     """
     client = state.client()
-    letters = _matching(client, wanted(client, priority, queue, task, error, since), limit)
-    ids = [letter.id for letter in letters]
-    return _replay(state, ids, _summary(letters), rate=rate, dry_run=dry_run, yes=yes)
+    chosen = _by_filter(client, wanted(client, priority, queue, task, error, since), limit)
+    return _replay(state, chosen, rate=rate, dry_run=dry_run, yes=yes)
 
 
 @click.group(cls=Group)
@@ -291,13 +323,14 @@ def replay(
     if ids:
         # Asked for by name: each must be there, and dead.
         letters = [client.dead_letters.get(job_id) for job_id in dict.fromkeys(ids)][:limit]
+        named = [letter.id for letter in letters]
+        by_task = dict(Counter(letter.task for letter in letters).most_common())
+        chosen = _Chosen(by_task, limit, lambda count: named[:count], {"ids": named})
     else:
-        letters = _matching(client, wanted(client, priority, queue, task, error, since), limit)
-    chosen = [letter.id for letter in letters]
+        chosen = _by_filter(client, wanted(client, priority, queue, task, error, since), limit)
     return _replay(
-        state, chosen, _summary(letters), rate=rate, dry_run=dry_run, yes=yes, canary=canary or 0,
-        canary_timeout=canary_timeout,
-    )  # fmt: skip
+        state, chosen, rate=rate, dry_run=dry_run, yes=yes, canary=canary or 0, canary_timeout=canary_timeout
+    )
 
 
 for _command in (edit, purge, export, archive, restore):
