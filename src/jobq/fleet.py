@@ -13,7 +13,7 @@ from jobq.queues import QueueSpec
 from jobq.replies import as_int, as_map, as_text
 from jobq.rq_bridge import parse_iso
 from jobq.steps import Batch, Plan
-from jobq.units import moment
+from jobq.units import moment, redis_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,20 +208,21 @@ def queue_names_plan(keys: Keys, configured: Iterable[str]) -> Plan[tuple[str, .
     return queue_names(keys, configured, (yield Batch((("SMEMBERS", keys.queues),)))[0])
 
 
-def queues_plan(
-    keys: Keys, specs: Mapping[str, QueueSpec], now_ms: int, only: str | None = None
-) -> Plan[list[QueueInfo]]:
+def queues_plan(keys: Keys, specs: Mapping[str, QueueSpec], only: str | None = None) -> Plan[list[QueueInfo]]:
     """All queues, those with a spec first; or one of them."""
     names: Sequence[str] = (only,) if only else (yield from queue_names_plan(keys, specs))
-    replies = yield Batch(
-        tuple(
-            command
-            for name in names
-            for command in (("LLEN", keys.queue(name)), ("HGETALL", keys.queue_state(name)))
+    clock, *replies = yield Batch(
+        (
+            ("TIME",),
+            *(
+                command
+                for name in names
+                for command in (("LLEN", keys.queue(name)), ("HGETALL", keys.queue_state(name)))
+            ),
         )
     )
     return [
-        queue_info(name, specs.get(name), as_int(length), as_map(state), now_ms)
+        queue_info(name, specs.get(name), as_int(length), as_map(state), redis_ms(clock))
         for name, length, state in zip(names, replies[::2], replies[1::2], strict=True)
     ]
 

@@ -19,8 +19,8 @@ from jobq.keys import Keys
 from jobq.limits import Keep, QueueLimits, Rate
 from jobq.listing import JobFilter, Page, ids_plan, jobs_plan, since_moment, states_of
 from jobq.queues import KEEP_CANCELLED, QueueSpec
-from jobq.steps import MOST_JOBS, Plan
-from jobq.units import clock_ms, in_seconds
+from jobq.steps import MOST_JOBS, Batch, Plan
+from jobq.units import in_seconds, redis_ms
 
 CancelAnswer = Literal["cancelled", "requested"]
 
@@ -264,19 +264,20 @@ class Plans:
     # ------------------------------------------------------------------ queues
 
     def queues(self) -> Plan[list[QueueInfo]]:
-        return queues_plan(self.keys, self.specs, clock_ms())
+        return queues_plan(self.keys, self.specs)
 
     def queue(self, name: str) -> Plan[QueueInfo]:
         known = yield from queue_names_plan(self.keys, self.specs)
         if name not in known:
             raise JobNotFoundError(f"no queue {name!r}; there are: {', '.join(known)}", queue=name)
-        return (yield from queues_plan(self.keys, self.specs, clock_ms(), only=name))[0]
+        return (yield from queues_plan(self.keys, self.specs, only=name))[0]
 
     def pause(
         self, name: str, for_: float | timedelta | None, reason: str | None, by: str
     ) -> Plan[QueueInfo]:
-        until_ms = _until_ms(for_, "a pause")
+        length = _length(for_, "a pause")
         yield from self.queue(name)
+        until_ms = yield from _end_plan(length)
         yield calls.pause(self.keys, name, until_ms, by, reason or "")
         events.emit("queue.paused", queue=name, reason=reason or "")
         return (yield from self.queue(name))
@@ -297,7 +298,7 @@ class Plans:
             now.concurrency if isinstance(concurrency, Keep) else concurrency,
             now.max_waiting if isinstance(max_waiting, Keep) else max_waiting,
         )
-        until_ms = _until_ms(for_, "a limit")
+        until_ms = yield from _end_plan(_length(for_, "a limit"))
         yield calls.limit(self.keys, name, wanted.gates(name), until_ms, most=wanted.max_waiting)
         _tell_limits(name, wanted)
         return (yield from self.queue(name))
@@ -374,14 +375,22 @@ class Plans:
         return (yield from self.queue(name))
 
 
-def _until_ms(for_: float | timedelta | None, what: str) -> int:
-    """The ms since 1970 that is so far ahead; 0: for good."""
+def _length(for_: float | timedelta | None, what: str) -> timedelta | None:
+    """How long something holds; None: for good."""
     if for_ is None:
-        return 0
+        return None
     length = for_ if isinstance(for_, timedelta) else timedelta(seconds=for_)
     if length <= timedelta(0):
         raise ValueError(f"{what} must be longer than 0, got {length}")
-    return clock_ms() + length // timedelta(milliseconds=1)
+    return length
+
+
+def _end_plan(length: timedelta | None) -> Plan[int]:
+    """The ms since 1970 at which what begins now has ended, by Redis' clock, which it is held against; 0: never."""
+    if length is None:
+        return 0
+    now_ms: int = yield Batch((("TIME",),), lambda replies: redis_ms(replies[0]))
+    return now_ms + length // timedelta(milliseconds=1)
 
 
 def _tell_limits(queue: str, limits: QueueLimits) -> None:

@@ -486,6 +486,24 @@ def test_pause_and_resume(client: Client, hand: Hand) -> None:
         client.queues.pause("nowhere")
 
 
+@pytest.mark.parametrize("skew_s", [-300, 300])
+def test_a_pause_and_a_limit_are_as_long_as_said_though_this_clock_is_wrong(
+    client: Client, hand: Hand, monkeypatch: pytest.MonkeyPatch, skew_s: int
+) -> None:
+    _enqueue(client, a=1)
+    now = datetime.now(UTC)
+    machine = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: machine() + skew_s * 1_000_000_000)
+    paused = client.queues.pause("medium", for_=60)
+    assert paused.paused_until is not None
+    assert timedelta(seconds=55) < paused.paused_until - now < timedelta(seconds=90)
+    assert hand.claim() == []
+    limited = client.queues.limit("medium", concurrency=1, for_=60)
+    assert limited.limits_until is not None
+    assert timedelta(seconds=55) < limited.limits_until - now < timedelta(seconds=90)
+    assert [info.paused for info in client.queues.list() if info.name == "medium"] == [True]
+
+
 def test_queues_are_those_of_the_settings_and_of_redis(client: Client) -> None:
     add.options(client=client, queue="email").enqueue(a=1)
     assert [info.name for info in client.queues.list()] == [
