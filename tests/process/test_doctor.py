@@ -11,6 +11,7 @@ import pytest
 import redis
 
 import jobq
+from jobq import schedule_calls
 from jobq.audit import audit, repair
 from jobq.cli.common import Exit
 from jobq.job import JobState
@@ -207,6 +208,30 @@ def test_doctor_says_who_could_help(cli: Cli, client: jobq.Client, worker: Worke
     assert checks["idle workers"]["remedy"] == "let them serve high, too"
     assert "takes up to 32" in checks["connections"]["detail"]
     assert checks["replicas"]["status"] == "ok"
+
+
+def test_doctor_tells_of_schedules_that_nobody_fires(
+    cli: Cli, client: jobq.Client, redis_client: redis.Redis
+) -> None:
+    def seen(code: int) -> list[tuple[str, str]]:
+        checks = cli.json("doctor", "--no-data", code=code)["checks"]
+        return [(each["status"], each["detail"]) for each in checks if each["check"] == "schedules"]
+
+    assert seen(Exit.DONE) == []
+    for name in "abcde":
+        client.schedules.add(name, app.note, {"key": name}, every=3600, jitter=60)
+    client.schedules.pause("e")
+    assert seen(Exit.DONE) == [("ok", "5, 1 of them paused")]
+    now_ms = redis_client.time()[0] * 1000
+    for name, ago_s in (("a", 100), ("b", 200), ("c", 300), ("d", 400), ("e", 500)):
+        redis_client.hset(f"jobq:schedule:{name}", "next", now_ms - ago_s * 1000)
+    ((status, late),) = seen(Exit.BAD)
+    assert status == "bad"
+    assert late.startswith("b, c, d not fired, overdue by up to 5 min")  # a is within its jitter
+    client.run(schedule_calls.set_aside(client.keys, "b", "no live worker knows the task 't.note'"))
+    broken, late = (detail for _, detail in seen(Exit.BAD))
+    assert broken == "b cannot be fired: no live worker knows the task 't.note'"
+    assert late.startswith("c, d not fired")
 
 
 def test_memory(cli: Cli, client: jobq.Client) -> None:

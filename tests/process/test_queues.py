@@ -121,11 +121,13 @@ def test_a_worker_starts_and_the_doctor_tells_of_what_cannot_be_fired_or_served(
 ) -> None:
     Path(cli.cwd, "declaring_app.py").write_text(BAD)
     checks = cli.json("doctor", "--no-data", code=Exit.BAD)["checks"]
-    found = {check["check"]: check for check in checks if check["check"] in ("queues", "schedules")}
-    assert found["queues"]["status"] == "warn"
-    assert "task t.big goes to queue 'emial'" in found["queues"]["detail"]
-    assert found["schedules"]["status"] == "bad"
-    assert found["schedules"]["detail"].startswith("big: no job can be made of it: ")
+    found = [(each["status"], each["detail"]) for each in checks if each["check"] in ("queues", "schedules")]
+    queues, cannot, unwritten = found
+    assert queues[0] == "warn"
+    assert "task t.big goes to queue 'emial'" in queues[1]
+    assert cannot[0] == "bad"
+    assert cannot[1].startswith("big: no job can be made of it: ")
+    assert unwritten == ("warn", "big, t.good declared here, and written by no worker")
     process = cli.start("worker", "--queue", "medium", "-q")
     try:
         until(lambda: len(client.schedules.list()) == 2)

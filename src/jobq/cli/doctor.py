@@ -16,12 +16,14 @@ from jobq.cli.checks import Check, queue_checks, server_checks, settings_checks
 from jobq.cli.common import CliError, Exit, State, confirm, pass_state, yes_options
 from jobq.cli.options import Command
 from jobq.cli.output import Column
+from jobq.cli.schedule_checks import schedule_checks
 from jobq.errors import ConfigError, StorePermissionError, StoreUnavailableError
 from jobq.parsing import redact_url
 
 if TYPE_CHECKING:
     from jobq.audit import Finding
     from jobq.client import Client
+    from jobq.schedule_spec import Schedule
 
 
 @click.command(cls=Command)
@@ -60,12 +62,14 @@ def doctor(
     unreachable: StoreUnavailableError | None = None
     closed: ConfigError | StorePermissionError | None = None
     refused: CliError | None = None
-    servers = state.client().each()
+    root = state.client()
+    servers = root.each()
     for client in servers:
         here: list[Check] = []
         try:
             here += server_checks(client)
             here += queue_checks(client)
+            here += schedule_checks(client, _declared_for(root, client))
             if data:
                 found = _look(state, client, limit)
                 mended: list[Finding] = []
@@ -101,6 +105,13 @@ def doctor(
     if refused is not None:
         raise refused
     return Exit.BAD if bad else Exit.DONE
+
+
+def _declared_for(root: Client, client: Client) -> list[Schedule]:
+    """The schedules of the code here whose queues are in one client's Redis."""
+    from jobq.schedule_spec import declared  # late: it brings the client's half of the library
+
+    return [each for each in declared.all() if root.url_of(each.request.queue) == client.settings.redis_url]
 
 
 def _not_usable(said: Sequence[Check], error: Exception) -> Iterator[Check]:
