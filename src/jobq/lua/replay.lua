@@ -29,7 +29,11 @@ local STATES = { queued = 'queued', started = 'running', finished = 'succeeded',
   deferred = 'deferred' }
 local LIVE = { queued = true, scheduled = true, started = true, deferred = true, created = true,
   ready_to_enqueue = true, rate_limited = true }
+-- What a run, its end or a gate has left in the hash. rq's ttl bounded the first wait, which is over.
+local LEFT = { 'attempts', 'crashes', 'lost', 'cx', 'why', 'fp', 'st', 'sz', 'park', 'pb', 'pr', 'rp', 'gt', 'li',
+  'started_at', 'ended_at', 'worker_name', 'ttl' }
 local words, push, order = {}, {}, {}
+local ended, registries, rare = {}, {}, {}
 redis.call('ZREM', KEYS[1], '')
 
 -- Gives a queued job its place: among its tenant's jobs, else among those of no tenant, by the moment from which it
@@ -79,7 +83,6 @@ local function unlease(queue, id)
     redis.call('ZREM', N .. 'leases', member)
     redis.call('ZREM', P .. 'wip:' .. queue, member)
   end
-  redis.call('SREM', N .. 'cancels', id)
 end
 
 for a = 4, #ARGV, 2 do
@@ -99,13 +102,16 @@ for a = 4, #ARGV, 2 do
         word = 'conflict:' .. holder
       else
         word = 'queued'
-        redis.call('ZREM', P .. (dead and 'failed:' or 'canceled:') .. queue, id)
+        local registry = P .. (dead and 'failed:' or 'canceled:') .. queue
+        if not ended[registry] then
+          ended[registry] = {}
+          registries[#registries + 1] = registry
+        end
+        ended[registry][#ended[registry] + 1] = id
         unlease(queue, id)
         -- A window is not taken again: it says how often equal jobs may come, not that one may not be repaired.
         if dk and dk:sub(1, 2) ~= 'w:' then redis.call('SET', N .. 'dedup:' .. dk:sub(3), dk:sub(1, 2) .. id) end
-        -- rq's ttl bounded the first wait, which is over.
-        redis.call('HDEL', key, 'attempts', 'crashes', 'lost', 'cx', 'why', 'fp', 'st', 'sz', 'park', 'pb', 'pr', 'rp',
-          'gt', 'li', 'started_at', 'ended_at', 'worker_name', 'ttl')
+        redis.call('HDEL', key, unpack(LEFT))
         local set = { 'status', 'queued' }
         -- Only jobs that plain rq made lack q, and that is how they are known.
         if row[4] then set[3], set[4] = 'q', string.format('%.0f', now) end
@@ -117,9 +123,9 @@ for a = 4, #ARGV, 2 do
         redis.call('PERSIST', key)
         redis.call('PERSIST', P .. 'results:' .. id)
         redis.call('PERSIST', N .. 'attempts:' .. id)
-        redis.call('PERSIST', P .. 'job:' .. id .. ':dependents')
-        redis.call('PERSIST', P .. 'job::' .. id .. ':dependencies')
-        redis.call('DEL', N .. 'done:' .. id)
+        rare[#rare + 1] = P .. 'job:' .. id .. ':dependents'
+        rare[#rare + 1] = P .. 'job::' .. id .. ':dependencies'
+        rare[#rare + 1] = N .. 'done:' .. id
         if not push[queue] then
           push[queue] = {}
           order[#order + 1] = queue
@@ -130,6 +136,18 @@ for a = 4, #ARGV, 2 do
     end
   end
   words[#words + 1] = word
+end
+for _, registry in ipairs(registries) do
+  redis.call('ZREM', registry, unpack(ended[registry]))
+  redis.call('SREM', N .. 'cancels', unpack(ended[registry]))
+end
+-- Hardly a job has any of these: one look at all of them.
+if rare[1] and redis.call('EXISTS', unpack(rare)) > 0 then
+  for at = 1, #rare, 3 do
+    redis.call('PERSIST', rare[at])
+    redis.call('PERSIST', rare[at + 1])
+    redis.call('DEL', rare[at + 2])
+  end
 end
 for _, queue in ipairs(order) do redis.call('RPUSH', P .. 'queue:' .. queue, unpack(push[queue])) end
 return words
