@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 
 from jobq.errors import ConfigError
+from jobq.units import plural
 
 ALIASES: Mapping[str, str] = {
     "@hourly": "0 * * * *",
@@ -101,7 +102,7 @@ def parse_cron(text: str, name: str) -> str:
     parts = ALIASES.get(known, text).upper().split()
     if len(parts) not in (5, 6):
         raise ConfigError(
-            f"cron expression {text!r} has {len(parts)} fields: write five, 'minute hour day month weekday', "
+            f"cron expression {text!r} has {plural(len(parts), 'field')}: write five, 'minute hour day month weekday', "
             "or six with seconds first"
         )
     kinds = list(_RANGES)[-len(parts) :]

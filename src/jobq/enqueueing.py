@@ -30,7 +30,7 @@ from jobq.records import encode_extra, encode_overrides
 from jobq.rq_bridge import iso, job_from_fields
 from jobq.steps import MOST_JOBS, Batch, Call, EnqueueAnswer, NewJob, Plan, Stream
 from jobq.tasks import EnqueueRequest, Task
-from jobq.units import clock_ms
+from jobq.units import clock_ms, plural
 
 _REGISTER_EVERY_S = 60.0
 _MS = timedelta(milliseconds=1)
@@ -107,7 +107,9 @@ class _Bulk:
         self._error.acknowledged = tuple(self._ids)
         count = len(self._ids) - self._ids.count(None)
         if count:
-            self._error.args = (f"{self._error} ({count:,} of {len(self._ids):,} jobs were enqueued)",)
+            self._error.args = (
+                f"{self._error} ({count:,} of {plural(len(self._ids), verb='were')} enqueued)",
+            )
         raise self._error
 
 

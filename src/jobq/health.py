@@ -9,6 +9,7 @@ from typing import Any
 
 from jobq.rq_bridge import iso
 from jobq.stats import Stats
+from jobq.units import plural
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,18 +84,18 @@ def _issues(stats: Stats, limits: Thresholds) -> Iterator[tuple[bool, str]]:
     if totals.dead > limits.dead_warn:
         yield (
             totals.dead > limits.dead_bad,
-            f"{totals.dead:,} dead letters {_where(stats, 'dead')}: see jobq dead groups",
+            f"{plural(totals.dead, 'dead letter')} {_where(stats, 'dead')}: see jobq dead groups",
         )
     if totals.queued > limits.queued_warn:
         yield (
             totals.queued > limits.queued_bad,
-            f"{totals.queued:,} jobs waiting {_where(stats, 'queued')}: more workers may be needed",
+            f"{plural(totals.queued)} waiting {_where(stats, 'queued')}: more workers may be needed",
         )
     if stats.stalled:
-        yield (
-            True,
-            f"{stats.stalled:,} running jobs have no live worker, and nobody rescues them: start jobq worker",
+        words = (
+            f"{plural(stats.stalled, 'running job', 'have')} no live worker, and nobody comes to the rescue"
         )
+        yield True, f"{words}: start jobq worker"
     for name, seconds in silent_workers(stats):
         yield (
             False,
@@ -102,15 +103,15 @@ def _issues(stats: Stats, limits: Thresholds) -> Iterator[tuple[bool, str]]:
         )
     for name, queue in stats.queues.items():
         if queue.queued and not queue.workers:
-            yield True, f"queue {name}: {queue.queued:,} jobs waiting and no worker serves it"
+            yield True, f"queue {name}: {plural(queue.queued)} waiting and no worker serves it"
         elif queue.running and not queue.workers:
-            yield True, f"queue {name}: {queue.running:,} jobs running and no live worker"
+            yield True, f"queue {name}: {plural(queue.running)} running and no live worker"
         if queue.shed:
             yield True, f"queue {name} refuses new jobs: Redis' memory is nearly full, see jobq memory"
         if queue.paused and queue.queued:
-            yield False, f"queue {name} is paused with {queue.queued:,} jobs waiting"
+            yield False, f"queue {name} is paused with {plural(queue.queued)} waiting"
         elif queue.held and queue.queued:
-            words = f"queue {name} is {queue.held}, with {queue.queued:,} jobs waiting"
+            words = f"queue {name} is {queue.held}, with {plural(queue.queued)} waiting"
             yield False, f"{words}: see jobq queues show {name}"
         elif queue.target_s is not None and queue.oldest_queued_s > queue.target_s:
             late = f"{queue.oldest_queued_s:.1f} s, target {queue.target_s:g} s"
@@ -119,7 +120,7 @@ def _issues(stats: Stats, limits: Thresholds) -> Iterator[tuple[bool, str]]:
         if queue.sla_met is not None and queue.sla_met < limits.sla_warn:
             yield False, f"queue {name}: {queue.sla_met:.1%} of jobs started within {queue.target_s or 0:g} s"
         if queue.parked:
-            yield False, f"queue {name}: {queue.parked:,} jobs parked; see jobq jobs list --state parked"
+            yield False, f"queue {name}: {plural(queue.parked)} parked; see jobq jobs list --state parked"
         for key in queue.unreadable:
             yield True, f"queue {name}: key {key} has the wrong type"
     redis = stats.redis

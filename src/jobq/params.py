@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, SecretBytes, SecretStr, ValidationEr
 from pydantic_core import ErrorDetails, to_json
 
 from jobq.errors import ConfigError, PayloadError, PayloadUnreadableError
+from jobq.units import plural
 
 _CONFIG: Final = ConfigDict(
     extra="forbid",
@@ -122,7 +123,7 @@ class ParamSet:
     def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         if len(args) > len(self._positional):
             raise PayloadError(
-                f"task {self._task!r}: takes {len(self._positional)} positional params, got {len(args)}",
+                f"task {self._task!r}: takes {plural(len(self._positional), 'positional param')}, got {len(args)}",
                 task=self._task,
             )
         given = dict(zip(self._positional, args, strict=False))

@@ -47,12 +47,12 @@ _REPLAY = "mend the cause, then jobq dead replay {id}"
 WORDS: Mapping[str, Words] = {
     # It is in its queue.
     "next": Words("it is the next of queue {queue}"),
-    "behind": Words("{ahead} of queue {queue} are ahead of it; the queue ends {pace}"),
+    "behind": Words("{ahead} of queue {queue} {are} ahead of it; the queue ends {pace}"),
     "order": Words("it has order {order} of 1 to 10: it stands as if it had come {shift}"),
     "no_order": Words("some jobs of queue {queue} have an order, and a low one may go before it"),
-    "turn": Words("the tenants of queue {queue} take turns; {own} of its own tenant are before it"),
+    "turn": Words("the tenants of queue {queue} take turns; {own} before it"),
     "no_turn": Words(
-        "the tenants of queue {queue} take turns, and jobs of none share the turns of one; {own} of those are before it"
+        "the tenants of queue {queue} take turns, and jobs of none share the turns of one; {own} before it"
     ),
     "dropped": Words("it is queued, and not in the list of queue {queue}", "jobq doctor --fix", blocks=True),
     "paused": Words("queue {queue} is paused by {by}: {reason}", _RESUME, blocks=True),

@@ -1,4 +1,4 @@
-"""Lengths of time in seconds, and moments in ms since 1970, as Redis and waiting take them."""
+"""Lengths of time in seconds, and moments in ms since 1970, as Redis and waiting take them; and numbers in words."""
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ _LAST_MS = 253_370_764_800_000  # the year 9999
 def in_seconds(length: float | timedelta) -> float:
     """Seconds of what a caller may give as seconds or as a timedelta."""
     return length.total_seconds() if isinstance(length, timedelta) else float(length)
+
+
+def plural(count: int, noun: str = "job", verb: str = "") -> str:
+    """``1 job``, ``1,234 jobs``; with a verb ``1 job waits``, ``2 jobs wait``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}{verb and ' ' + agreeing(count, verb)}"
+
+
+def agreeing(count: int, verb: str) -> str:
+    """The verb, given as of many, as of so many: ``waits`` of one, ``wait`` of two."""
+    if count != 1:
+        return verb
+    return {"are": "is", "were": "was", "have": "has"}.get(verb) or f"{verb}s"
 
 
 def clock_ms() -> int:

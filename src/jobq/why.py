@@ -22,7 +22,7 @@ from jobq.records import decode_attempt
 from jobq.replies import as_int, as_map, as_text
 from jobq.snapshot import Counters
 from jobq.steps import Batch, Plan
-from jobq.units import moment, redis_ms
+from jobq.units import agreeing, moment, plural, redis_ms
 
 LONGEST_ID = 180
 """A claim reads no longer one: its id stands in names and records."""
@@ -274,7 +274,7 @@ def _workers(facts: _Facts, workers: Sequence[Worker], *, busy: bool) -> list[Re
     if busy and not any(worker.has_room_for(facts.job.queue) for worker in awake):
         others = sorted({queue for worker in awake for queue in worker.parts} - {facts.job.queue})
         shared = f" (shared with {', '.join(others)})" if others else ""
-        found.append(reason("busy", slots=f"{slots} slot{'s' if slots != 1 else ''}{shared}", **values))
+        found.append(reason("busy", slots=f"{plural(slots, 'slot')}{shared}", **values))
     return found
 
 
@@ -318,10 +318,13 @@ def _queued(keys: Keys, facts: _Facts) -> Plan[tuple[list[Reason], int | None, d
     if ahead == 0:
         found.append(reason("next", since=since, **facts.values))
     else:
-        many = f"{'more than ' if place.more else ''}{place.ahead:,} job{'s' if place.ahead != 1 else ''}"
+        many = f"{'more than ' if place.more else ''}{plural(place.ahead)}"
         words = f"{pace:.3g} a second" if pace else "none of late"
         eta = now + timedelta(seconds=(ahead + 1) / pace) if pace and ahead is not None else None
-        found.append(reason("behind", since=since, until=eta, ahead=many, pace=words, **facts.values))
+        are = "are" if place.more else agreeing(place.ahead, "are")
+        found.append(
+            reason("behind", since=since, until=eta, ahead=many, are=are, pace=words, **facts.values)
+        )
     eta = now + timedelta(seconds=ahead / pace) if pace and ahead is not None else None
     return found, ahead, eta
 
@@ -337,8 +340,9 @@ def _standing_words(place: Place, facts: _Facts) -> list[Reason]:
     elif facts.state.get("order") and not place.turns:
         found.append(reason("no_order", **facts.values))
     if place.turns:
-        own = f"{place.own:,} job{'s' if place.own != 1 else ''}"
-        found.append(reason("turn" if place.tenant else "no_turn", own=own, **facts.values))
+        kind, whose = ("turn", "its own tenant") if place.tenant else ("no_turn", "those")
+        own = f"{plural(place.own)} of {whose} {agreeing(place.own, 'are')}"
+        found.append(reason(kind, own=own, **facts.values))
     return found
 
 
@@ -434,7 +438,7 @@ def _at_gate(standing: Standing, facts: _Facts, since: datetime | None) -> Reaso
         return reason("backed_off", since=since, until=until, by=by, what=what, **facts.values)
     if gate.kind == "s":
         return reason("held", since=since, until=until, gate=words, **facts.values)
-    position = f"{behind:,} wait before it" if behind else "it is the next"
+    position = f"{behind:,} {agreeing(behind, 'wait')} before it" if behind else "it is the next"
     if standing.open:
         return reason("gate_open", since=since, gate=words, position=position)
     shown = standing.holders[:3]

@@ -173,7 +173,7 @@ def test_jobs_weigh_by_a_param(client: jobq.Client, registry: Registry) -> None:
     small = bound.enqueue(rows=1)
     (why,) = [reason for reason in client.why(small.id).reasons if reason.code == "rate"]
     assert why.blocks
-    assert why.text.endswith("1 wait before it"), "it would fit, and is not let past"
+    assert why.text.endswith("1 waits before it"), "it would fit, and is not let past"
     assert ids(Hand(client, "other")) == []
     for task in (bound, let.options(client=client)):
         with pytest.raises(jobq.CostTooHighError, match="costs 11 of a limit that lets in 10"):

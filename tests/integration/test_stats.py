@@ -209,7 +209,7 @@ def test_a_quiet_system_is_healthy(client: Client) -> None:
         (
             {"queued": 1, "held": "limited by hand to 1/h"},
             "warning",
-            "is limited by hand to 1/h, with 1 jobs",
+            "is limited by hand to 1/h, with 1 job",
         ),
         ({"queued": 0, "held": "limited by hand to 1/h"}, "ok", ""),
         (

@@ -558,7 +558,7 @@ def test_a_limit_with_a_burst_tells_a_parked_job_when_it_frees(client: Client, h
         assert reason.code == "rate"
         away = (reason.until - datetime.now(UTC)).total_seconds()
         assert 0 < place * 1.0084 - away < 5
-        assert reason.text.endswith("it is the next" if place == 1 else "1 wait before it")
+        assert reason.text.endswith("it is the next" if place == 1 else "1 waits before it")
 
 
 def test_a_limit_that_has_room_again(client: Client, hand: Hand) -> None:

@@ -161,7 +161,7 @@ def test_doctor_names_what_parked_jobs_wait_for(cli: Cli, client: jobq.Client) -
     (job,) = hand.claim("high")
     assert hand.settle(job, "park", queue="high", bucket="t.note", reason="unknown_task") == "ok"
     checks = {check["check"]: check for check in cli.json("doctor")["checks"]}
-    assert checks["queue high"]["detail"] == "1 jobs parked for t.note"
+    assert checks["queue high"]["detail"] == "1 job parked for t.note"
 
 
 def test_doctor_names_a_limit_that_was_set_by_hand(
@@ -176,7 +176,7 @@ def test_doctor_names_a_limit_that_was_set_by_hand(
         line for line in cli("doctor", "--no-data").stdout.splitlines() if line.startswith("queue high")
     )
     assert row == (
-        "queue high\twarn\tlimited by hand to 1/h, with 1 jobs waiting\tjobq queues limit high --reset"
+        "queue high\twarn\tlimited by hand to 1/h, with 1 job waiting\tjobq queues limit high --reset"
     )
 
 
@@ -194,7 +194,7 @@ def test_what_is_parked_hides_nothing_that_is_worse(
     redis_client.hset(f"rq:job:{job.id}", "q", now_ms - 60_000)
     shown = cli("doctor", "--no-data").stdout
     assert "the next job has waited 1 min" in shown
-    assert "1 jobs parked for t.x" in shown
+    assert "1 job parked for t.x" in shown
     assert "worker w\twarn\thas not been heard of for" in shown
 
 

@@ -13,6 +13,7 @@ from jobq.cli.common import Exit, State, confirm
 from jobq.cli.options import DURATION, RATE
 from jobq.cli.output import Column, ago
 from jobq.job import JobState
+from jobq.units import plural
 
 if TYPE_CHECKING:
     from jobq.control import BulkReport, Progress
@@ -23,11 +24,6 @@ LISTED = 20
 _ASKED = 5
 """Jobs that a question names."""
 _ENDED = "ended (or, if not, were created)"
-
-
-def plural(count: int, noun: str = "job") -> str:
-    """``1 job``, ``1,234 jobs``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def filter_options(states: Iterable[JobState] = JobState) -> Callable[[Any], Any]:

@@ -11,6 +11,7 @@ from jobq.cli.common import load_tasks
 from jobq.cli.output import duration_text
 from jobq.errors import ConfigError, StoreUnavailableError
 from jobq.queues import QueueSpec, served_together
+from jobq.units import plural
 
 if TYPE_CHECKING:
     import redis
@@ -99,7 +100,9 @@ def settings_checks(settings: Settings) -> Iterator[Check]:
         yield Check("app", "bad", str(error), "correct JOBQ_APP, or start where its modules can be imported")
         return
     if settings.app:
-        yield Check("app", "ok", f"{len(known)} tasks in {', '.join(settings.app)} and jobq's helpers")
+        yield Check(
+            "app", "ok", f"{plural(len(known), 'task')} in {', '.join(settings.app)} and jobq's helpers"
+        )
     else:
         yield Check("app", "warn", "not set: only jobq's own helpers are known", "set JOBQ_APP, or pass -A")
     yield from _declared(settings.renewed(), known)
@@ -268,7 +271,7 @@ def queue_checks(client: Client) -> Iterator[Check]:
         found = list(_queue(client, name, queue, anybody=anybody))
         yield from found
         if not found and (queue.queued or queue.workers):
-            yield Check(f"queue {name}", "ok", f"{queue.queued:,} waiting, {queue.workers} workers")
+            yield Check(f"queue {name}", "ok", f"{queue.queued:,} waiting, {plural(queue.workers, 'worker')}")
     if not anybody:
         yield Check("workers", "warn", "none is alive", "start jobq worker")
     yield from _silent(stats)
@@ -282,9 +285,8 @@ def queue_checks(client: Client) -> Iterator[Check]:
             "see jobq limits list, and set anew what is missing",
         )
     if stats.stalled:
-        yield Check(
-            "leases", "bad", f"{stats.stalled:,} running jobs have no live worker", "start jobq worker"
-        )
+        words = f"{plural(stats.stalled, 'running job', 'have')} no live worker"
+        yield Check("leases", "bad", words, "start jobq worker")
     if stats.totals.dead:
         limits, dead = Thresholds(), stats.totals.dead
         status = "bad" if dead > limits.dead_bad else "warn" if dead > limits.dead_warn else "ok"
@@ -295,15 +297,15 @@ def _queue(client: Client, name: str, queue: QueueStats, *, anybody: bool) -> It
     """What keeps a queue's jobs from running, the worst of it, and jobs that are parked besides."""
     place, serve = f"queue {name}", f"start jobq worker --queue {name}"
     if queue.queued and not queue.workers:
-        yield Check(place, "bad", f"{queue.queued:,} jobs wait and no live worker serves it", serve)
+        yield Check(place, "bad", f"{plural(queue.queued, verb='wait')} and no live worker serves it", serve)
     elif queue.shed:
         yield Check(place, "bad", "refuses new jobs: memory is short", "raise maxmemory; see jobq memory")
     elif queue.paused and queue.queued:
-        words = f"paused with {queue.queued:,} jobs waiting"
+        words = f"paused with {plural(queue.queued)} waiting"
         yield Check(place, "warn", words, f"jobq queues resume {name}")
     elif queue.held and queue.queued:
         undo = f"resume {name}" if queue.held.startswith("told") else f"limit {name} --reset"
-        words = f"{queue.held}, with {queue.queued:,} jobs waiting"
+        words = f"{queue.held}, with {plural(queue.queued)} waiting"
         yield Check(place, "warn", words, f"jobq queues {undo}")
     elif queue.target_s is not None and queue.oldest_queued_s > queue.target_s:
         words, remedy = f"the next job has waited {duration_text(queue.oldest_queued_s)}", _MORE
@@ -312,12 +314,12 @@ def _queue(client: Client, name: str, queue: QueueStats, *, anybody: bool) -> It
             remedy = f"if that is too little: jobq queues limit {name}"
         yield Check(place, "warn", words, remedy)
     elif not queue.workers and (later := queue.scheduled + queue.retrying):
-        yield Check(place, "warn", f"{later:,} jobs become due and no live worker serves it", serve)
+        yield Check(place, "warn", f"{plural(later, verb='become')} due and no live worker serves it", serve)
     elif anybody and not queue.workers and name in client.specs:
         yield Check(place, "warn", "configured, and no live worker serves it", serve)
     if queue.parked:
         waits_for = ", ".join(_buckets(client, name))
-        yield Check(place, "warn", f"{queue.parked:,} jobs parked for {waits_for}", _FITTING)
+        yield Check(place, "warn", f"{plural(queue.parked)} parked for {waits_for}", _FITTING)
 
 
 _MORE = "add workers or slots, or look for slow tasks"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobq.cli.bulk import LISTED, list_previewed, name_some, plural, previewed, reason_words
+from jobq.cli.bulk import LISTED, list_previewed, name_some, previewed, reason_words
 from jobq.cli.common import Exit, State, confirm, pass_state, refused_as_usage, yes_options
 from jobq.cli.dead_archive import archive, export, purge, restore
 from jobq.cli.dead_edit import edit
@@ -18,6 +18,7 @@ from jobq.cli.dead_records import filter_options, letter_fields, wanted
 from jobq.cli.job_records import attempt_fields, show_attempts
 from jobq.cli.options import DURATION, RATE, Command, Group
 from jobq.cli.output import Column, ago
+from jobq.units import plural
 
 if TYPE_CHECKING:
     from jobq.client import Client

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from jobq.cli.bulk import carry_out, plural, rate_option
+from jobq.cli.bulk import carry_out, rate_option
 from jobq.cli.common import State, pass_state, refused_as_usage, yes_options
 from jobq.cli.dead_records import filter_options, letter_fields, wanted
 from jobq.cli.options import DURATION, Command
 from jobq.cli.output import csv_value, duration_text, to_json
+from jobq.units import plural
 
 if TYPE_CHECKING:
     from jobq.dead_letters import DeadLetter

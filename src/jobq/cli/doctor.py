@@ -19,6 +19,7 @@ from jobq.cli.output import Column
 from jobq.cli.schedule_checks import schedule_checks
 from jobq.errors import ConfigError, StorePermissionError, StoreUnavailableError
 from jobq.parsing import redact_url
+from jobq.units import plural
 
 if TYPE_CHECKING:
     from jobq.audit import Finding
@@ -177,8 +178,8 @@ def _fix(
     broken = sum(finding.kind == "unreadable" for finding in findings) if delete_unreadable else 0
     repairs = sum(finding.repairable for finding in findings)
     parts = [
-        *([f"repair {_count(repairs, 'finding')}"] if repairs else []),
-        *([f"delete {_count(broken, 'unreadable job')}"] if broken else []),
+        *([f"repair {plural(repairs, 'finding')}"] if repairs else []),
+        *([f"delete {plural(broken, 'unreadable job')}"] if broken else []),
     ]
     if not parts:
         state.out.say("nothing to repair")
@@ -190,10 +191,6 @@ def _fix(
     confirm(state, f"{question[:1].upper()}{question[1:]}?", yes=yes)
     fixed = audit.repair(client, findings, delete_unreadable=delete_unreadable)
     return fixed, audit.confirm(client, findings)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _kinds(findings: Sequence[Finding]) -> Iterator[tuple[str, list[Finding]]]:

@@ -17,6 +17,7 @@ from jobq.cli.jobs import wait_for
 from jobq.cli.options import DURATION, Command
 from jobq.cli.output import Column
 from jobq.errors import ConfigError, EnqueueError, PayloadError, PayloadTooLargeError, UnknownTaskError
+from jobq.units import plural
 
 if TYPE_CHECKING:
     from jobq.client import Client
@@ -256,7 +257,8 @@ def _from_file(
                 raise sent.error
             out.error(f"{label}: {sent.error}")
             out.error(
-                f"{len(sent.ids):,} of {len(good):,} jobs were enqueued, not those of lines {_spans(sent.left)}"
+                f"{len(sent.ids):,} of {plural(len(good), verb='were')} enqueued, "
+                f"not those of lines {_spans(sent.left)}"
             )
     bad += sent.bad
     failures = [{"line": number, "error": words} for number, words in bad]

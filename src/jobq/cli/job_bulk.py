@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from jobq.cli.bulk import LISTED, bulk_options, carry_out, describe, plural, rate_option
+from jobq.cli.bulk import LISTED, bulk_options, carry_out, describe, rate_option
 from jobq.cli.common import (
     Failure,
     State,
@@ -22,6 +22,7 @@ from jobq.cli.common import (
 from jobq.cli.options import Command
 from jobq.cli.output import Column
 from jobq.job import VERB_STATES, JobState, Verb
+from jobq.units import plural
 
 _UNBOUNDED = ("limit", "rate")
 

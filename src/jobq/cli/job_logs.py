@@ -10,6 +10,7 @@ import click
 from jobq.cli.common import Exit, State, pass_state
 from jobq.cli.options import Command
 from jobq.cli.output import Column, clean, plain, to_json
+from jobq.units import plural
 
 if TYPE_CHECKING:
     from jobq.joblog import LogLine
@@ -59,7 +60,8 @@ def _follow(state: State, job_id: str) -> int:
         ended = client.get(job_id).finished
         for line in client.logs(job_id, seen):
             if line.number > seen + 1 and seen:
-                state.out.say(f"{line.number - seen - 1} lines are gone: the log keeps 200")
+                gone = plural(line.number - seen - 1, "line", "are")
+                state.out.say(f"{gone} gone: the log keeps 200")
             seen = line.number
             if state.out.structured:
                 click.echo(to_json(line_fields(line)))

@@ -9,6 +9,7 @@ import click
 from jobq.cli.common import State, pass_state
 from jobq.cli.options import Command
 from jobq.cli.output import Column
+from jobq.units import plural
 
 if TYPE_CHECKING:
     from jobq.memory import Holding, MemoryReport
@@ -72,7 +73,9 @@ def _columns(report: MemoryReport, *, people: bool) -> list[Column]:
 
 
 def _say(state: State, report: MemoryReport) -> None:
-    counted = f"{report.keys:,} keys" if report.complete else f"the first {report.keys:,} keys only"
+    counted = (
+        plural(report.keys, "key") if report.complete else f"the first {plural(report.keys, 'key')} only"
+    )
     state.out.say(f"an estimate: {counted} counted, {report.measured:,} measured")
     for words, size in (("a queued", report.queued_job_bytes), ("an ended", report.ended_job_bytes)):
         if size is not None:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobq.cli.bulk import carry_out, plural, rate_option
+from jobq.cli.bulk import carry_out, rate_option
 from jobq.cli.common import State, check_queue, pass_state, refused_as_usage, yes_options
 from jobq.cli.options import DURATION, Command
 from jobq.cli.output import duration_text
 from jobq.job import JobState
+from jobq.units import plural
 
 if TYPE_CHECKING:
     from jobq.client import Client

@@ -26,6 +26,7 @@ from jobq.cli.job_records import job_fields
 from jobq.cli.options import DURATION, TIME, Group
 from jobq.cli.output import Column, ago
 from jobq.errors import ConfigError, JobNotFoundError
+from jobq.units import plural
 
 if TYPE_CHECKING:
     from jobq.client import Client
@@ -239,8 +240,7 @@ def add(
 def remove(state: State, names: tuple[str, ...], dry_run: bool, yes: bool) -> int:
     """Delete schedules; their jobs stay."""
     client = state.client()
-    plural = "" if len(names) == 1 else "s"
-    what = f"{len(names)} schedule{plural} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+    what = f"{plural(len(names), 'schedule')} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
     if dry_run:
         found, missing = each(names, lambda name: _get(client, name))
         removed = [name for name, _ in found]
