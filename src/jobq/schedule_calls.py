@@ -10,7 +10,7 @@ from jobq.keys import Keys
 from jobq.queues import KEEP_DEAD
 from jobq.replies import exact_text, exact_texts
 from jobq.schedule_spec import StoredSchedule
-from jobq.steps import Arg, Call, script_head
+from jobq.steps import Arg, Batch, Call, script_head
 
 MOST = 100
 """Schedules that one take answers, and slots that one fire takes."""
@@ -190,6 +190,11 @@ def resume(
     """End a pause: ``resumed running gone``, or ``changed`` when ``rev`` is not its revision."""
     args = (*script_head(keys, now_ms), name, rev, *("" if ms is None else ms for ms in (next_slot, look_at)))
     return Call("schedule_resume", (keys.schedule(name), keys.due), args, exact_text)
+
+
+def is_declared(keys: Keys, source: str, fingerprint: str) -> Batch[bool]:
+    """Whether a live worker declares this set, as far as Redis has not lost that."""
+    return Batch((("HGET", keys.declared(source), fingerprint),), lambda replies: replies[0] is not None)
 
 
 def declare(keys: Keys, source: str, fingerprint: str, *, now_ms: int | None = None) -> Call[bool]:

@@ -643,6 +643,52 @@ def test_a_deploy_adds_changes_and_removes_what_code_declares(
     assert [info.name for info in client.schedules.list()] == ["by-hand"]
 
 
+@pytest.mark.parametrize("kept", [b"", b"declared"], ids=["all", "the schedules"])
+def test_a_live_worker_writes_again_what_redis_has_lost(
+    client: jobq.Client, firing: Firing, tasks: Registry, redis_client: redis.Redis, kept: bytes
+) -> None:
+    """Restarted without persistence; or without its last second, in which they were written."""
+    duty = deploy(firing, declare(tasks, logs="0 2 * * *", sync="@hourly"))
+    written = client.schedules.list()
+    for key in redis_client.keys():
+        if not kept or kept not in key:
+            redis_client.delete(key)
+    assert client.schedules.list() == []
+    firing.declare(duty)
+    assert client.schedules.list() == written
+    client.schedules.pause("logs")
+    said: list[Event] = []
+    stop = events.subscribe(said.append)
+    for _ in range(2):
+        firing.declare(duty)
+    stop()
+    assert said == []
+    assert client.schedules.get("logs").state == "paused"
+    before = redis_client.info("commandstats")
+    firing.declare(duty)
+    calls = redis_client.info("commandstats")
+    cost = sum(each["calls"] - before.get(name, {"calls": 0})["calls"] for name, each in calls.items())
+    assert cost < 10, "what is in order is not read anew"
+
+
+def test_an_old_snapshot_is_brought_up_to_date(
+    client: jobq.Client, firing: Firing, tasks: Registry, redis_client: redis.Redis
+) -> None:
+    deploy(firing, declare(tasks, logs="0 2 * * *", gone="@hourly"))
+    snapshot = {
+        key: redis_client.dump(key) for key in redis_client.keys() if b"declared" not in key
+    }  # that expires within a minute
+    duty = deploy(firing, declare(tasks, logs="0 3 * * *", added="@hourly"))
+    firing.declare(duty)
+    written = client.schedules.list()
+    redis_client.flushdb()
+    for key, value in snapshot.items():
+        redis_client.restore(key, 0, value)
+    assert [info.name for info in client.schedules.list()] == ["gone", "logs"]
+    firing.declare(duty)
+    assert client.schedules.list() == written
+
+
 def test_two_versions_at_once_do_not_flap(client: jobq.Client, firing: Firing, tasks: Registry) -> None:
     old, new = declare(tasks, a="@hourly", gone="@daily"), declare(tasks, a="@daily", added="@weekly")
     workers = [deploy(firing, old), deploy(firing, old)]

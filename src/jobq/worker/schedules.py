@@ -168,6 +168,9 @@ class DeclareSchedules:
     While two versions run, the set that was first seen last counts; the older one again when no worker has declared
     the newer for a minute. Without a key nothing is written while a live worker has one, which could not read it.
 
+    A Redis that has lost its data, or comes back with old ones, has lost that this set is declared: then it is written
+    again. What was written is looked for once more the next time, since a crash of Redis takes its last seconds.
+
     Args:
         source: Names the application: its modules.
         records: What its code declares; None as long as it is not loaded.
@@ -182,7 +185,8 @@ class DeclareSchedules:
         self._source = source
         self._records = records
         self._signs = signs
-        self._written = ""
+        self._written = ""  # and found written
+        self._taken: set[str] = set()
         self._seen: tuple[Sequence[Record] | None, float] = (None, 0.0)
 
     def tick(self, store: Store, fleet: Served) -> None:
@@ -195,20 +199,24 @@ class DeclareSchedules:
             self._written = ""
             return
         fingerprint = fingerprint_of(records)
+        known = store.run(schedule_calls.is_declared(fleet.keys, self._source, fingerprint))
         if not store.run(schedule_calls.declare(fleet.keys, self._source, fingerprint)):
             self._written = ""
             return
-        if self._written == fingerprint:
+        if known and self._written == fingerprint:
             return
+        done = store.run(sync_plan(fleet.keys, self._source, records))
         broken = {record.stored.name: record.stored.error for record in records if record.stored.error}
-        for name, word in store.run(sync_plan(fleet.keys, self._source, records)).items():
+        for name, word in done.items():
             if word in ("added", "changed") and name in broken:
                 events.emit("schedule.broken", schedule=name, reason=broken[name])
-            elif word == "theirs":
-                _log.warning(
-                    "schedule %s is not written: one of the name was added at run time, or another application "
-                    "declares it", name,
-                )  # fmt: skip
-            else:
+            elif word != "theirs":
                 events.emit(f"schedule.{word}", schedule=name)
-        self._written = fingerprint
+        taken = {name for name, word in done.items() if word == "theirs"}
+        for name in sorted(taken - self._taken):
+            _log.warning(
+                "schedule %s is not written: one of the name was added at run time, or another application "
+                "declares it", name,
+            )  # fmt: skip
+        self._taken = taken
+        self._written = fingerprint if len(taken) == len(done) else ""
