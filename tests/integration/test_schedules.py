@@ -650,7 +650,7 @@ def test_a_live_worker_writes_again_what_redis_has_lost(
     """Restarted without persistence; or without its last second, in which they were written."""
     duty = deploy(firing, declare(tasks, logs="0 2 * * *", sync="@hourly"))
     written = client.schedules.list()
-    for key in redis_client.keys():
+    for key in redis_client.scan_iter():
         if not kept or kept not in key:
             redis_client.delete(key)
     assert client.schedules.list() == []
@@ -676,7 +676,7 @@ def test_an_old_snapshot_is_brought_up_to_date(
 ) -> None:
     deploy(firing, declare(tasks, logs="0 2 * * *", gone="@hourly"))
     snapshot = {
-        key: redis_client.dump(key) for key in redis_client.keys() if b"declared" not in key
+        key: redis_client.dump(key) for key in redis_client.scan_iter() if b"declared" not in key
     }  # that expires within a minute
     duty = deploy(firing, declare(tasks, logs="0 3 * * *", added="@hourly"))
     firing.declare(duty)
