@@ -21,6 +21,7 @@ from jobq.units import in_seconds
 T = TypeVar("T")
 Parts: TypeAlias = Sequence[tuple[T, Sequence[str]]]
 Groups: TypeAlias = list[DeadGroup]  # inside a class with a method `list`, the name means the method
+Ids: TypeAlias = list[str]
 
 
 def _dead_filter(
@@ -110,6 +111,19 @@ class DeadLetters:
         """How many there are of each task, the most first: counted by server-side steps of 1,000."""
         there = self._serving(queue)
         return there.run(there.plans.dead_by_task(_dead_filter(there.plans, queue, task, error, since)))
+
+    def ids(
+        self,
+        *,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+        limit: int | None = None,
+    ) -> Ids:
+        """Ids of those that the filter chooses, at most ``limit`` of them: the newest, then newest first."""
+        there = self._serving(queue)
+        return there.run(there.plans.dead_ids(_dead_filter(there.plans, queue, task, error, since), limit))
 
     def groups(
         self,
@@ -340,6 +354,21 @@ class AsyncDeadLetters:
         """As :meth:`DeadLetters.by_task`."""
         there = self._serving(queue)
         return await there.run(there.plans.dead_by_task(_dead_filter(there.plans, queue, task, error, since)))
+
+    async def ids(
+        self,
+        *,
+        queue: str | Iterable[str] | None = None,
+        task: str | None = None,
+        error: str | None = None,
+        since: Since = None,
+        limit: int | None = None,
+    ) -> Ids:
+        """As :meth:`DeadLetters.ids`."""
+        there = self._serving(queue)
+        return await there.run(
+            there.plans.dead_ids(_dead_filter(there.plans, queue, task, error, since), limit)
+        )
 
     async def groups(
         self,

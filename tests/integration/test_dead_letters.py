@@ -163,6 +163,9 @@ def test_replay_what_a_filter_chooses(client: Client, hand: Hand) -> None:
     _dead(client, hand, 2, fingerprint="bbb")
     assert client.dead_letters.replay(error="bbb", dry_run=True).matched == 2
     assert client.dead_letters.count() == 5
+    newest = [letter.id for letter in client.dead_letters.list().items]
+    assert client.dead_letters.ids(limit=3) == newest[:3]
+    assert client.dead_letters.ids(error="bbb") == newest[:2]
     report = client.dead_letters.replay(error="aaa", limit=2)
     assert (report.matched, report.replayed) == (2, 2)
     assert client.dead_letters.count() == 3

@@ -338,6 +338,19 @@ def test_8_declined_130_interrupted_and_agreed(cli: Cli, dead_job: str) -> None:
     assert cli.json("jobs", "show", dead_job)["state"] == "queued"
 
 
+def test_what_dies_while_the_question_stands_is_not_replayed(cli: Cli, dead_job: str) -> None:
+    later = []
+
+    def another_dies() -> None:
+        later.append(cli.json("enqueue", "shop.fail", '{"order_id": "2", "code": "x"}')["id"])
+        cli("worker", "--priority", "high", "--burst", "-q")
+
+    code, _ = cli.on_terminal("retry-failed", answer="y", meanwhile=another_dies)
+    assert code == 0
+    assert cli.json("jobs", "show", dead_job)["state"] == "queued"
+    assert cli.json("jobs", "show", later[0])["state"] == "dead"
+
+
 def test_retry_failed_filters_and_reports_what_it_could_not_do(cli: Cli, dead_job: str) -> None:
     assert cli.json("retry-failed", "--task", "shop.other", "--yes")["matched"] == 0
     assert cli.json("retry-failed", "--queue", "low", "--yes")["matched"] == 0

@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +64,14 @@ class Cli:
             text=True,
         )
 
-    def on_terminal(self, *args: str, answer: str | int = "", **env: str) -> tuple[int, str]:
-        """Exit code and all that the terminal showed; ``answer`` is typed, or sent as a signal, at a question."""
+    def on_terminal(
+        self, *args: str, answer: str | int = "", meanwhile: Callable[[], object] = lambda: None, **env: str
+    ) -> tuple[int, str]:
+        """Exit code and all that the terminal showed; ``answer`` is typed, or sent as a signal, at a question.
+
+        Args:
+            meanwhile: Done while the question stands.
+        """
         ours, theirs = pty.openpty()
         known = {**self.env, "TERM": "xterm", "COLUMNS": "160", **env}
         process = zygote.start(args, known, self.cwd, (theirs, theirs, theirs), session=True)
@@ -84,6 +90,7 @@ class Cli:
                     break
                 shown += part
                 if b"[y/N]" in shown and answer != "":
+                    meanwhile()
                     if isinstance(answer, int):
                         process.send_signal(answer)
                     else:

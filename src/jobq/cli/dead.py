@@ -92,14 +92,7 @@ def _by_filter(client: Client, wanted: dict[str, Any], limit: int | None) -> _Ch
     letters = client.dead_letters
 
     def first(count: int) -> list[str]:
-        ids: list[str] = []
-        cursor = None
-        while len(ids) < count:
-            page = letters.list(**wanted, limit=count - len(ids), cursor=cursor)
-            ids, cursor = [*ids, *(letter.id for letter in page.items)], page.cursor
-            if cursor is None:
-                break
-        return ids
+        return letters.ids(**wanted, limit=count)
 
     return _Chosen(letters.by_task(**wanted), limit, first, wanted)
 
@@ -118,10 +111,10 @@ def _replay(
     client, out = state.client(), state.out
     report, matched = None, chosen.count
 
-    def looked() -> Sequence[Preview]:
-        return client.preview("retry", chosen.ids(min(matched, LISTED)))
+    def looked(ids: Sequence[str]) -> Sequence[Preview]:
+        return client.preview("retry", ids[:LISTED])
 
-    rows = previewed(looked()) if dry_run and matched else []
+    rows = previewed(looked(chosen.ids(min(matched, LISTED)))) if dry_run and matched else []
     if dry_run or not matched:
         out.say(
             f"would replay {chosen.words}; nothing was changed"
@@ -129,16 +122,18 @@ def _replay(
             else "nothing to replay: no dead letter matches"
         )
     else:
-        confirm(
-            state,
-            f"Replay {chosen.words}?",
-            yes=yes,
-            before=lambda: name_some(state, looked(), matched),
-        )
+        asked: Mapping[str, Any] = {**chosen.asked, "limit": matched}
+
+        def named() -> None:
+            nonlocal asked
+            # Those that the question is about, and none that dies before it is answered, perhaps of something else.
+            asked = {"ids": chosen.ids(matched)}
+            name_some(state, looked(asked["ids"]), matched)
+
+        confirm(state, f"Replay {chosen.words}?", yes=yes, before=named)
         with out.progress("replaying", matched) as bar:
-            # No more than were agreed to, whatever has died meanwhile.
             report = client.dead_letters.replay(
-                **chosen.asked, limit=matched, rate=rate, canary=canary, canary_timeout=canary_timeout,
+                **asked, rate=rate, canary=canary, canary_timeout=canary_timeout,
                 progress=bar.advance,
             )  # fmt: skip
         matched = report.matched
