@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         StoreError,
         StorePermissionError,
         StoreUnavailableError,
+        TextError,
         UnknownTaskError,
     )
     from jobq.helpers import export_transactions, process_payment, send_otp
@@ -103,6 +104,7 @@ __all__ = [
     "StorePermissionError",
     "StoreUnavailableError",
     "Task",
+    "TextError",
     "UnknownTaskError",
     "__version__",
     "configure",

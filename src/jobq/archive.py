@@ -217,7 +217,7 @@ def archive_plan(
         for chunk, pause in chunks(ids, rate):
             lines = yield from _read(keys, chunk)
             file.add(lines.values())
-            words = dict.fromkeys(chunk, "gone")
+            words = {job_id: "gone" if ID_PATTERN.fullmatch(job_id) else "unreadable" for job_id in chunk}
             if lines:
                 stamped = [f"{line.id}:{line.ended}" for line in lines.values()]
                 words.update(zip(lines, (yield delete_many(keys, stamped, (JobState.DEAD,))), strict=True))
@@ -244,7 +244,8 @@ def _read(keys: Keys, ids: Sequence[str]) -> Plan[dict[str, Line]]:
         fields, attempts, entries, log = replies[4 * place : 4 * place + 4]
         job = {clean_text(name): value for name, value in _pairs(fields)}
         found = job_from_fields(job_id, [job.get(name) for name in JOB_FIELDS])
-        if found is not None and found.state is JobState.DEAD:
+        # What is no id of a job could not be restored.
+        if found is not None and found.state is JobState.DEAD and ID_PATTERN.fullmatch(job_id):
             result = [part for pair in _pairs(entries[0][1]) for part in pair] if _listed(entries) else []
             lines[job_id] = Line(job_id, job, _listed(attempts), tuple(result), _listed(log))
     return lines

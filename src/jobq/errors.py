@@ -13,6 +13,7 @@
     ├── StoreError                  Redis answered with an error
     │   ├── StoreUnavailableError   Redis could not be reached in time; ``ambiguous``: the command may have run
     │   └── StorePermissionError    the Redis user may not run this command
+    ├── TextError                   text that no UTF-8 can hold, such as a lone surrogate
     ├── CodecError                  a payload cannot be used
     │   ├── PayloadUnreadableError  not an envelope, or its params do not fit the task
     │   ├── SignatureError          unsigned, forged or altered
@@ -148,6 +149,10 @@ class StoreUnavailableError(StoreError):
 
 class StorePermissionError(StoreError):
     """The Redis user lacks a permission (NOPERM) or the login failed."""
+
+
+class TextError(JobqError):
+    """Text that no UTF-8 can hold, such as a lone surrogate: nothing was sent."""
 
 
 class CodecError(JobqError):

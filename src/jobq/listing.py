@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from jobq.job import Job, JobOwner, JobState
 from jobq.job_reading import hash_command, moment_of
 from jobq.keys import Keys
-from jobq.replies import as_text, clean_text
+from jobq.replies import as_text, clean_text, exact_text
 from jobq.rq_bridge import JOB_FIELDS, job_from_fields, task_of
 from jobq.steps import Batch, Plan
 from jobq.tags import names
@@ -182,8 +182,8 @@ class _Container:
         if isinstance(reply, Exception) or not reply:
             return []
         if self.kind == "list":
-            return [(as_text(member), 0.0) for member in reversed(reply)]
-        return [(as_text(member).partition(":")[0], float(score)) for member, score in scored(reply)]
+            return [(exact_text(member), 0.0) for member in reversed(reply)]
+        return [(exact_text(member).partition(":")[0], float(score)) for member, score in scored(reply)]
 
 
 def scored(reply: Sequence[Any]) -> list[tuple[Any, Any]]:

@@ -15,7 +15,7 @@ from jobq.errors import ConfigError
 from jobq.limits import Concurrency, Quota, Rate
 from jobq.queues import ISOLATIONS, QUEUE_NAME, Isolation, Priority, QueueSpec
 from jobq.retry import MOST_ATTEMPTS, Delays, RetryPolicy
-from jobq.units import LONGEST
+from jobq.units import LONGEST, is_text
 
 Duration: TypeAlias = float | timedelta
 Until: TypeAlias = Literal["finished", "started"] | float | timedelta
@@ -234,10 +234,10 @@ def call_overrides(
     if isinstance(tags, str):
         raise _wrong(task, f"tags= must be a list, such as [{tags!r}]")
     labels = tuple(tags)
-    if not all(isinstance(tag, str) and tag for tag in labels):
+    if not all(is_text(tag) and tag for tag in labels):
         raise _wrong(task, "every tag must be text and not empty")
     if correlation_id is not None and not (
-        isinstance(correlation_id, str) and 0 < len(correlation_id) <= _LONGEST_CORRELATION_ID
+        is_text(correlation_id) and 0 < len(correlation_id) <= _LONGEST_CORRELATION_ID
     ):
         raise _wrong(task, f"correlation_id= must be text of 1 to {_LONGEST_CORRELATION_ID} characters")
     return Overrides(

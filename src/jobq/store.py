@@ -9,6 +9,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -35,6 +36,7 @@ from jobq.errors import (
     StoreError,
     StorePermissionError,
     StoreUnavailableError,
+    TextError,
 )
 from jobq.steps import (
     Batch,
@@ -115,6 +117,36 @@ def _seconds(deadline: float | timedelta | None) -> float | None:
     return None if deadline is None else in_seconds(deadline)
 
 
+def exact(step: Step) -> Step:
+    """A step that UTF-8 cannot say, with such text as bytes: those from which :func:`jobq.replies.exact_text` made it.
+
+    Raises:
+        TextError: It was never bytes.
+    """
+    if isinstance(step, Batch):
+        return replace(step, commands=tuple(map(_exact, step.commands)))
+    return _exact_call(step)
+
+
+def _exact_call(call: Call[Any]) -> Call[Any]:
+    rider = call.rider and replace(call.rider, call=_exact_call(call.rider.call))
+    return replace(call, keys=_exact(call.keys), args=_exact(call.args), rider=rider)
+
+
+def _exact(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(map(_exact_part, parts))
+
+
+def _exact_part(part: Any) -> Any:
+    if not isinstance(part, str) or part.isascii():
+        return part
+    try:
+        return part.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        near = part[max(0, error.start - 20) : error.end + 20]
+        raise TextError(f"not text that can be stored: {near!a} holds half a character") from error
+
+
 class Store:
     """Runs calls and plans over a redis-py client.
 
@@ -143,6 +175,7 @@ class Store:
             StorePermissionError: The Redis user may not do this.
             QueueFullError: Memory is short, so an enqueue was refused; nothing was written.
             StoreError: Redis answered with another error.
+            TextError: There is text in it that cannot be stored.
         """
         if isinstance(step, Call | Batch | Stream | Pause):
             return self._one(step, self._deadline())
@@ -189,6 +222,8 @@ class Store:
             if is_demoted(error):
                 self._leave()
             raise translate(error, script=name, sent=None if deadline is None else deadline.sent) from error
+        except UnicodeEncodeError:  # before anything was sent
+            return self._one(exact(step), deadline)
         return step.decode(reply)
 
     def _leave(self) -> None:
@@ -289,6 +324,8 @@ class AsyncStore:
             if is_demoted(error):
                 await self._leave()
             raise translate(error, script=name, sent=None if deadline is None else deadline.sent) from error
+        except UnicodeEncodeError:  # before anything was sent
+            return await self._one(exact(step), deadline)
         return step.decode(reply)
 
     async def _leave(self) -> None:
@@ -402,7 +439,10 @@ class Link:
         try:
             connection.connect()
             # redis-py would pack twice as slowly, and write each command over 6 kB by itself.
-            packed = [b"".join([pack_command(command) for command in commands])]
+            try:
+                packed = [b"".join([pack_command(command) for command in commands])]
+            except UnicodeEncodeError:
+                packed = [b"".join([pack_command(_exact(command)) for command in commands])]
             sent = True
             connection.send_packed_command(packed, check_health=False)
             return [self._read() for _ in commands]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeGuard
 
 LONGEST = timedelta(days=3_650)
 """No run and no delay is longer; what a hash says beyond that counts as so long."""
@@ -15,6 +15,13 @@ _LAST_MS = 253_370_764_800_000  # the year 9999
 def in_seconds(length: float | timedelta) -> float:
     """Seconds of what a caller may give as seconds or as a timedelta."""
     return length.total_seconds() if isinstance(length, timedelta) else float(length)
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Whether this is text without halves of characters (lone surrogates), which nothing can store or print."""
+    return isinstance(value, str) and (
+        value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)
+    )
 
 
 def plural(count: int, noun: str = "job", verb: str = "") -> str:

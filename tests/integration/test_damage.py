@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
 import jobq
 from jobq import Client
-from jobq.errors import ConfigError
+from jobq.errors import ConfigError, TextError
 from jobq.job import JobState
 from jobq.tasks import Registry, task
 
@@ -64,6 +66,47 @@ def test_a_damaged_state_of_a_queue_is_read_past(
     )
     assert {info.name for info in client.queues.list()} >= {"high"}
     assert client.stats().queues["high"].paused
+
+
+def test_an_id_that_is_no_text_is_shown_and_dealt_with(
+    client: Client, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    """It goes back to Redis byte by byte."""
+    fields = {"origin": "high", "description": "d.plain", "data": "{}", "timeout": "180"}
+    for job_id, status in ((b"d\xff", "failed"), (b"q\xff", "queued")):
+        redis_client.hset(b"rq:job:" + job_id, mapping=fields)
+        redis_client.hset(b"rq:job:" + job_id, "status", status)
+    redis_client.zadd("rq:failed:high", {b"d\xff": 4e9})
+    redis_client.rpush("rq:queue:high", b"q\xff")
+    dead, waits = "d\udcff", "q\udcff"
+    assert {job.id for job in client.jobs().items} == {dead, waits}
+    assert [letter.id for letter in client.dead_letters.list().items] == [dead]
+    assert [group.example_id for group in client.dead_letters.groups()] == [dead]
+    assert [look.error for look in client.preview("retry", [dead])] == [None]
+    assert client.dead_letters.archive(tmp_path / "dead.jsonl").failed == [(dead, "unreadable")]
+    assert client.bulk("delete", [dead]).done == 1
+    assert client.queues.drain("high").done == 1
+    assert redis_client.keys("rq:job:*") == []
+
+
+def test_text_that_nothing_can_hold_is_refused(client: Client, settings: jobq.Settings) -> None:
+    half = "\ud83d"
+    with pytest.raises(TextError, match=r"'down \\ud83d' holds half a character"):
+        client.queues.pause("high", reason=f"down {half}")
+    assert not client.queues.get("high").paused
+    with pytest.raises(TextError):
+        client.dead_letters.groups(task=half)
+    for options in ({"tags": (half,)}, {"correlation_id": half}, {"tags": ("\udcff",)}):
+        with pytest.raises(ConfigError, match="text"):
+            plain.options(client=client, **options)
+
+    async def twin() -> None:
+        async with jobq.AsyncClient(settings) as made:
+            with pytest.raises(TextError):
+                await made.queues.pause("high", reason=half)
+            assert not (await made.queues.get("high")).paused
+
+    asyncio.run(twin())
 
 
 def test_a_timeout_longer_than_any_clock_is_refused(client: Client) -> None:

@@ -361,6 +361,28 @@ def test_retry_failed_filters_and_reports_what_it_could_not_do(cli: Cli, dead_jo
     assert report["replayed"] == 0
 
 
+def test_bytes_that_are_no_text(cli: Cli, redis_client: redis.Redis) -> None:
+    """Refused where a person gives them, written out where Redis has them."""
+    for args in (("queues", "pause", "low", "--reason", "\udcff"), ("jobs", "show", "a\udcff"),
+                 ("enqueue", "shop.confirm", "{}", "--tag", "\udcff")):  # fmt: skip
+        done = cli(*args, code=Exit.USAGE, installed=True)
+        assert "is not UTF-8 text" in one_line(done.stderr)
+    fields = {
+        "origin": "high",
+        "description": "shop.fail",
+        "data": "{}",
+        "timeout": "180",
+        "status": "failed",
+    }
+    redis_client.hset(b"rq:job:d\xff", mapping=fields)
+    redis_client.zadd("rq:failed:high", {b"d\xff": 4e9})
+    for form in ("table", "csv", "json", "jsonl"):
+        assert (
+            "d\\udcff"
+            in cli("dead", "list", "-o", form, installed=True, PYTHONIOENCODING="utf-8:strict").stdout
+        )
+
+
 # --- enqueue -------------------------------------------------------------------------
 
 

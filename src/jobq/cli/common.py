@@ -27,6 +27,7 @@ from jobq.errors import (
     ResultNotKeptError,
     StorePermissionError,
     StoreUnavailableError,
+    TextError,
     UnknownTaskError,
 )
 
@@ -71,7 +72,7 @@ class Terminated(BaseException):
 
 # The order matters where one class derives from another: the first match decides.
 _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Exit], ...] = (
-    ((PayloadError, PayloadTooLargeError), Exit.USAGE),
+    ((PayloadError, PayloadTooLargeError, TextError), Exit.USAGE),
     ((JobNotFoundError, UnknownTaskError), Exit.NOT_FOUND),
     ((ConflictError, QueueFullError), Exit.CONFLICT),
     ((JobFailedError, ResultNotKeptError), Exit.BAD),

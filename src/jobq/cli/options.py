@@ -11,6 +11,7 @@ import click
 from jobq.cli.common import state_of
 from jobq.cli.output import FORMATS
 from jobq.queues import Priority
+from jobq.units import is_text
 
 PRIORITIES = tuple(lane.value for lane in Priority)
 
@@ -80,6 +81,16 @@ class _WithGlobals(click.Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The command's own parameters, then the global options."""
         return [*super().get_params(ctx), *GLOBAL_OPTIONS]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The values; of those that are text each must be text in any encoding, as names of files need not be."""
+        left = super().parse_args(ctx, args)
+        for param in self.params:
+            value = ctx.params.get(param.name or "")
+            for text in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(text, str) and not is_text(text):
+                    raise click.BadParameter("it is not UTF-8 text.", ctx, param)
+        return left
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Own options, commands, global options."""

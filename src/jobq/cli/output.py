@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from jobq.units import in_seconds
+from jobq.units import in_seconds, is_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,9 +124,18 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     """JSON text; NaN and infinity become null, which JSON can hold."""
     clean = plain(value)
     try:
-        return json.dumps(clean, ensure_ascii=False, indent=indent, default=str, allow_nan=False)
+        text = json.dumps(clean, ensure_ascii=False, indent=indent, default=str, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(clean), ensure_ascii=False, indent=indent, default=str)
+        text = json.dumps(_finite(clean), ensure_ascii=False, indent=indent, default=str)
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
+    """Halves of characters, as in an id that is not UTF-8, written out as JSON does: nothing prints them."""
+    return text if is_text(text) else _HALF.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def _finite(value: Any) -> Any:
@@ -207,8 +216,8 @@ def csv_value(value: Any) -> Any:
     value = plain(value)
     if isinstance(value, dict | list):
         return to_json(value)
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
+    if isinstance(value, str):
+        return _printable(f"'{value}" if value.startswith(_FORMULA) else value)
     return value
 
 
