@@ -480,6 +480,11 @@ def test_a_dead_letter_is_edited_in_the_editor(cli: Cli, unpaid: str, tmp_path: 
     )
 
 
+def test_without_a_terminal_or_an_editor_values_are_asked_for(cli: Cli, unpaid: str) -> None:
+    done = cli("dead", "edit", unpaid, "--yes", EDITOR="", VISUAL="", code=Exit.USAGE)
+    assert "no terminal for an editor: give the new values with --set" in one_line(done.stderr)
+
+
 def test_an_editor_left_without_saving_changes_nothing(cli: Cli, unpaid: str) -> None:
     one_line(cli("dead", "edit", unpaid, "--yes", EDITOR="true", VISUAL="true", code=Exit.DECLINED).stderr)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +14,7 @@ from jobq.cli.common import (
     Exit,
     State,
     confirm,
+    is_terminal,
     load_tasks,
     pass_state,
     read_json_object,
@@ -80,7 +83,18 @@ def _given(draft: Draft, changes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _edited(draft: Draft) -> dict[str, Any] | None:
-    """What comes out of the editor; None when it was left without saving."""
+    """What comes out of the editor; None when it was left without saving.
+
+    Raises:
+        CliError: Nobody is there to edit it, nor a program named that would (2).
+    """
+    named = any(os.environ.get(name) for name in ("VISUAL", "EDITOR"))
+    if not named and not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
+        raise CliError(
+            Exit.USAGE,
+            "there is no terminal for an editor: give the new values with --set NAME=VALUE and --yes, or name a "
+            "program in EDITOR that writes them into the file it is given",
+        )
     text = json.dumps(dict(draft.params), ensure_ascii=False, indent=2)
     saved = click.edit(text, extension=".json", require_save=True)
     return None if saved is None else read_json_object(saved, "params")
