@@ -17,6 +17,7 @@ from jobq import calls
 from jobq.cli.common import Exit
 from jobq.client import Client
 from jobq.private_server import free_port
+from jobq.registration import register_worker
 from jobq.tasks import Registry, task
 from tests.support.cli import Cli, one_line
 from tests.support.hand import Hand
@@ -424,6 +425,22 @@ def test_a_worker_is_quieted_resumed_and_stopped(cli: Cli, client: Client, redis
     finally:
         worker.kill()
         worker.communicate()
+
+
+def test_each_queue_of_a_group_has_its_share_shown(cli: Cli, client: Client) -> None:
+    record = {"host": "here", "pid": 1, "state": "busy", "tasks": ("t.a",), "birth_ms": 1, "now_ms": 1}
+    for name, queues, parts in (("w-mail", ("email", "sms"), ((1, 0), (3, 2))), ("w-low", ("low",), ())):
+        step = register_worker(
+            client.keys, name=name, worker="w", queues=queues, slots=3, busy=2, parts=parts, **record
+        )
+        client.run(step)
+    low, mail = cli.json("workers", "list")["workers"]
+    assert mail["parts"] == {"email": {"busy": 0, "slots": 1}, "sms": {"busy": 2, "slots": 3}}
+    assert (mail["queues"], low["parts"]) == (["email", "sms"], {})
+    for words in (("list",), ("show", "w")):
+        _, shown = cli.on_terminal("workers", *words, COLUMNS="200")
+        assert "email 0/1, sms 2/3" in shown
+        assert "low 2/3" not in shown
 
 
 def test_orders_to_nobody(cli: Cli, redis_client: redis.Redis) -> None:

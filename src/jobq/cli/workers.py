@@ -26,6 +26,7 @@ def worker_fields(worker: Worker) -> dict[str, Any]:
         "state": worker.state,
         "slots": worker.slots,
         "busy": worker.busy,
+        "parts": {name: {"busy": used, "slots": most} for name, (most, used) in worker.parts.items()},
         "host": worker.host,
         "pid": worker.pid,
         "version": worker.version,
@@ -33,6 +34,12 @@ def worker_fields(worker: Worker) -> dict[str, Any]:
         "last_heartbeat": worker.last_heartbeat,
         "tasks": worker.tasks,
     }
+
+
+def _queues(worker: Worker) -> list[str]:
+    """Its queues; of those that share its slots, how many of theirs are taken: ``email 2/5``."""
+    return [f"{name} {worker.busy_of(name)}/{worker.slots_of(name)}" if worker.parts else name
+            for name in worker.queues]  # fmt: skip
 
 
 @click.group(cls=Group)
@@ -55,7 +62,7 @@ def list_workers(state: State) -> None:
         [
             Column("name", lambda worker: worker.name),
             Column("kind", lambda worker: worker.kind, wide=True),
-            Column("queues", lambda worker: worker.queues),
+            Column("queues", lambda worker: ", ".join(_queues(worker)) if people else worker.queues),
             Column("state", lambda worker: worker.state),
             Column(
                 "busy", lambda worker: f"{worker.busy}/{worker.slots}" if people else worker.busy, right=True
@@ -86,10 +93,11 @@ def show(state: State, name: str) -> None:
         columns = [Column(key, itemgetter(key)) for key in records[0]]
         state.out.table(records, columns, document={"workers": records}, records=records)
         return
-    for place, fields in enumerate(records):
+    for place, (worker, fields) in enumerate(zip(found, records, strict=True)):
         if place:
             state.out.text("")
-        state.out.record(fields)
+        shown = {name: value for name, value in fields.items() if name != "parts"}
+        state.out.record(shown | {"queues": ", ".join(_queues(worker))})
 
 
 def _order(verb: str, words: str) -> Callable[[Callable[..., None]], click.Command]:
