@@ -88,6 +88,10 @@ def _send_only(link: Any, plan: Sequence[Call[Any]], *_: str) -> None:
     link._connection.send_packed_command(packed, check_health=False)
 
 
+_SOON_MS = 100
+"""What comes due between this look and the step would pass the point."""
+
+
 def _step(script: str, busy: tuple[str, ...] = ()) -> Condition:
     """Before a store runs this script; ``busy``: a command whose answer is not 0 while there is something to do."""
 
@@ -96,7 +100,7 @@ def _step(script: str, busy: tuple[str, ...] = ()) -> Condition:
             return False
         if not busy:
             return True
-        now_ms = int(time.time() * 1000)
+        now_ms = int(time.time() * 1000) + _SOON_MS
         words = tuple(word.format(ms=now_ms, s=now_ms / 1000) for word in busy)
         return bool(store.run(Batch((words,), lambda replies: replies[0])))
 
