@@ -24,8 +24,11 @@ GROUPS: Mapping[str, Mapping[str, int]] = {
 """Queues that share an executor, and their weights: a group of threads and one of child processes."""
 
 FORKED = "papers"
-WAITING, SHORT_WAITING = 40, 20
+WAITING, SHORT_WAITING = 200, 40
 """Jobs that each queue has waiting all the time, or its share would not be all it could have."""
+
+LOOK_EVERY_S = 0.25
+"""More often, reading the ledger would keep the supply from its work."""
 
 TURNS_OFF = 2.0
 """An executor deals slots to less than one turn off, so to less than two between any two moments."""
@@ -55,9 +58,13 @@ def killed_groups(setup: Setup) -> Report:
             time.sleep(KILL_EVERY_S)
             field.kill(*rand.choice(until(lambda: _executors(field))))
         ended = time.time()
-        until(lambda: _recovered(field, workers), 60 + 2 * setup.rerun_within_s)
+        until(lambda: _recovered(field, workers), 60 + 2 * setup.rerun_within_s, LOOK_EVERY_S)
         settled = time.time()
-        until(lambda: min(_by_group(_starts(field.runs(), settled)).values()) >= starts, 60 + starts / 10)
+        until(
+            lambda: min(_by_group(_starts(field.runs(), settled)).values()) >= starts,
+            60 + starts / 10,
+            LOOK_EVERY_S,
+        )
         calm = _starts(field.runs(), settled)
         supply.stop()
         report.expect("all jobs ended", field.drain(120))

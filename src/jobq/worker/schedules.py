@@ -219,4 +219,4 @@ class DeclareSchedules:
                 "declares it", name,
             )  # fmt: skip
         self._taken = taken
-        self._written = fingerprint if len(taken) == len(done) else ""
+        self._written = "" if done else fingerprint  # a name that was taken may be free by then
