@@ -15,7 +15,7 @@ from tests.chaos.field import Field, lane
 from tests.chaos.frame import KILL_EVERY_S, Report, Setup, experiment
 from tests.chaos.ledger import Entry
 from tests.support.processes import until
-from tests.support.workers import Worker
+from tests.support.workers import Worker, alive
 
 GROUPS: Mapping[str, Mapping[str, int]] = {
     "mail": {"email": 5, "sms": 3, "push": 1},
@@ -135,8 +135,9 @@ def _environment() -> dict[str, str]:
 
 
 def _executors(field: Field) -> list[tuple[Worker, psutil.Process]]:
-    """Those of the groups, with their workers; not those in which suspects run apart."""
-    return [(worker, each) for worker in field.workers for each in worker.executors() if lane(each) in GROUPS]
+    """Those of the groups that live, with their workers; not those in which suspects run apart."""
+    found = [(worker, each) for worker in field.workers for each in alive(worker.executors())]
+    return [(worker, each) for worker, each in found if lane(each) in GROUPS]
 
 
 def _recovered(field: Field, workers: int) -> bool:

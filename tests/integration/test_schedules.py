@@ -733,6 +733,18 @@ def test_applications_that_share_a_redis_leave_each_other_alone(
     assert caplog.text.count("is not written") == 2
 
 
+def test_a_name_that_has_become_free_is_written(
+    client: jobq.Client, firing: Firing, tasks: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.schedules.add("taken", "shop.report", cron="@yearly")
+    duty = deploy(firing, declare(tasks, taken="@daily"))
+    firing.declare(duty)
+    assert caplog.text.count("is not written") == 1, "said once"
+    client.schedules.remove("taken")
+    firing.declare(duty)
+    assert client.schedules.get("taken").declared_by == "shop"
+
+
 def test_a_declared_one_is_changed_in_code_and_nowhere_else(
     client: jobq.Client, firing: Firing, tasks: Registry
 ) -> None:

@@ -198,6 +198,26 @@ def test_what_is_parked_hides_nothing_that_is_worse(
     assert "worker w\twarn\thas not been heard of for" in shown
 
 
+def test_a_worker_whose_clock_is_wrong_is_named(
+    cli: Cli, client: jobq.Client, redis_client: redis.Redis
+) -> None:
+    register = {"queues": ["high"], "slots": 1, "tasks": [], "host": "h", "pid": 1, "state": "idle"}
+    now_ms = redis_client.time()[0] * 1000
+    for name, off_s in (("fast", 300), ("slow", -300), ("right", 0)):
+        client.run(
+            register_worker(
+                client.keys, name=name, busy=0, birth_ms=0, now_ms=now_ms + off_s * 1000, **register
+            )
+        )
+    shown = [line for line in cli("doctor", "--no-data").stdout.splitlines() if line.startswith("worker ")]
+    slow, fast = (line.split("\t") for line in shown)
+    assert slow[0] == "worker slow"
+    assert "its host's clock is wrong" in slow[3]
+    assert fast[0] == "worker fast"
+    assert fast[2].startswith("its clock is ")
+    assert fast[2].endswith(" ahead of Redis'")
+
+
 def test_doctor_says_who_could_help(cli: Cli, client: jobq.Client, worker: WorkerFactory) -> None:
     worker(queues=("batch",))
     until(client.workers.list)

@@ -338,6 +338,15 @@ def _silent(stats: Stats) -> Iterator[Check]:
             "it hangs, is stopped (SIGSTOP, a debugger), or cut off, or its host's clock is wrong: look there; "
             "another worker takes its jobs after a lease",
         )
+    ahead = {
+        worker.worker or worker.name: off
+        for worker in stats.workers
+        if worker.kind == "jobq" and worker.last_heartbeat is not None
+        if (off := (worker.last_heartbeat - stats.generated_at).total_seconds()) > _CLOCK_WARN_S
+    }
+    for name, seconds in ahead.items():
+        words = f"its clock is {duration_text(round(seconds))} ahead of Redis'"
+        yield Check(f"worker {name}", "warn", words, "run NTP on its host; dates it writes are wrong")
 
 
 def _buckets(client: Client, queue: str, shown: int = 3) -> list[str]:
