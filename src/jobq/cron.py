@@ -101,8 +101,8 @@ def parse_cron(text: str, name: str) -> str:
     parts = ALIASES.get(known, text).upper().split()
     if len(parts) not in (5, 6):
         raise ConfigError(
-            f"cron expression {text!r} must have five fields, 'minute hour day month weekday', or six with seconds first;"
-            f" of these it has {len(parts)}"
+            f"cron expression {text!r} must have five fields, 'minute hour day month weekday', "
+            f"or six with seconds first; it has {len(parts)}"
         )
     kinds = list(_RANGES)[-len(parts) :]
     expression = " ".join(_unhashed(part, kind, name) for part, kind in zip(parts, kinds, strict=True))
