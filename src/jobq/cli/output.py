@@ -179,6 +179,8 @@ def ago(moment: datetime | None, now: datetime | None = None) -> str:
     if moment is None:
         return "-"
     seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    if not round(seconds):
+        return "now"
     return f"{duration_text(round(seconds))} ago" if seconds >= 0 else f"in {duration_text(round(-seconds))}"
 
 
