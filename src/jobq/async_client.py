@@ -1,4 +1,4 @@
-"""The asynchronous client: the same plans as :class:`jobq.client.Client`, awaited."""
+"""The asynchronous client: the same plans as :class:`jobq.Client`, awaited."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from redis.exceptions import RedisError
 
 from jobq.client_base import Apart, ClientBase, exists_step
+from jobq.client_links import AsyncLinks
 from jobq.client_parts import AsyncQueues, AsyncWorkers, Since
 from jobq.config import Settings
-from jobq.connection import COMMAND_TIMEOUT_S, check_client, connect_async, connection_limit
+from jobq.connection import check_client
 from jobq.control import BulkReport, Progress, nobody
 from jobq.dead_parts import AsyncDeadLetters
 from jobq.errors import JobqError, StoreUnavailableError
@@ -29,7 +30,6 @@ from jobq.plans import Preview
 from jobq.schedule_parts import AsyncSchedules
 from jobq.stats import Stats, stats_plan, united
 from jobq.steps import Batch, Call, Plan
-from jobq.store import AsyncStore
 from jobq.tasks import EnqueueRequest, Registry
 from jobq.units import in_seconds
 from jobq.waiting import BLOCK_S, Patience, Watch, block_command, failure_plan, look_plan, pause_after
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
 
 T = TypeVar("T")
-Role = Literal["command", "enqueue", "blocking"]
 
 
 class AsyncClient(ClientBase):
@@ -67,11 +66,8 @@ class AsyncClient(ClientBase):
         super().__init__(settings, registry, alone=alone)
         if redis is not None:
             check_client(redis)
-        self._given = redis
+        self._links = AsyncLinks(self.settings, redis)
         self._sync = sync
-        self._redis: dict[str, AsyncRedis] = {}
-        self._stores: dict[str, AsyncStore] = {}
-        self._turns: asyncio.Semaphore | None = None
         self._others: dict[str, AsyncClient] = {}
         self.queues = AsyncQueues(
             self.plans,
@@ -97,54 +93,17 @@ class AsyncClient(ClientBase):
     # ------------------------------------------------------------------ running
 
     async def run(self, step: Call[T] | Batch[T] | Plan[T]) -> T:
-        """As :meth:`jobq.client.Client.run`."""
-        return await self._store("command").run(step)
-
-    def _store(self, role: Role) -> AsyncStore:
-        store = self._stores.get(role)
-        if store is None:
-            store = self._stores[role] = self._make_store(role)
-        return store
-
-    def _make_store(self, role: Role) -> AsyncStore:
-        most = connection_limit()
-        if self._given is not None or (role == "command" and most is None):
-            # Only connections of our own know the deadline, and whether a command reached the server.
-            return AsyncStore(self._client(role))
-        if most is not None and self._turns is None:
-            self._turns = asyncio.Semaphore(most)
-        limit = COMMAND_TIMEOUT_S if role == "command" else self.settings.enqueue_timeout
-        return AsyncStore(self._client("enqueue"), deadline=limit, turns=self._turns)
-
-    @property
-    def _blocking(self) -> Any:
-        return self._client("blocking")
-
-    def _client(self, role: Role) -> AsyncRedis:
-        if self._given is not None and role != "blocking":
-            return self._given
-        client = self._redis.get(role)
-        if client is None:
-            client = self._redis[role] = self._connect(role)
-        return client
-
-    def _connect(self, role: Role) -> AsyncRedis:
-        most = connection_limit() if role == "blocking" else None
-        if self._given is None:
-            return connect_async(self.settings, role, block_s=BLOCK_S, most=most)
-        # A blocking read outlasts the timeouts of the given client: same server, connections of its own.
-        pool = self._given.connection_pool
-        options = {**pool.connection_kwargs, "socket_timeout": BLOCK_S + 5}
-        return type(self._given).from_pool(type(pool)(connection_class=pool.connection_class, **options))
+        """As :meth:`jobq.Client.run`."""
+        return await self._links.store("command").run(step)
 
     async def enqueue(self, requests: list[EnqueueRequest]) -> list[Job]:
-        """As :meth:`jobq.client.Client.enqueue`."""
+        """As :meth:`jobq.Client.enqueue`."""
         if not self.settings.enabled:
             return await asyncio.to_thread(self._inline, requests, "JOBQ_ENABLED is false")
         if self.elsewhere:
             return await self._enqueue_apart(requests)
         try:
-            return await self._store("enqueue").run(self.enqueuer.plan(requests))
+            return await self._links.store("enqueue").run(self.enqueuer.plan(requests))
         except StoreUnavailableError as error:
             if not self._may_run_inline(error):
                 raise
@@ -175,20 +134,20 @@ class AsyncClient(ClientBase):
     # ------------------------------------------------------------------ one of several servers
 
     def at(self, queue: str) -> AsyncClient:
-        """As :meth:`jobq.client.Client.at`."""
+        """As :meth:`jobq.Client.at`."""
         return self._other(self.url_of(queue)) if self.elsewhere else self
 
     def serving(self, queue: str | Iterable[str] | None) -> AsyncClient:
-        """As :meth:`jobq.client.Client.serving`."""
+        """As :meth:`jobq.Client.serving`."""
         url = self.url_of(queue)
         return self if url == self.settings.redis_url else self._other(url)
 
     def each(self) -> list[AsyncClient]:
-        """As :meth:`jobq.client.Client.each`."""
+        """As :meth:`jobq.Client.each`."""
         return [self._other(url) for url in self._urls] if self.elsewhere else [self]
 
     async def holders(self, ids: Sequence[str]) -> list[tuple[AsyncClient, Sequence[str]]]:
-        """As :meth:`jobq.client.Client.holders`."""
+        """As :meth:`jobq.Client.holders`."""
         if not self.elsewhere:
             return [(self, ids)]
         first, *others = self.each()
@@ -217,7 +176,7 @@ class AsyncClient(ClientBase):
     def _other(self, url: str) -> AsyncClient:
         made = self._others.get(url)
         if made is None:
-            given = self._given if url == self.settings.redis_url else None
+            given = self._links.given if url == self.settings.redis_url else None
             made = self._others[url] = AsyncClient(
                 self.settings.seen_from(url), registry=self.registry, redis=given, sync=self._sync, alone=True
             )
@@ -226,50 +185,50 @@ class AsyncClient(ClientBase):
     # ------------------------------------------------------------------ one job
 
     async def get(self, job_id: str) -> Job:
-        """As :meth:`jobq.client.Client.get`."""
+        """As :meth:`jobq.Client.get`."""
         there = await self._holder(job_id)
         return await there.run(there.plans.get(job_id))
 
     async def attempts(self, job_id: str) -> list[Attempt]:
-        """As :meth:`jobq.client.Client.attempts`."""
+        """As :meth:`jobq.Client.attempts`."""
         return await (await self._holder(job_id)).run(attempts_plan(self.keys, job_id))
 
     async def why(self, job_id: str) -> Why:
-        """As :meth:`jobq.client.Client.why`."""
+        """As :meth:`jobq.Client.why`."""
         there = await self._holder(job_id)
         return await there.run(why_plan(self.keys, job_id, there, self.settings.lease))
 
     async def logs(self, job_id: str, after: int = 0) -> list[LogLine]:
-        """As :meth:`jobq.client.Client.logs`."""
+        """As :meth:`jobq.Client.logs`."""
         return await (await self._holder(job_id)).run(lines_plan(self.keys, job_id, after))
 
     async def cancel(self, job_id: str) -> Literal["cancelled", "requested"]:
-        """As :meth:`jobq.client.Client.cancel`."""
+        """As :meth:`jobq.Client.cancel`."""
         there = await self._holder(job_id)
         return await there.run(there.plans.cancel(job_id))
 
     async def withdraw(self, job_id: str) -> str:
-        """As :meth:`jobq.client.Client.withdraw`."""
+        """As :meth:`jobq.Client.withdraw`."""
         there = await self._holder(job_id)
         return await there.run(there.plans.withdraw(job_id))
 
     async def retry(self, job_id: str) -> Job:
-        """As :meth:`jobq.client.Client.retry`."""
+        """As :meth:`jobq.Client.retry`."""
         there = await self._holder(job_id)
         return await there.run(there.plans.retry(job_id))
 
     async def promote(self, job_id: str) -> Job:
-        """As :meth:`jobq.client.Client.promote`."""
+        """As :meth:`jobq.Client.promote`."""
         there = await self._holder(job_id)
         return await there.run(there.plans.promote(job_id))
 
     async def delete(self, job_id: str) -> None:
-        """As :meth:`jobq.client.Client.delete`."""
+        """As :meth:`jobq.Client.delete`."""
         there = await self._holder(job_id)
         await there.run(there.plans.delete(job_id))
 
     async def wait(self, job_id: str, timeout: float | timedelta | None = None) -> Job:
-        """As :meth:`jobq.client.Client.wait`."""
+        """As :meth:`jobq.Client.wait`."""
         there = await self._holder(job_id)
         if there is not self:
             return await there.wait(job_id, timeout)
@@ -282,7 +241,7 @@ class AsyncClient(ClientBase):
             block = patience.next_block(job)
             try:
                 command = block_command(self.keys, job_id, block)
-                woken = await self._blocking.execute_command(*command) is not None
+                woken = await self._links.blocking.execute_command(*command) is not None
             except RedisError as error:
                 woken = False
                 await asyncio.sleep(min(block, pause_after(error)))
@@ -295,7 +254,7 @@ class AsyncClient(ClientBase):
         look: float | timedelta = BLOCK_S,
         seen: Callable[[Job], object] = lambda _job: None,
     ) -> list[Job]:
-        """As :meth:`jobq.client.Client.wait_all`."""
+        """As :meth:`jobq.Client.wait_all`."""
         parts = [(there, part) for there, part in await self.holders(list(dict.fromkeys(ids))) if part]
 
         async def watch(there: AsyncClient, part: Sequence[str]) -> Mapping[str, Job]:
@@ -312,7 +271,7 @@ class AsyncClient(ClientBase):
         while await self.run(watch.look()):
             while watch.left_s > 0:
                 try:
-                    reply = await self._blocking.execute_command(*watch.command())
+                    reply = await self._links.blocking.execute_command(*watch.command())
                 except RedisError as error:
                     await asyncio.sleep(min(watch.left_s, pause_after(error)))
                     break
@@ -321,7 +280,7 @@ class AsyncClient(ClientBase):
         return watch.found
 
     async def result(self, job_id: str, timeout: float | timedelta | None = None) -> Any:
-        """As :meth:`jobq.client.Client.result`."""
+        """As :meth:`jobq.Client.result`."""
         there = await self._holder(job_id)
         await there.wait(job_id, timeout)
         job, entry = await there.run(outcome_plan(self.keys, job_id, there))
@@ -344,7 +303,7 @@ class AsyncClient(ClientBase):
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page[Job]:
-        """As :meth:`jobq.client.Client.jobs`."""
+        """As :meth:`jobq.Client.jobs`."""
         there = self.serving(queue)
         wanted = there.plans.wanted(
             state=state,
@@ -370,7 +329,7 @@ class AsyncClient(ClientBase):
         before: Since = None,
         limit: int | None = None,
     ) -> list[str]:
-        """As :meth:`jobq.client.Client.job_ids`."""
+        """As :meth:`jobq.Client.job_ids`."""
         there = self.serving(queue)
         wanted = there.plans.wanted(
             state=state, queue=queue, task=task, error=error, tag=tag, correlation_id=correlation_id, since=since,
@@ -387,21 +346,21 @@ class AsyncClient(ClientBase):
         rate: float | None = None,
         progress: Progress = nobody,
     ) -> BulkReport:
-        """As :meth:`jobq.client.Client.bulk`."""
+        """As :meth:`jobq.Client.bulk`."""
         report = BulkReport()
         for there, part in await self.holders(ids):
             report.merge(await there.run(there.plans.bulk(verb, part, states, rate, progress)))
         return report
 
     async def preview(self, verb: Verb, ids: Sequence[str]) -> list[Preview]:
-        """As :meth:`jobq.client.Client.preview`."""
+        """As :meth:`jobq.Client.preview`."""
         found: dict[str, Preview] = {}
         for there, part in await self.holders(ids):
             found |= {each.id: each for each in await there.run(there.plans.preview(verb, part))}
         return [found[job_id] for job_id in dict.fromkeys(ids)]
 
     async def stats(self, *, queue: str | None = None, since: timedelta | None = None) -> Stats:
-        """As :meth:`jobq.client.Client.stats`."""
+        """As :meth:`jobq.Client.stats`."""
         if queue is not None or not self.elsewhere:
             there = self.serving(queue)
             return await there.run(stats_plan(self.keys, there.specs, queue=queue, since=since))
@@ -410,13 +369,13 @@ class AsyncClient(ClientBase):
         return united(names, [await client.stats(since=since) for client in clients])
 
     async def health(self, thresholds: Thresholds | None = None) -> Health:
-        """As :meth:`jobq.client.Client.health`."""
+        """As :meth:`jobq.Client.health`."""
         return judge(await self.stats(), thresholds)
 
     async def memory(
         self, *, limit: int | None = None, progress: Callable[[int], object] = lambda _count: None
     ) -> MemoryReport:
-        """As :meth:`jobq.client.Client.memory`."""
+        """As :meth:`jobq.Client.memory`."""
         there = self.serving(None)
         return await there.run(memory_plan(self.keys, there.specs, limit=limit, progress=progress))
 
@@ -427,9 +386,7 @@ class AsyncClient(ClientBase):
         others, self._others = self._others, {}
         for other in others.values():
             await other.close()
-        made, self._redis, self._stores = self._redis, {}, {}
-        for client in made.values():
-            await client.aclose()
+        await self._links.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -629,7 +629,7 @@ def test_no_fallback_once_a_part_has_landed(settings: jobq.Settings, redis_clien
     """The first 100 are queued: run here, too, they would run twice."""
     inline = settings.model_copy(update={"fallback": "inline"})
     with Client(inline) as client:
-        wires: Any = client._wires()
+        wires: Any = client._links.wires()
         lent, times = wires.lent, []
 
         def once(deadline: object) -> Any:

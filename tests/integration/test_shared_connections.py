@@ -84,7 +84,7 @@ def test_who_finds_none_free_until_its_deadline_is_told_and_nothing_was_sent(red
         jobq.Client(settings, registry=registry) as client,
         ThreadPoolExecutor(MOST) as pool,
     ):
-        wires, over, inside = client._wires(), threading.Event(), threading.Barrier(MOST + 1)
+        wires, over, inside = client._links.wires(), threading.Event(), threading.Barrier(MOST + 1)
 
         def hold() -> None:
             with wires.lent():
@@ -121,7 +121,7 @@ def test_who_holds_one_already_gets_another(client: jobq.Client, redis_client: r
 
 def test_a_turn_that_was_torn_down_is_not_lost(client: jobq.Client) -> None:
     """A soft timeout may strike before anything could give the turn back."""
-    turns = client._wires()._turns
+    turns = client._links.wires()._turns
     assert turns is not None
     for _ in range(3 * MOST):
         turn = turns.take(None)
@@ -131,7 +131,7 @@ def test_a_turn_that_was_torn_down_is_not_lost(client: jobq.Client) -> None:
 
 def test_a_thread_that_waits_is_woken(client: jobq.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobq.wires._LOOK_AGAIN_S", 30.0)
-    wires = Wires(client._wires().client, 1)
+    wires = Wires(client._links.wires().client, 1)
     began = time.monotonic()
 
     def use() -> None:

@@ -123,7 +123,7 @@ def test_three_pipelines_however_many_queues(client: Client, monkeypatch: pytest
         add.options(client=client, queue=f"q{n}").enqueue(a=1)
     _register(client)
     sent: list[object] = []
-    store = client._store("command")
+    store = client._links.store("command")
     original = store._send
 
     def counted(step: Any) -> Any:
