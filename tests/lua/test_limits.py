@@ -746,6 +746,44 @@ def test_behind_a_costly_job_that_leaves_a_gate_the_others_go_at_once(bench: Ben
     assert ids(bench.claim()) == ["c"]
 
 
+HOUR = 3_600_000
+
+
+@pytest.mark.parametrize(
+    "lm", [R2, f"w,2,{MINUTE},0,w:t,1", Rate(4, 60, burst=2).gate("r:t")], ids=["starts", "costs", "bucket"]
+)
+@pytest.mark.parametrize("waiting", [False, True], ids=["comes later", "waits"])
+@pytest.mark.parametrize("back", [20_000, HOUR])
+def test_a_clock_set_back_shuts_a_rate_for_a_window_at_most(
+    bench: Bench, lm: str, waiting: bool, back: int
+) -> None:
+    """What has started counts on for a whole window, so that none holds more than the limit, and no longer."""
+    bench.run(calls.rescue(bench.keys, 12_000, now_ms=bench.now))
+    gated(bench, "a", "b", lm=lm)
+    assert ids(bench.claim()) == ["a", "b"]
+    if waiting:
+        gated(bench, "c", "d", lm=lm)
+        assert ids(bench.claim()) == []
+    bench.now -= back
+    bench.run(calls.rescue(bench.keys, 12_000, now_ms=bench.now))
+    if not waiting:
+        gated(bench, "c", "d", lm=lm)
+    started: list[tuple[int, str]] = []
+    for _ in range(2 * SPAN // 500):
+        while open_gates(bench):
+            pass
+        claim = bench.claim()
+        started += [(bench.now - (T0 - back), job_id) for job_id in ids(claim)]
+        bench.now += 500
+    assert [job_id for _, job_id in started] == ["c", "d"]
+    if "b," in lm:
+        assert [at for at, _ in started] == pytest.approx([SPAN / 2, SPAN], abs=500)
+    else:
+        assert SPAN <= started[0][0] <= started[1][0] <= SPAN + min(back, SPAN) + 500
+    if back == HOUR:
+        assert started[-1][0] <= SPAN + 500
+
+
 def test_a_replayed_job_is_let_past_no_gate_for_its_earlier_life(bench: Bench) -> None:
     lm = Rate(4, cost=4).gate("w:t")
     gated(bench, "a", "b", "c", lm=lm)

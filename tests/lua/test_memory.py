@@ -83,3 +83,17 @@ def test_a_worker_registers(real: Bench, full: Callable[[], None]) -> None:
     full()
     worker: dict[str, Any] = {"slots": 1, "busy": 0, "tasks": (), "host": "h", "pid": 7, "state": "idle"}
     assert real.run(register_worker(real.keys, name="w", queues=("q",), birth_ms=1, now_ms=1, **worker))
+
+
+@pytest.mark.parametrize("gate", ["w,2,60000,0,w:q,1", "b,4,60000,2,r:q"])
+def test_a_claim_at_a_full_limit_passes_when_the_clock_was_set_back(
+    real: Bench, full: Callable[[], None], gate: str
+) -> None:
+    real.run(calls.limit(real.keys, "q", gate))
+    real.enqueue(*"abcd")
+    assert len(real.claim().jobs) == 2
+    real.now -= 3_600_000
+    full()
+    claim = real.claim()
+    assert (claim.status, claim.jobs) == ("limited", [])
+    assert claim.until_ms <= real.now + 60_500

@@ -84,9 +84,6 @@ class LimitedReference(Reference):
     ordered: dict[str, tuple[int, tuple[Gate, ...]]] = field(default_factory=dict)
     wip: dict[Member, str] = field(default_factory=dict)
     cleared: set[str] = field(default_factory=set)
-    latest_ms: int = 0
-    set_back: bool = False
-    """The clock was set back once: what was to be looked at by the old one waits for it."""
 
     def pass_time(self, seconds: int) -> None:
         """Counts expire, too."""
@@ -120,9 +117,20 @@ class LimitedReference(Reference):
         if door.closed and door.closed[0] > self.now_ms:
             return 0
         if gate.kind == "b":
+            lasts = gate.burst * step(gate)
+            if door.full_ms > self.now_ms + lasts + 1:
+                # It holds no more than its burst: the clock was set back.
+                door.full_ms = self.now_ms + lasts
+                door.counted_until_s = self.uptime_s + math.ceil((math.ceil(lasts) + 1000) / 1000)
             return math.floor(gate.burst - (max(self.now_ms, door.full_ms) - self.now_ms) / step(gate) + 1e-6)
         if gate.kind != "c":
-            return gate.limit - sum(cost for _, cost in live.values())
+            room = gate.limit - sum(cost for _, cost in live.values())
+            if room < (gate.cost or 1):
+                # Of a clock that was set back: they count from now.
+                door.starts = {
+                    member: (min(at, self.now_ms), cost) for member, (at, cost) in door.starts.items()
+                }
+            return room
         held = door.held
         if len(held) >= gate.limit and gate.name not in self.cleared:
             held = {member for member in held if member in self.leases}
@@ -401,10 +409,7 @@ class LimitedPair(Pair):
     def _compare(self, after: Snapshot) -> None:
         super()._compare(after)
         compare_parts(_server_gates(after), _model_gates(self.model))
-        self.model.latest_ms = max(self.model.latest_ms, self.model.now_ms)
-        self.model.set_back = self.model.set_back or self.model.now_ms < self.model.latest_ms
-        if not self.model.set_back:
-            late(after, self.model)
+        late(after, self.model)
         never_above(after)
 
 

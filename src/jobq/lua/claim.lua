@@ -274,13 +274,47 @@ local function look(kind, limit, window, burst, name, cost)
   return asked
 end
 
+-- Starts that lie ahead are of a clock that was set back, and would count for so much longer: they count from now. So
+-- they count for a window at the longest, and no shorter than they would have.
+local function count_from_now(key)
+  local ahead = '(' .. string.format('%.0f', now)
+  redis.call('ZREM', N .. 'gates', '')  -- of nobody: it may be the first write while memory is full
+  while true do
+    local members, row = redis.call('ZRANGEBYSCORE', key, ahead, '+inf', 'LIMIT', 0, 1000), {}
+    if #members == 0 then return end
+    for i, member in ipairs(members) do row[2 * i - 1], row[2 * i] = now, member end
+    redis.call('ZADD', key, 'XX', unpack(row))
+  end
+end
+local function ahead(key)
+  local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
+  return (tonumber(last[2] or '') or 0) > now
+end
+
+-- When a bucket is full again. It holds no more than its burst: if it seems to, the clock was set back.
+local function full_again(key, full_at, burst, step)
+  local latest = now + burst * step
+  if full_at <= latest + 1 then return full_at end
+  redis.call('ZREM', N .. 'gates', '')  -- of nobody: it may be the first write while memory is full
+  redis.call('SET', key, string.format('%.6f', latest), 'PX', math.ceil(latest - now) + 1000)
+  return latest
+end
+
 -- How much may start at a gate now.
 local function room_at(asked)
   local gate = asked.gate
   if gate.closed > now or gate.kind == 's' then return 0 end
   if gate.kind == 'o' then return 1 end
-  if gate.kind == 'b' then return math.floor(asked.burst - (gate.full_at - now) / asked.step + 1e-6) end
+  if gate.kind == 'b' then
+    gate.full_at = full_again(N .. 'rate:' .. gate.name, gate.full_at, asked.burst, asked.step)
+    return math.floor(asked.burst - (gate.full_at - now) / asked.step + 1e-6)
+  end
   if gate.kind == 'w' and gate.starts >= 10000 then return 0 end
+  if gate.kind ~= 'c' and asked.limit - gate.used < asked.cost and not gate.cleared then
+    gate.cleared = true
+    local key = N .. 'rate:' .. gate.name
+    if ahead(key) then count_from_now(key) end
+  end
   if gate.kind == 'c' and gate.used >= asked.limit and not gate.cleared then
     -- Whoever has no lease any more does not hold it: what a crash leaves behind goes here at the latest.
     gate.cleared = true

@@ -132,8 +132,34 @@ local function in_force(lm, description)
   return table.concat(out, ';'), ends
 end
 
+-- Starts that lie ahead are of a clock that was set back, and would count for so much longer: they count from now. So
+-- they count for a window at the longest, and no shorter than they would have.
+local function count_from_now(key)
+  local ahead = '(' .. string.format('%.0f', now)
+  redis.call('ZREM', N .. 'gates', '')  -- of nobody: it may be the first write while memory is full
+  while true do
+    local members, row = redis.call('ZRANGEBYSCORE', key, ahead, '+inf', 'LIMIT', 0, 1000), {}
+    if #members == 0 then return end
+    for i, member in ipairs(members) do row[2 * i - 1], row[2 * i] = now, member end
+    redis.call('ZADD', key, 'XX', unpack(row))
+  end
+end
+local function ahead(key)
+  local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
+  return (tonumber(last[2] or '') or 0) > now
+end
+
+-- When a bucket is full again. It holds no more than its burst: if it seems to, the clock was set back.
+local function full_again(key, full_at, burst, step)
+  local latest = now + burst * step
+  if full_at <= latest + 1 then return full_at end
+  redis.call('ZREM', N .. 'gates', '')  -- of nobody: it may be the first write while memory is full
+  redis.call('SET', key, string.format('%.6f', latest), 'PX', math.ceil(latest - now) + 1000)
+  return latest
+end
+
 -- How much a gate lets in now; and what says when it lets in so much more, after so much has been let in now.
-local function room_of(kind, limit, window, burst, name, closed)
+local function room_of(kind, limit, window, burst, name, closed, cost)
   if kind == 'none' then return most, function() return now end end
   local key = N .. (kind == 'c' and 'held:' or 'rate:') .. name
   closed = tonumber((closed or ''):match('^%d+') or '0')
@@ -154,6 +180,7 @@ local function room_of(kind, limit, window, burst, name, closed)
     -- What a gate of another kind has counted under this name says nothing.
     if type(redis.pcall('ZREMRANGEBYSCORE', key, '-inf', now - span)) == 'table' then redis.call('DEL', key) end
     local used = redis.call('ZCARD', key)
+    if limit - used < 1 and ahead(key) then count_from_now(key) end
     return limit - used, function(let)
       local rank = math.max(0, used + let - limit)
       local oldest = redis.call('ZRANGE', key, rank, rank, 'WITHSCORES')
@@ -167,6 +194,7 @@ local function room_of(kind, limit, window, burst, name, closed)
     for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '(2000000000', now - span)) do
       used = used - tonumber(member:match(':(%d+)$') or '0')
     end
+    if limit - used < (cost or 1) and ahead(key) then count_from_now(key) end
     local most_starts = redis.call('ZCOUNT', key, since, '+inf') >= 10000
     return most_starts and 0 or limit - used, function(let, wanted)
       local free, at = limit - used - let, now + span
@@ -182,6 +210,7 @@ local function room_of(kind, limit, window, burst, name, closed)
   local step = span / (limit - burst)
   local full_at = redis.pcall('GET', key)
   full_at = math.max(now, type(full_at) ~= 'table' and tonumber(full_at or '0') or 0)
+  full_at = full_again(key, full_at, burst, step)
   return math.floor(burst - (full_at - now) / step + 1e-6), function(let, wanted)
     return math.ceil(full_at + (let + wanted - burst) * step)
   end
@@ -260,7 +289,7 @@ for _, name in ipairs(due) do
     redis.call('ZREM', waiting, first)
     unblock(first)
   else
-    local room, again = room_of(kind, limit, window, burst, name, closed)
+    local room, again = room_of(kind, limit, window, burst, name, closed, cost)
     local take = math.min(room, most - queued)
     local ids, left, wanted = {}, room, nil
     if take > 0 then ids = redis.call('ZRANGE', waiting, 0, take - 1) end

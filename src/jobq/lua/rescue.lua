@@ -44,6 +44,8 @@ if not last or math.abs(now - last) > third then
       local ends = math.max(tonumber(old[i + 1]) - (last - now), now + tonumber(ARGV[4]))
       redis.call('ZADD', KEYS[1], 'XX', string.format('%.0f', ends), old[i])
     end
+    -- What was to be looked at by the old clock is looked at now.
+    redis.pcall('ZUNIONSTORE', N .. 'gates', 1, N .. 'gates', 'WEIGHTS', 0)
   end
   redis.call('HSET', KEYS[2], 't', text, 'hold', string.format('%.0f', now + third))
   return { 1 }
