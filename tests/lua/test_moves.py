@@ -191,6 +191,15 @@ def test_replay_as_if_it_had_never_run(bench: Bench) -> None:
     assert bench.status("a") == "finished"
 
 
+def test_replay_of_poison_runs_apart(bench: Bench) -> None:
+    bench.ended("a", "dead", reason="poison")
+    bench.ended("b", "dead", reason="exhausted")
+    assert replay(bench, "a", "b") == ["queued", "queued"]
+    assert [bench.hash(job_id).get("crashes") for job_id in "ab"] == ["1", None]
+    assert [job.id for job in bench.claim(suspects="park").jobs] == ["b"]
+    assert bench.hash("a")["park"] == "suspect"
+
+
 def test_replay_with_a_new_payload(bench: Bench) -> None:
     bench.ended("a")
     assert replay(bench, "a", data={"a": b"new"}) == ["queued"]

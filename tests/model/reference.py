@@ -746,7 +746,8 @@ class Reference:
         if job.dedup and job.dedup[0] != "w":
             self._take_key(job)
         job.expires_s = math.inf
-        job.attempts = job.lost = job.crashes = job.ended_ms = 0
+        job.attempts = job.lost = job.ended_ms = 0
+        job.crashes = int(job.reason == "poison")
         job.cancel_asked, job.reason, job.settled, job.replaced_by, job.let_in = False, None, None, (), None
         job.ahead = False
         self._enter(job, self.now_ms if job.since_ms else 0)

@@ -1,4 +1,4 @@
--- replay.lua: queue dead or cancelled jobs again, as if they had never run.
+-- replay.lua: queue dead or cancelled jobs again, as if they had never run; poison runs apart.
 -- KEYS[1]  quarantine   jobq:quarantine
 -- ARGV[1]  now, ms; '' = TIME   ARGV[2] P   ARGV[3] our prefix
 -- ARGV[4+] id, new payload ('' = as it is), ... two per job
@@ -88,7 +88,7 @@ end
 for a = 4, #ARGV, 2 do
   local id, word = ARGV[a], nil
   local key = P .. 'job:' .. id
-  local row = redis.pcall('HMGET', key, 'status', 'origin', 'dk', 'q', 'data', 'or', 'tn')
+  local row = redis.pcall('HMGET', key, 'status', 'origin', 'dk', 'q', 'data', 'or', 'tn', 'why')
   if row.err or not row[1] or not row[5] or not row[2] then
     word = 'gone'
   else
@@ -115,6 +115,11 @@ for a = 4, #ARGV, 2 do
         local set = { 'status', 'queued' }
         -- Only jobs that plain rq made lack q, and that is how they are known.
         if row[4] then set[3], set[4] = 'q', string.format('%.0f', now) end
+        -- What has crashed alone is mended or not: until it has run it stays a suspect, and takes nobody along.
+        if row[8] == 'poison' then
+          set[#set + 1] = 'crashes'
+          set[#set + 1] = '1'
+        end
         if ARGV[a + 1] ~= '' then
           set[#set + 1] = 'data'
           set[#set + 1] = ARGV[a + 1]
