@@ -566,6 +566,18 @@ def test_a_key_of_another_type_under_the_due_set_harms_no_job(
     assert caplog.text.count("schedules cannot be read") == 1
 
 
+def test_the_log_says_that_a_full_queue_holds_a_schedule_up_once_until_it_has_fired(
+    client: jobq.Client, firing: Firing, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.schedules.add("often", "shop.report", every=60)
+    redis_client.hset("jobq:q:medium", "max", "1")
+    for times in (0, 0, 1, 1):
+        assert caplog.text.count("schedule often waits: queue medium takes no more jobs") == times
+        firing.make_due("often")
+        firing.tick(2)
+        assert len(queued(client)) == 1
+
+
 # --- declared in code ---------------------------------------------------------------
 
 

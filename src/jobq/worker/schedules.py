@@ -119,7 +119,12 @@ class FireSchedules:
             else:
                 self._set_aside(store, fleet, due.name, error)
         else:
-            self._warned.discard(due.name)
+            if fired is not None and fired.full:
+                self._warn_once(
+                    due.name, f"schedule {due.name} waits: queue {fired.stored.queue} takes no more jobs"
+                )
+            else:
+                self._warned.discard(due.name)
             if fired is not None:
                 tell(due.name, fired, now_ms)
 
