@@ -16,6 +16,9 @@ FARTHEST = 100_000
 _SEEN = 2_000
 """Jobs of the list, and tenants, that are looked at one by one where the list alone does not tell."""
 
+_TURN = 2
+"""How far apart two turns of one tenant are, as ``claim.lua`` has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -152,7 +155,7 @@ def _turns_before(
     """Jobs of other tenants, and of none, that have their turn before a job with so many of its own before it."""
     pairs = _scored(tenants)
     rest = float(max(as_int(state.get("turn")), as_int(state.get("rest"))))
-    turn = dict(pairs).get(own, rest) + before if own else rest + before
+    turn = (dict(pairs).get(own, rest) if own else rest) + _TURN * before
     rivals = [(name, place) for name, place in pairs if name != own and place <= turn]
     counts = yield Batch(
         (
@@ -163,11 +166,16 @@ def _turns_before(
     total = 0
     for (name, place), count in zip(rivals, counts[1:], strict=True):
         # Of two whose turn is the same, the name decides; those without a tenant come last.
-        tie = 1 if not own or name < own else 0
-        total += max(0, min(as_int(count), int(turn - place) + tie))
+        tie = not own or name < own
+        total += min(as_int(count), _turns_within(turn - place, tie=tie))
     if own:
-        total += max(0, min(len(line) + as_int(counts[0]), int(turn - rest)))
+        total += min(len(line) + as_int(counts[0]), _turns_within(turn - rest, tie=False))
     return total, len(pairs) >= _SEEN and len(rivals) == len(pairs)
+
+
+def _turns_within(length: float, *, tie: bool) -> int:
+    """How many turns somebody has from its next one on, until so much later; ``tie``: at the very end, too."""
+    return max(0, int(length) // _TURN + 1 if tie else -(-int(length) // _TURN))
 
 
 def _scored(reply: Any) -> list[tuple[str, float]]:

@@ -169,6 +169,16 @@ def test_one_job_with_an_order_leaves_the_turns_as_they_are(bench: Bench) -> Non
     assert not bench.redis.exists("jobq:turns:q", "jobq:fair:q", "jobq:order:q", "jobq:q:q")
 
 
+def test_nobody_goes_before_a_tenant_that_has_just_come_twice(bench: Bench) -> None:
+    """Nor does it go before anybody twice, though its name and theirs would have it so."""
+    bench.enqueue("b0", "b1", tenant=BIG)
+    bench.enqueue("s0", "s1", tenant=SMALL)
+    assert [job.id for job in bench.claim(1).jobs] == ["b0"]
+    bench.enqueue("z0", "z1", tenant="z" * 32)
+    bench.enqueue("a0", "a1", tenant="a" * 32)
+    assert drained(bench) == ["s0", "a0", "z0", "b1", "s1", "a1", "z1"]
+
+
 def test_an_order_counts_among_a_tenants_jobs(bench: Bench) -> None:
     bench.enqueue("b-last", tenant=BIG, order=10)
     bench.enqueue("b0", "b1", tenant=BIG)

@@ -21,6 +21,9 @@ from tests.model.reference import Job, Reference, Suspects
 from tests.model.snapshot import Snapshot
 
 STEP_MS = 30_000
+TURN = 2
+"""How far apart two turns of one tenant are; who had nothing waiting comes between."""
+
 USUAL_ORDER = 5
 
 
@@ -112,17 +115,17 @@ class TurnsReference(Reference):
                     heads.ids.pop(0)
                     self._try(queue, plain.id, token, suspects, taken)
                 if fair and had:
-                    line.turn, line.rest = free, free + 1
+                    line.turn, line.rest = free, free + TURN
             elif tenant is not None:
                 jobs = line.tenants.get(tenant, {})
                 first = min(jobs, key=lambda i: (jobs[i], i), default=None)
                 if first is None:
-                    del line.turns[tenant]
+                    line.turn = max(line.turn, line.turns.pop(tenant))
                     continue
                 del jobs[first]
                 if self._try(queue, first, token, suspects, taken):
                     line.turn = max(line.turn, line.turns[tenant])
-                    line.turns[tenant] += 1
+                    line.turns[tenant] += TURN
             else:
                 break
         if fair and not line.turns:

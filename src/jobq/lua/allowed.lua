@@ -51,6 +51,7 @@ for _, key in ipairs(KEYS) do
     may('HINCRBY', key, 'nobody', 1)
     may('ZADD', key, 1, 'nobody')
     may('ZINCRBY', key, 1, 'nobody')
+    may('ZUNIONSTORE', key, 1, key)
     may('XADD', key, '*', 'nobody', 1)
   end
 end

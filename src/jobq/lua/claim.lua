@@ -522,7 +522,8 @@ end
 -- A number that is written in digits alone, as all of ours are.
 local function whole(text) return tonumber((text or ''):match('^%d+$') or '') end
 
--- Takes jobs by their places. Tenants take turns, one job each; the jobs of no tenant share the turns of one. Among
+-- Takes jobs by their places. Tenants take turns, one job each, two apart, so that who has just come has one between them
+-- (`place`); the jobs of no tenant share the turns of one. Among
 -- a tenant's jobs, and among those of none, the least place is first; a place is a moment, and a job that asked for none
 -- has that at which it became queued.
 local function take_in_order(ordered, fair)
@@ -647,7 +648,7 @@ local function take_in_order(ordered, fair)
         take(plain.id, plain.row, plain.settled, plain.ttl, plain.dk, plain.lm)
         at, head = at + 1, nil
       end
-      if fair and had then turn, rest = waits, waits + 1 end
+      if fair and had then turn, rest = waits, waits + 2 end
     elseif tenant then
       table.remove(waiting)
       if not moved[tenant.tenant] then fresh = fresh - 1 end
@@ -655,10 +656,11 @@ local function take_in_order(ordered, fair)
       local id = redis.call('ZPOPMIN', N .. 'turn:' .. queue .. ':' .. tenant.tenant)[1]
       if not id then
         gone[#gone + 1] = tenant.tenant
+        turn = math.max(turn, tenant.place)  -- it has had its turn: back at once, it would have another
       else
         redis.call('SREM', of_tenants, id)
         unlist(id)
-        if try(id) then turn, tenant.place = math.max(turn, tenant.place), tenant.place + 1 end
+        if try(id) then turn, tenant.place = math.max(turn, tenant.place), tenant.place + 2 end
         await(tenant.tenant, tenant.place)
       end
     else

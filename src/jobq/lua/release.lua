@@ -41,7 +41,7 @@ local function place(queue, id, at, order, tenant)
   at = at + placed / 1000 + ((whole(order) or 5) - 5) * (tonumber(row[3] or '') or 30000)
   local zset = N .. 'order:' .. queue
   if tenant then
-    -- A tenant of whom nothing waited has the next turn.
+    -- Turns are two apart: a tenant of whom nothing waited comes between, before anybody has a second one.
     redis.pcall('ZADD', N .. 'turns:' .. queue, 'NX', (whole(row[2]) or 0) + 1, tenant)
     redis.pcall('SADD', N .. 'fair:' .. queue, id)
     zset = N .. 'turn:' .. queue .. ':' .. tenant
