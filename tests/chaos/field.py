@@ -129,16 +129,14 @@ class Field:
 
         The victims are frozen first: what they were at is then known.
         """
-        tree = worker.tree()
         if executor is None:
             os.kill(worker.pid, signal.SIGSTOP)
-            victims = tree
+            victims = _freeze(worker.tree)
         else:
+            send(executor, signal.SIGSTOP)
             # Jobs of an isolated lane run in children of the spawner, which go with their executor.
-            children = job_children(tree, self.isolated) if lane(executor) == self.isolated else []
-            victims = [executor, *children]
-        for process in victims:  # job children too: one may be about to start the job it was handed
-            send(process, signal.SIGSTOP)
+            children = lane(executor) == ISOLATED
+            victims = [executor, *(_freeze(lambda: job_children(worker.tree())) if children else ())]
         leased = {member.decode().partition(":")[0] for member in self.raw.zrange("jobq:leases", 0, -1)}
         last: dict[str, Entry] = {}
         for entry in self.runs():
@@ -314,6 +312,16 @@ class Field:
         report.figure("in flight at kills", sum(len(kill.jobs) for kill in self.kills))
         report.at_most("rerun p99, s", percentile(waits, 0.99), bound)
         report.at_most("rerun max, s", percentile(waits, 1.0), 2 * bound)
+
+
+def _freeze(found: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
+    """SIGSTOP to all of them, and to those that were being forked meanwhile, which may be handed jobs as well."""
+    frozen: dict[int, psutil.Process] = {}
+    while new := [process for process in found() if process.pid not in frozen]:
+        for process in new:
+            send(process, signal.SIGSTOP)
+            frozen[process.pid] = process
+    return list(frozen.values())
 
 
 def job_children(tree: list[psutil.Process], isolated: str = ISOLATED) -> list[psutil.Process]:

@@ -58,8 +58,8 @@ class History:
         popped: Ids that a stock worker took off a list and may have lost.
         keyless: Ids that lost their dedup key to a newer job, or came back through rq's requeue without it.
         expiring: Ids that rq's requeue left with an expiry.
-        swept_by_rq: Ids that rq's tools removed: their records stay for a while, or longer (see test_regressions.py),
-            and a request to stop one that a stock worker ran.
+        swept_by_rq: Ids that rq's tools removed, or cancelled while they ran before they were removed: their records
+            stay for a while, or longer (see test_regressions.py), and a request to stop one that a stock worker ran.
     """
 
     acked: set[str] = field(default_factory=set)
@@ -305,7 +305,7 @@ def nothing_left(state: Snapshot, history: History) -> None:
     }
     if left.get("jobq:cancels", set()) <= history.swept_by_rq:
         left.pop("jobq:cancels", None)
-    # Whose job rq deleted while it ran holds its place until the gate is full.
+    # Whose job rq deleted or cancelled while it ran holds its place until the gate is full.
     for key in [key for key in left if key.startswith("jobq:held:")]:
         if {member.partition(":")[0] for member in left[key]} <= history.swept_by_rq:
             del left[key]

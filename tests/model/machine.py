@@ -73,8 +73,10 @@ class Pair:
         check(step, self.history)
         gone = {job_id for job_id, (_, now) in step.moved().items() if now is None}
         self.history.forget(gone)
-        if name in ("rq_delete", "rq_empty"):
-            self.history.swept_by_rq |= gone
+        if name not in ("rq_delete", "rq_empty"):
+            # One that rq cancelled while it ran is ended by its status, and still has its lease.
+            gone &= {member.partition(":")[0] for member in step.before.zset("jobq:leases")}
+        self.history.swept_by_rq |= gone
         self._compare(after)
         self.sound = True
 
