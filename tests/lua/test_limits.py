@@ -416,6 +416,20 @@ def test_a_gate_says_when_enough_has_left_the_window(bench: Bench) -> None:
     assert bench.zset("jobq:gates") == {"w:t": T0 + 1_000 + SPAN}
 
 
+def test_who_comes_to_stand_first_at_a_gate_is_looked_at_when_it_fits(bench: Bench) -> None:
+    """As a job does that waited elsewhere since before those that stand there."""
+    weighing(bench, a=4)
+    bench.claim(10)
+    bench.now += 1_000
+    weighing(bench, b=5)
+    bench.claim(10)
+    weighing(bench, big=6, older=3)
+    bench.redis.hset("rq:job:older", "q", str(T0))
+    assert ids(bench.claim(10)) == []
+    assert list(bench.zset("jobq:gate:w:t")) == ["older", "big"]
+    assert bench.zset("jobq:gates") == {"w:t": T0 + SPAN}
+
+
 def test_what_never_started_gives_its_cost_back(bench: Bench) -> None:
     weighing(bench, a=6, b=4)
     a, b = bench.claim(10).jobs

@@ -243,8 +243,10 @@ class TurnsPair(Pair):
         for known in list(self.passed):
             if known[0] == queue and known[1] not in waiting - at_gates:
                 del self.passed[known]
+        in_turns = before.values.get(f"jobq:fair:{queue}", set())
         for job_id in taken:
-            whose = before.hashes[job_id].get("tn", "")
+            # One that an rq tool queued again stands in line, as if it were nobody's.
+            whose = before.hashes[job_id].get("tn", "") if job_id in in_turns else ""
             for tenant in waiting - at_gates if before.status(job_id) == "queued" else ():
                 others = self.passed.setdefault((queue, tenant), Counter())
                 others[whose] += 1

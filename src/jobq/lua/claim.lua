@@ -432,6 +432,10 @@ local function block(id, row, asked)
   if not gate.last then
     local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
     gate.last = tonumber(last[2] or '') or 0
+  end
+  -- Who stands before those of this call may be let in sooner: it may cost less, or bring a higher limit.
+  if score < (gate.least or math.huge) then
+    gate.least = score
     redis.call('ZADD', N .. 'gates', 'LT', opens(asked), gate.name)
   end
   -- Of one millisecond there are many.
