@@ -134,8 +134,9 @@ class LimitedReference(Reference):
             return math.floor(gate.burst - (max(self.now_ms, door.full_ms) - self.now_ms) / step(gate) + 1e-6)
         if gate.kind != "c":
             room = gate.limit - sum(cost for _, cost in live.values())
-            if room < (gate.cost or 1):
+            if room < (gate.cost or 1) and any(at > self.now_ms for at, _ in door.starts.values()):
                 # Of a clock that was set back: they count from now.
+                door.counted_until_s = self.uptime_s + math.ceil((math.ceil(span(gate)) + 1000) / 1000)
                 door.starts = {
                     member: (min(at, self.now_ms), cost) for member, (at, cost) in door.starts.items()
                 }

@@ -234,6 +234,7 @@ class Player(RuleBasedStateMachine):
         )
         self.tick()
         self.pair.pass_time(8 * DAY_S)
+        self.tick()  # gates of whom nobody waits but those whom rq's tools took
         for queue in self.queues:
             self.pair.prune(queue, 0, 0, 0, 100)
 

@@ -276,15 +276,16 @@ end
 
 -- Starts that lie ahead are of a clock that was set back, and would count for so much longer: they count from now. So
 -- they count for a window at the longest, and no shorter than they would have.
-local function count_from_now(key)
+local function count_from_now(key, span)
   local ahead = '(' .. string.format('%.0f', now)
   redis.call('ZREM', N .. 'gates', '')  -- of nobody: it may be the first write while memory is full
   while true do
     local members, row = redis.call('ZRANGEBYSCORE', key, ahead, '+inf', 'LIMIT', 0, 1000), {}
-    if #members == 0 then return end
+    if #members == 0 then break end
     for i, member in ipairs(members) do row[2 * i - 1], row[2 * i] = now, member end
     redis.call('ZADD', key, 'XX', unpack(row))
   end
+  redis.call('PEXPIRE', key, math.ceil(span) + 1000)
 end
 local function ahead(key)
   local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
@@ -313,7 +314,7 @@ local function room_at(asked)
   if gate.kind ~= 'c' and asked.limit - gate.used < asked.cost and not gate.cleared then
     gate.cleared = true
     local key = N .. 'rate:' .. gate.name
-    if ahead(key) then count_from_now(key) end
+    if ahead(key) then count_from_now(key, gate.span) end
   end
   if gate.kind == 'c' and gate.used >= asked.limit and not gate.cleared then
     -- Whoever has no lease any more does not hold it: what a crash leaves behind goes here at the latest.

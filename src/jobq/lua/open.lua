@@ -134,15 +134,16 @@ end
 
 -- Starts that lie ahead are of a clock that was set back, and would count for so much longer: they count from now. So
 -- they count for a window at the longest, and no shorter than they would have.
-local function count_from_now(key)
+local function count_from_now(key, span)
   local ahead = '(' .. string.format('%.0f', now)
   redis.call('ZREM', N .. 'gates', '')  -- of nobody: it may be the first write while memory is full
   while true do
     local members, row = redis.call('ZRANGEBYSCORE', key, ahead, '+inf', 'LIMIT', 0, 1000), {}
-    if #members == 0 then return end
+    if #members == 0 then break end
     for i, member in ipairs(members) do row[2 * i - 1], row[2 * i] = now, member end
     redis.call('ZADD', key, 'XX', unpack(row))
   end
+  redis.call('PEXPIRE', key, math.ceil(span) + 1000)
 end
 local function ahead(key)
   local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
@@ -180,7 +181,7 @@ local function room_of(kind, limit, window, burst, name, closed, cost)
     -- What a gate of another kind has counted under this name says nothing.
     if type(redis.pcall('ZREMRANGEBYSCORE', key, '-inf', now - span)) == 'table' then redis.call('DEL', key) end
     local used = redis.call('ZCARD', key)
-    if limit - used < 1 and ahead(key) then count_from_now(key) end
+    if limit - used < 1 and ahead(key) then count_from_now(key, span) end
     return limit - used, function(let)
       local rank = math.max(0, used + let - limit)
       local oldest = redis.call('ZRANGE', key, rank, rank, 'WITHSCORES')
@@ -194,7 +195,7 @@ local function room_of(kind, limit, window, burst, name, closed, cost)
     for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '(2000000000', now - span)) do
       used = used - tonumber(member:match(':(%d+)$') or '0')
     end
-    if limit - used < (cost or 1) and ahead(key) then count_from_now(key) end
+    if limit - used < (cost or 1) and ahead(key) then count_from_now(key, span) end
     local most_starts = redis.call('ZCOUNT', key, since, '+inf') >= 10000
     return most_starts and 0 or limit - used, function(let, wanted)
       local free, at = limit - used - let, now + span
