@@ -135,8 +135,9 @@ class Field:
         else:
             send(executor, signal.SIGSTOP)
             # Jobs of an isolated lane run in children of the spawner, which go with their executor.
-            children = lane(executor) == ISOLATED
-            victims = [executor, *(_freeze(lambda: job_children(worker.tree())) if children else ())]
+            below = lane(executor) == self.isolated
+            found = _freeze(lambda: job_children(worker.tree(), self.isolated)) if below else []
+            victims = [executor, *found]
         leased = {member.decode().partition(":")[0] for member in self.raw.zrange("jobq:leases", 0, -1)}
         last: dict[str, Entry] = {}
         for entry in self.runs():

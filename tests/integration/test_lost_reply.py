@@ -272,7 +272,7 @@ def test_a_worker_on_a_bad_line_runs_and_counts_each_job_once(
             assert job.wait(timeout=20).state == "succeeded"
         until(lambda: server.zcard("jobq:leases") == 0)
         assert worker.process.poll() is None
-    assert proxy.met["swallow"] >= 4
+    assert proxy.met["swallow"] >= 3  # of five; a claim and a settle may go, and be lost, in one exchange
     assert proxy.met["reset"] >= 2
     assert sorted(ledger.read_text().split("\n")[:-1]) == sorted(
         f"{word} {n}" for n in range(60) for word in ("start", "done")
