@@ -364,12 +364,20 @@ def _blocked_ids(keys: Keys, queue: str) -> Plan[list[str]]:
 
 
 def replay_plan(
-    keys: Keys, ids: Sequence[str], rate: float | None, canary: int, wait_s: float, progress: Progress
+    keys: Keys,
+    ids: Sequence[str],
+    rate: float | None,
+    canary: int,
+    wait_s: float,
+    progress: Progress,
+    *,
+    named: bool,
 ) -> Plan[ReplayReport]:
     """Replay dead letters; with a canary some first, and the others only if each of those succeeds.
 
     Args:
         wait_s: Seconds to wait for the canary; the jobs of it go on.
+        named: They were asked for by their ids, so one that is gone is a failure.
     Raises:
         ValueError: ``rate`` is not above 0, or ``canary`` is below 0.
     """
@@ -379,7 +387,7 @@ def replay_plan(
     first = min(canary, len(ids))
     for part in (ids[:first], ids[first:]):
         for chunk, pause in chunks(part, rate):
-            report.add(chunk, (yield calls.replay(keys, chunk)))
+            report.add(chunk, (yield calls.replay(keys, chunk)), named=named)
             progress(len(chunk))
             if pause:
                 yield Pause(pause)

@@ -127,11 +127,14 @@ class ReplayReport:
         self.canary += other.canary
         self.held += other.held
 
-    def add(self, ids: Sequence[str], words: Sequence[str]) -> None:
-        """Count one chunk's answers."""
+    def add(self, ids: Sequence[str], words: Sequence[str], *, named: bool) -> None:
+        """Count one chunk's answers; what was not asked for by its id and is gone has expired, and does not count."""
         for job_id, word in zip(ids, words, strict=True):
             if word == "queued":
                 self.replayed += 1
+                continue
+            if word == "gone" and not named:
+                self.matched -= 1
                 continue
             self.failed_count += 1
             if len(self.failed) < _DETAILS:

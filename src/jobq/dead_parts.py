@@ -168,9 +168,9 @@ class DeadLetters:
         _one_way(ids, queue, task, error, since)
         if ids is None:
             there = self._serving(queue)
-            chosen = there.run(
-                there.plans.dead_ids(_dead_filter(there.plans, queue, task, error, since), limit)
-            )
+            exact = dry_run or canary > 0 or limit is not None
+            wanted = _dead_filter(there.plans, queue, task, error, since)
+            chosen = there.run(there.plans.dead_ids(wanted, limit, there=exact))
             parts: Parts[DeadLetters] = [(there, chosen)]
         else:
             chosen = list(dict.fromkeys(ids))[:limit]
@@ -179,7 +179,11 @@ class DeadLetters:
             return ReplayReport(matched=len(chosen), dry_run=True)
         report, wait_s = ReplayReport(), in_seconds(canary_timeout)
         for there, part in parts:
-            report.merge(there.run(replay_plan(there.plans.keys, part, rate, canary, wait_s, progress)))
+            report.merge(
+                there.run(
+                    replay_plan(there.plans.keys, part, rate, canary, wait_s, progress, named=ids is not None)
+                )
+            )
         return report
 
     def draft(self, job_id: str) -> Draft:
@@ -401,9 +405,9 @@ class AsyncDeadLetters:
         _one_way(ids, queue, task, error, since)
         if ids is None:
             there = self._serving(queue)
-            chosen = await there.run(
-                there.plans.dead_ids(_dead_filter(there.plans, queue, task, error, since), limit)
-            )
+            exact = dry_run or canary > 0 or limit is not None
+            wanted = _dead_filter(there.plans, queue, task, error, since)
+            chosen = await there.run(there.plans.dead_ids(wanted, limit, there=exact))
             parts: Parts[AsyncDeadLetters] = [(there, chosen)]
         else:
             chosen = list(dict.fromkeys(ids))[:limit]
@@ -412,7 +416,11 @@ class AsyncDeadLetters:
             return ReplayReport(matched=len(chosen), dry_run=True)
         report, wait_s = ReplayReport(), in_seconds(canary_timeout)
         for there, part in parts:
-            report.merge(await there.run(replay_plan(there.plans.keys, part, rate, canary, wait_s, progress)))
+            report.merge(
+                await there.run(
+                    replay_plan(there.plans.keys, part, rate, canary, wait_s, progress, named=ids is not None)
+                )
+            )
         return report
 
     async def draft(self, job_id: str) -> Draft:

@@ -195,9 +195,9 @@ class Plans:
     def dead_by_task(self, wanted: Plan[JobFilter]) -> Plan[dict[str, int]]:
         return (yield from dead_letters.by_task_plan(self.keys, (yield from wanted)))
 
-    def dead_ids(self, wanted: Plan[JobFilter], limit: int | None) -> Plan[list[str]]:
-        # One whose hash has expired stays in the registry until a worker prunes it, and is no failure of a replay.
-        return (yield from ids_plan(self.keys, (yield from wanted), limit, there=True))
+    def dead_ids(self, wanted: Plan[JobFilter], limit: int | None, *, there: bool = True) -> Plan[list[str]]:
+        # One whose hash has expired stays in the registry until a worker prunes it. To look costs as much as a replay.
+        return (yield from ids_plan(self.keys, (yield from wanted), limit, there=there))
 
     def purge(
         self,

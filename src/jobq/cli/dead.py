@@ -62,13 +62,13 @@ class _Chosen:
     Attributes:
         by_task: How many there are of each task, the most first.
         limit: At most so many of them, the newest.
-        ids: Reads the ids of the first so many.
+        ids: Reads the ids of the first so many, or of all.
         asked: For ``client.dead_letters.replay``.
     """
 
     by_task: Mapping[str, int]
     limit: int | None
-    ids: Callable[[int], Sequence[str]]
+    ids: Callable[[int | None], Sequence[str]]
     asked: Mapping[str, Any]
 
     @property
@@ -91,7 +91,7 @@ class _Chosen:
 def _by_filter(client: Client, wanted: dict[str, Any], limit: int | None) -> _Chosen:
     letters = client.dead_letters
 
-    def first(count: int) -> list[str]:
+    def first(count: int | None) -> list[str]:
         return letters.ids(**wanted, limit=count)
 
     return _Chosen(letters.by_task(**wanted), limit, first, wanted)
@@ -122,12 +122,12 @@ def _replay(
             else "nothing to replay: no dead letter matches"
         )
     else:
-        asked: Mapping[str, Any] = {**chosen.asked, "limit": matched}
+        asked: Mapping[str, Any] = {**chosen.asked, "limit": chosen.limit}
 
         def named() -> None:
             nonlocal asked
             # Those that the question is about, and none that dies before it is answered, perhaps of something else.
-            asked = {"ids": chosen.ids(matched)}
+            asked = {"ids": chosen.ids(chosen.limit)}
             name_some(state, looked(asked["ids"]), matched)
 
         confirm(state, f"Replay {chosen.words}?", yes=yes, before=named)
