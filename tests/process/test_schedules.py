@@ -25,7 +25,8 @@ APP = "tests.process.schedule_app"
 
 
 def ticks(client: jobq.Client) -> int:
-    return client.schedules.get("clock.tick").fired
+    """How often it was fired; a worker that serves writes it a moment later."""
+    return sum(info.fired for info in client.schedules.list() if info.name == "clock.tick")
 
 
 @pytest.mark.covers("C-02", "O-03", "J-29")
