@@ -85,7 +85,7 @@ def test_a_worker_registers(real: Bench, full: Callable[[], None]) -> None:
     assert real.run(register_worker(real.keys, name="w", queues=("q",), birth_ms=1, now_ms=1, **worker))
 
 
-@pytest.mark.parametrize("gate", ["w,2,60000,0,w:q,1", "b,4,60000,2,r:q"])
+@pytest.mark.parametrize("gate", ["w,2,60000,0,w:q,1", "r,2,60000,0,r:q"])
 def test_a_claim_at_a_full_limit_passes_when_the_clock_was_set_back(
     real: Bench, full: Callable[[], None], gate: str
 ) -> None:

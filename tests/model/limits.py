@@ -126,11 +126,6 @@ class LimitedReference(Reference):
         if door.closed and door.closed[0] > self.now_ms:
             return 0
         if gate.kind == "b":
-            lasts = gate.burst * step(gate)
-            if door.full_ms > self.now_ms + lasts + 1:
-                # It holds no more than its burst: the clock was set back.
-                door.full_ms = self.now_ms + lasts
-                door.counted_until_s = self.uptime_s + math.ceil((math.ceil(lasts) + 1000) / 1000)
             return math.floor(gate.burst - (max(self.now_ms, door.full_ms) - self.now_ms) / step(gate) + 1e-6)
         if gate.kind != "c":
             room = gate.limit - sum(cost for _, cost in live.values())

@@ -292,24 +292,12 @@ local function ahead(key)
   return (tonumber(last[2] or '') or 0) > now
 end
 
--- When a bucket is full again. It holds no more than its burst: if it seems to, the clock was set back.
-local function full_again(key, full_at, burst, step)
-  local latest = now + burst * step
-  if full_at <= latest + 1 then return full_at end
-  redis.call('ZREM', N .. 'gates', '')  -- of nobody: it may be the first write while memory is full
-  redis.call('SET', key, string.format('%.6f', latest), 'PX', math.ceil(latest - now) + 1000)
-  return latest
-end
-
 -- How much may start at a gate now.
 local function room_at(asked)
   local gate = asked.gate
   if gate.closed > now or gate.kind == 's' then return 0 end
   if gate.kind == 'o' then return 1 end
-  if gate.kind == 'b' then
-    gate.full_at = full_again(N .. 'rate:' .. gate.name, gate.full_at, asked.burst, asked.step)
-    return math.floor(asked.burst - (gate.full_at - now) / asked.step + 1e-6)
-  end
+  if gate.kind == 'b' then return math.floor(asked.burst - (gate.full_at - now) / asked.step + 1e-6) end
   if gate.kind == 'w' and gate.starts >= 10000 then return 0 end
   if gate.kind ~= 'c' and asked.limit - gate.used < asked.cost and not gate.cleared then
     gate.cleared = true
@@ -528,9 +516,8 @@ end
 local function whole(text) return tonumber((text or ''):match('^%d+$') or '') end
 
 -- Takes jobs by their places. Tenants take turns, one job each, two apart, so that who has just come has one between them
--- (`place`); the jobs of no tenant share the turns of one. Among
--- a tenant's jobs, and among those of none, the least place is first; a place is a moment, and a job that asked for none
--- has that at which it became queued.
+-- (`place`); the jobs of no tenant share the turns of one. Among a tenant's jobs, and among those of none, the least place
+-- is first; a place is a moment, and a job that asked for none has that at which it became queued.
 local function take_in_order(ordered, fair)
   local queue = ARGV[10]
   local order, of_tenants, turns = N .. 'order:' .. queue, N .. 'fair:' .. queue, N .. 'turns:' .. queue

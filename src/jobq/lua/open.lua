@@ -150,15 +150,6 @@ local function ahead(key)
   return (tonumber(last[2] or '') or 0) > now
 end
 
--- When a bucket is full again. It holds no more than its burst: if it seems to, the clock was set back.
-local function full_again(key, full_at, burst, step)
-  local latest = now + burst * step
-  if full_at <= latest + 1 then return full_at end
-  redis.call('ZREM', N .. 'gates', '')  -- of nobody: it may be the first write while memory is full
-  redis.call('SET', key, string.format('%.6f', latest), 'PX', math.ceil(latest - now) + 1000)
-  return latest
-end
-
 -- How much a gate lets in now; and what says when it lets in so much more, after so much has been let in now.
 local function room_of(kind, limit, window, burst, name, closed, cost)
   if kind == 'none' then return most, function() return now end end
@@ -211,7 +202,6 @@ local function room_of(kind, limit, window, burst, name, closed, cost)
   local step = span / (limit - burst)
   local full_at = redis.pcall('GET', key)
   full_at = math.max(now, type(full_at) ~= 'table' and tonumber(full_at or '0') or 0)
-  full_at = full_again(key, full_at, burst, step)
   return math.floor(burst - (full_at - now) / step + 1e-6), function(let, wanted)
     return math.ceil(full_at + (let + wanted - burst) * step)
   end
