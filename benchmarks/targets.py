@@ -100,9 +100,8 @@ GAPS: Mapping[str, str] = {
         "gap."
     ),
     "Enqueue in bulk, everysec: jobq / without": (
-        "It varies: 0.98 and 0.81 on one day. At 40,000 jobs a second the file grows by some 30 MB a second, and "
-        "once it has doubled Redis forks to rewrite it, beside the producer on two cores. Next: several rewrites in "
-        "each round."
+        "It varies: 0.98 and 0.81 on one day. Not profiled; the file is rewritten when it has doubled, by a fork "
+        "beside the producer on two cores. Next: a run without rewrites, and several of them in each round."
     ),
     "Retry-failed, everysec: jobq / without": (
         "Redis is the bottleneck: 18 µs of its time a job, of which scripts' calls are most. To the file go five "
