@@ -130,7 +130,9 @@ def test_a_job_that_comes_alone_is_claimed_once_and_nobody_asks_for_more(
         together = proxy.calls("claim", "settle")
     assert settles == 50
     assert claims <= 50 + looks, "the waiter says when there is a job; it lets one look now and then"
-    assert together == claims + settles, "no claim rides along when there is nothing to claim"
+    assert together >= claims + settles - looks, (
+        "no claim but such a look rides along when there is nothing to claim"
+    )
 
 
 @pytest.mark.process
